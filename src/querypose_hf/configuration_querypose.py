@@ -1,0 +1,474 @@
+"""QueryPose model configuration."""
+
+import difflib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from .skeletons import COCO_17, SKELETONS, Skeleton
+
+
+NECK_TYPES = ("fpn", "hrfpn", "hrfpn_lateral")
+POSE_QUERY_INTERACTIONS = ("dynamic", "none")
+QUERY_FEEDBACKS = ("always", "training", "never")
+
+#: The files that a saved configuration carries, so that its model runs where this package is not installed.
+HUB_FILES = (
+    "configuration_querypose.py",
+    "skeletons.py",
+    "modeling_querypose.py",
+    "loss_querypose.py",
+    "annotations_querypose.py",
+    "image_decoding_querypose.py",
+    "image_processing_base_querypose.py",
+    "image_processing_querypose.py",
+    "image_processing_pil_querypose.py",
+    "pipeline_querypose.py",
+)
+#: What makes Transformers find the classes in those files.
+HUB_ENTRIES: dict[str, Any] = {
+    "auto_map": {
+        "AutoConfig": "configuration_querypose.QueryPoseConfig",
+        "AutoModel": "modeling_querypose.QueryPoseModel",
+        "AutoModelForPoseEstimation": "modeling_querypose.QueryPoseForPoseEstimation",
+    },
+    "custom_pipelines": {
+        "pose-estimation": {
+            "impl": "pipeline_querypose.PoseEstimationPipeline",
+            "pt": ["AutoModelForPoseEstimation"],
+            "type": "image",
+        }
+    },
+}
+
+
+def _timm_backbone(name: str, **kwargs: Any) -> dict[str, Any]:
+    return {"model_type": "timm_backbone", "backbone": name, "out_indices": [1, 2, 3, 4], **kwargs}
+
+
+def _swin_backbone(embed_dim: int, depths: list[int], num_heads: list[int]) -> dict[str, Any]:
+    return {
+        "model_type": "swin",
+        "embed_dim": embed_dim,
+        "depths": depths,
+        "num_heads": num_heads,
+        "window_size": 7,
+        "drop_path_rate": 0.2,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    }
+
+
+#: The published models, as the configuration fields in which they differ from each other.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "r50": {
+        "backbone_config": _timm_backbone("resnet50", freeze_batch_norm_2d=True),
+        "neck_type": "fpn",
+        "frozen_backbone_stages": 2,
+    },
+    "hrnet_w32": {
+        "backbone_config": _timm_backbone("hrnet_w32"),
+        "backbone_kwargs": {"feature_location": ""},
+        "neck_type": "hrfpn",
+    },
+    "hrnet_w48": {
+        "backbone_config": _timm_backbone("hrnet_w48"),
+        "backbone_kwargs": {"feature_location": ""},
+        "neck_type": "hrfpn_lateral",
+    },
+    "swin_t": {"backbone_config": _swin_backbone(96, [2, 2, 6, 2], [3, 6, 12, 24]), "neck_type": "fpn"},
+    "swin_b": {"backbone_config": _swin_backbone(128, [2, 2, 18, 2], [4, 8, 16, 32]), "neck_type": "fpn"},
+    "swin_l": {"backbone_config": _swin_backbone(192, [2, 2, 18, 2], [6, 12, 24, 48]), "neck_type": "fpn"},
+}
+
+
+@strict
+class QueryPoseConfig(PreTrainedConfig):
+    r"""Configuration of [`QueryPoseModel`] and [`QueryPoseForPoseEstimation`].
+
+    The defaults are the published full model with a ResNet-50 backbone, for COCO's 17 keypoints. [`from_variant`]
+    gives the other published models.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Any backbone that `AutoBackbone` can build and that gives four feature maps of strides 4, 8, 16 and 32.
+            Defaults to timm's ResNet-50 with frozen batch norms.
+        backbone_kwargs (`dict`, *optional*):
+            Further arguments for `AutoBackbone.from_config`, which timm backbones hand to `timm.create_model`. HRNet
+            needs `{"feature_location": ""}` to give its branches rather than widened classifier features.
+        frozen_backbone_stages (`int`, *optional*):
+            How many steps of a timm backbone are not trained, counted from the input: 1 is the stem, 2 the stem and
+            the first stage. Defaults to 2 for the default backbone and to 0 for any other.
+        neck_type (`str`, defaults to `"fpn"`):
+            `"fpn"`, or for HRNet `"hrfpn"` (the paper's W32) or `"hrfpn_lateral"` (W48).
+        d_model (`int`, defaults to 256): width d of the pyramid and of the instance queries.
+        num_queries (`int`, defaults to 100): number N of instance queries.
+        decoder_layers (`int`, defaults to 6): number S of stages, each a box and a keypoint decoder layer.
+        decoder_attention_heads (`int`, defaults to 8): heads of both self-attentions.
+        decoder_ffn_dim (`int`, defaults to 2048): hidden width of the feed-forward networks.
+        activation_function (`str`, defaults to `"relu"`): activation of the feed-forward networks.
+        dropout (`float`, defaults to 0.0): dropout in attention, feed-forward networks and their residuals.
+        dynamic_dim (`int`, defaults to 64): hidden width of the dynamic interaction.
+        num_cls_layers (`int`, defaults to 1): hidden layers of the class branch.
+        num_reg_layers (`int`, defaults to 3): hidden layers of the box branch.
+        box_pooler_resolution (`int`, defaults to 7): side of the RoI features of the box decoder.
+        pose_pooler_resolution (`int`, defaults to 14): side of the RoI features of the keypoint decoder.
+        pooler_sampling_ratio (`int`, defaults to 2): RoIAlign samples per bin and direction.
+        num_keypoints (`int`, *optional*): number K of keypoints. Defaults to the number of names, else to 17.
+        keypoint_names (`list[str]`, *optional*): defaults to COCO's for 17 keypoints.
+        keypoint_parts (`list[list[int]]`, *optional*):
+            The paper's parts: groups of keypoint indices, every keypoint in exactly one (Section 3.2, Figure 4).
+            Defaults to Figure 4(c) for COCO and to one part per keypoint for other names.
+        keypoint_flip_indices (`list[int]`, *optional*):
+            Index of each keypoint's mirror image. Derived from left and right in the names where they tell.
+        keypoint_sigmas (`list[float]`, *optional*): OKS constants; defaulted with a warning for other skeletons.
+        keypoint_edges (`list[list[int]]`, *optional*): limbs to draw, pairs of keypoint indices.
+        part_dim (`int`, defaults to 128): width d_p of the part queries.
+        num_pose_convs (`int`, defaults to 6): 3x3 convolutions of the keypoint decoder, at least 2.
+        pose_query_interaction (`str`, defaults to `"dynamic"`):
+            `"dynamic"` is the full version, in which the instance query interacts with the keypoint features;
+            `"none"` the light one.
+        query_feedback (`str`, defaults to `"always"`):
+            Whether the full version's updated instance query goes on to the next stage's box decoder: `"always"` (the
+            paper, Figure 3b), `"training"` (the released code: in training only, so that nothing feeds back in
+            inference), `"never"` (Figure 3a).
+        class_cost, bbox_cost, giou_cost (`float`, defaults to 2.0, 5.0, 2.0): weights of the matching cost.
+        class_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient, keypoint_loss_coefficient (`float`,
+            defaults to 2.0, 5.0, 2.0, 1.0): weights of the loss terms.
+        heatmap_loss_coefficient (`float`, defaults to 0.0):
+            Weight of the optional auxiliary heatmap head; the head exists where it is above 0 (the authors tried 0.5).
+        focal_alpha, focal_gamma (`float`, defaults to 0.25, 2.0): of the focal loss and its matching cost.
+        prior_prob (`float`, defaults to 0.01): class probability that a new model starts from.
+        auxiliary_loss (`bool`, defaults to `True`): whether the loss covers all stages or the last alone.
+        keypoint_top_k (`int`, *optional*):
+            In inference, decode the keypoints of only this many queries of each image, those of the highest class
+            score. Their results do not change where nothing feeds back (see `query_feedback`).
+        keypoint_score_threshold (`float`, *optional*):
+            In inference, decode the keypoints of only the queries whose class score is above this.
+
+    Example:
+
+    ```python
+    >>> from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation
+
+    >>> config = QueryPoseConfig.from_variant("hrnet_w32", light=True)
+    >>> model = QueryPoseForPoseEstimation(config)  # random weights
+    ```
+    """
+
+    model_type = "querypose"
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
+    attribute_map: ClassVar[dict[str, str]] = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "decoder_attention_heads",
+        "num_hidden_layers": "decoder_layers",
+    }
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_kwargs: dict | None = None
+    frozen_backbone_stages: int | None = None
+    neck_type: str = "fpn"
+    d_model: int = 256
+    num_queries: int = 100
+    decoder_layers: int = 6
+    decoder_attention_heads: int = 8
+    decoder_ffn_dim: int = 2048
+    activation_function: str = "relu"
+    dropout: float | int = 0.0
+    dynamic_dim: int = 64
+    num_cls_layers: int = 1
+    num_reg_layers: int = 3
+    box_pooler_resolution: int = 7
+    pose_pooler_resolution: int = 14
+    pooler_sampling_ratio: int = 2
+    num_keypoints: int | None = None
+    keypoint_names: list[str] | tuple[str, ...] | None = None
+    keypoint_parts: list | tuple | None = None
+    keypoint_flip_indices: list[int] | tuple[int, ...] | None = None
+    keypoint_sigmas: list | tuple | None = None
+    keypoint_edges: list | tuple | None = None
+    part_dim: int = 128
+    num_pose_convs: int = 6
+    pose_query_interaction: str = "dynamic"
+    query_feedback: str = "always"
+    class_cost: float | int = 2.0
+    bbox_cost: float | int = 5.0
+    giou_cost: float | int = 2.0
+    class_loss_coefficient: float | int = 2.0
+    bbox_loss_coefficient: float | int = 5.0
+    giou_loss_coefficient: float | int = 2.0
+    keypoint_loss_coefficient: float | int = 1.0
+    heatmap_loss_coefficient: float | int = 0.0
+    focal_alpha: float | int = 0.25
+    focal_gamma: float | int = 2.0
+    prior_prob: float = 0.01
+    auxiliary_loss: bool = True
+    keypoint_top_k: int | None = None
+    keypoint_score_threshold: float | int | None = None
+
+    def __post_init__(self, **kwargs):
+        self._refuse_misspelt_fields(kwargs)
+        if self.backbone_config is None:
+            self.backbone_config = dict(VARIANTS["r50"]["backbone_config"])
+            if self.frozen_backbone_stages is None:
+                self.frozen_backbone_stages = VARIANTS["r50"]["frozen_backbone_stages"]
+        if isinstance(self.backbone_config, dict):
+            if "model_type" not in self.backbone_config:
+                raise ValueError(
+                    "`backbone_config` as a dict needs a `model_type`, such as 'timm_backbone' or 'swin', but has "
+                    f"only {sorted(self.backbone_config)}."
+                )
+            self.backbone_config = AutoConfig.for_model(**self.backbone_config)
+        self.backbone_kwargs = dict(self.backbone_kwargs or {})
+        if self.frozen_backbone_stages is None:
+            self.frozen_backbone_stages = 0
+        self._complete_skeleton()
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            self.id2label = {0: "person"}
+            self.label2id = {"person": 0}
+        # The package runs its own code for a checkpoint that carries a copy. Only where that copy is what runs do its
+        # entries count: `transformers.pipeline` would otherwise insist on trusting them.
+        if not type(self).__module__.startswith("transformers_modules"):
+            for entry in HUB_ENTRIES:
+                kwargs.pop(entry, None)
+        super().__post_init__(**kwargs)
+
+    def _refuse_misspelt_fields(self, kwargs: dict[str, Any]) -> None:
+        # Transformers keeps unknown arguments as attributes, so that `num_query=50` would pass unnoticed.
+        ours = [name for name in self.__dataclass_fields__ if name not in PreTrainedConfig.__dataclass_fields__]
+        known = {*PreTrainedConfig.__dataclass_fields__, *self.attribute_map, "num_labels"}
+        for name, value in kwargs.items():
+            close = difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
+            if close and name not in known:
+                raise ValueError(f"Unknown configuration field `{name}` (value {value!r}): did you mean `{close[0]}`?")
+
+    def _complete_skeleton(self) -> None:
+        given = {
+            "parts": self.keypoint_parts,
+            "edges": self.keypoint_edges,
+            "flip_indices": self.keypoint_flip_indices,
+            "sigmas": self.keypoint_sigmas,
+        }
+        if self.keypoint_names is None and self.num_keypoints in (None, COCO_17.num_keypoints):
+            skeleton = COCO_17
+        else:
+            names = self.keypoint_names or [f"keypoint_{i}" for i in range(self.num_keypoints or 0)]
+            if tuple(names) == COCO_17.keypoint_names:
+                skeleton = COCO_17
+            else:
+                skeleton = Skeleton.from_names(names, **given)
+        if self.num_keypoints is None:
+            self.num_keypoints = skeleton.num_keypoints
+        self.keypoint_names = list(skeleton.keypoint_names)
+        for field, value in given.items():
+            value = getattr(skeleton, field) if value is None else value
+            if value is not None:  # JSON knows lists alone
+                value = [list(item) if isinstance(item, (list, tuple)) else item for item in value]
+            setattr(self, f"keypoint_{field}", value)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Saves the configuration, and the code that runs its model where this package is not installed.
+
+        See [`~transformers.PreTrainedConfig.save_pretrained`].
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        here = Path(__file__).parent
+        # code that itself came with a checkpoint may have come without some of the files
+        for name in HUB_FILES:
+            if (here / name).exists() and here.resolve() != folder.resolve():
+                shutil.copyfile(here / name, folder / name)
+        super().save_pretrained(folder)
+        path = folder / "config.json"
+        content = {**json.loads(path.read_text(encoding="utf-8")), **HUB_ENTRIES}
+        temporary = path.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.replace(path)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+
+    def validate_skeleton(self):
+        """Checks names, parts, flip indices, sigmas and edges against `num_keypoints`."""
+        count = self.num_keypoints
+        if count < 1:
+            raise ValueError(f"`num_keypoints` must be at least 1, but is {count}.")
+        if len(self.keypoint_names) != count:
+            raise ValueError(
+                f"`keypoint_names` has {len(self.keypoint_names)} names, but `num_keypoints` is {count}: they must "
+                "agree."
+            )
+        if len(set(self.keypoint_names)) != count:
+            twice = sorted({name for name in self.keypoint_names if list(self.keypoint_names).count(name) > 1})
+            raise ValueError(f"`keypoint_names` must all differ, but {twice} occur more than once.")
+        if len(self.keypoint_sigmas) != count or not all(
+            isinstance(sigma, (int, float)) and sigma > 0 for sigma in self.keypoint_sigmas
+        ):
+            raise ValueError(
+                f"`keypoint_sigmas` must be {count} positive numbers, one per keypoint, but is {self.keypoint_sigmas}."
+            )
+        indices = sorted(index for part in self.keypoint_parts for index in part)
+        if indices != list(range(count)) or not all(self.keypoint_parts):
+            raise ValueError(
+                f"`keypoint_parts` must hold every keypoint index from 0 to {count - 1} exactly once and no empty "
+                f"part, but is {self.keypoint_parts}."
+            )
+        flip = self.keypoint_flip_indices
+        if flip is not None and (
+            sorted(flip) != list(range(count)) or any(flip[flip[index]] != index for index in range(count))
+        ):
+            raise ValueError(
+                f"`keypoint_flip_indices` must name each keypoint's mirror image (an involution of 0..{count - 1}), "
+                f"but is {flip}."
+            )
+        for edge in self.keypoint_edges:
+            if len(edge) != 2 or not all(isinstance(end, int) and 0 <= end < count for end in edge):
+                raise ValueError(f"`keypoint_edges` must be pairs of indices from 0 to {count - 1}, but holds {edge}.")
+
+    def validate_neck(self):
+        """Checks the neck's type, and that the HRNet necks get an HRNet's branches."""
+        if self.neck_type not in NECK_TYPES:
+            raise ValueError(f"`neck_type` must be one of {NECK_TYPES}, but is {self.neck_type!r}.")
+        if self.neck_type == "fpn":
+            return
+        name = getattr(self.backbone_config, "backbone", None) or self.backbone_config.model_type
+        if "hrnet" not in name:
+            raise ValueError(
+                f"`neck_type` {self.neck_type!r} joins the branches of an HRNet, but `backbone_config` is {name!r}: "
+                "use 'fpn' with it."
+            )
+        if self.backbone_kwargs.get("feature_location") != "":
+            raise ValueError(
+                f"`backbone_kwargs` must be {{'feature_location': ''}} for `neck_type` {self.neck_type!r}, so that "
+                f"timm gives the HRNet's branches and not classifier features, but is {self.backbone_kwargs}."
+            )
+
+    def validate_choices(self):
+        """Checks the fields that name one of several behaviours."""
+        for field, choices in (
+            ("pose_query_interaction", POSE_QUERY_INTERACTIONS),
+            ("query_feedback", QUERY_FEEDBACKS),
+        ):
+            if getattr(self, field) not in choices:
+                raise ValueError(f"`{field}` must be one of {choices}, but is {getattr(self, field)!r}.")
+
+    def validate_sizes(self):
+        """Checks numbers against their ranges."""
+        least = {
+            "d_model": 1,
+            "num_queries": 1,
+            "decoder_layers": 1,
+            "decoder_attention_heads": 1,
+            "decoder_ffn_dim": 1,
+            "dynamic_dim": 1,
+            "num_cls_layers": 0,
+            "num_reg_layers": 0,
+            "box_pooler_resolution": 1,
+            "pose_pooler_resolution": 1,
+            "pooler_sampling_ratio": 1,
+            "part_dim": 1,
+            "num_pose_convs": 2,
+            "frozen_backbone_stages": 0,
+        }
+        for field, minimum in least.items():
+            if getattr(self, field) < minimum:
+                raise ValueError(f"`{field}` must be at least {minimum}, but is {getattr(self, field)}.")
+        for field in ("d_model", "part_dim"):
+            if getattr(self, field) % self.decoder_attention_heads:
+                raise ValueError(
+                    f"`{field}` ({getattr(self, field)}) must be divisible by `decoder_attention_heads` "
+                    f"({self.decoder_attention_heads})."
+                )
+        if self.part_dim % 4:
+            raise ValueError(f"`part_dim` must be divisible by 4, but is {self.part_dim}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be at least 0 and below 1, but is {self.dropout}.")
+        if not 0 < self.prior_prob < 1:
+            raise ValueError(f"`prior_prob` must be between 0 and 1, but is {self.prior_prob}.")
+        if self.keypoint_top_k is not None and self.keypoint_top_k < 1:
+            raise ValueError(f"`keypoint_top_k` must be None or at least 1, but is {self.keypoint_top_k}.")
+        threshold = self.keypoint_score_threshold
+        if threshold is not None and not 0 <= threshold < 1:
+            raise ValueError(f"`keypoint_score_threshold` must be None or at least 0 and below 1, but is {threshold}.")
+
+    @property
+    def num_parts(self) -> int:
+        """Number M of parts."""
+        return len(self.keypoint_parts)
+
+    @property
+    def skeleton(self) -> Skeleton:
+        """The keypoint fields as a [`Skeleton`]."""
+        return Skeleton(
+            keypoint_names=tuple(self.keypoint_names),
+            parts=tuple(tuple(part) for part in self.keypoint_parts),
+            edges=tuple((a, b) for a, b in self.keypoint_edges),
+            flip_indices=None if self.keypoint_flip_indices is None else tuple(self.keypoint_flip_indices),
+            sigmas=tuple(self.keypoint_sigmas),
+        )
+
+    @staticmethod
+    def skeleton_fields(skeleton: Skeleton | str | Sequence[str]) -> dict[str, Any]:
+        """The keypoint fields for a [`Skeleton`], the name of a known one (`"coco"`, `"crowdpose"`) or keypoint names.
+
+        Example:
+
+        ```python
+        >>> config = QueryPoseConfig(**QueryPoseConfig.skeleton_fields("crowdpose"))
+        >>> config.num_keypoints
+        14
+        ```
+        """
+        if isinstance(skeleton, str):
+            if skeleton not in SKELETONS:
+                raise ValueError(
+                    f"`skeleton` must be one of {sorted(SKELETONS)}, a Skeleton or a list of keypoint names, but is "
+                    f"{skeleton!r}."
+                )
+            skeleton = SKELETONS[skeleton]
+        elif not isinstance(skeleton, Skeleton):
+            skeleton = Skeleton.from_names(skeleton)
+        return {
+            "num_keypoints": skeleton.num_keypoints,
+            "keypoint_names": list(skeleton.keypoint_names),
+            "keypoint_parts": [list(part) for part in skeleton.parts],
+            "keypoint_edges": [list(edge) for edge in skeleton.edges],
+            "keypoint_flip_indices": None if skeleton.flip_indices is None else list(skeleton.flip_indices),
+            "keypoint_sigmas": list(skeleton.sigmas),
+        }
+
+    @classmethod
+    def from_variant(
+        cls,
+        variant: str,
+        *,
+        light: bool = False,
+        skeleton: Skeleton | str | Sequence[str] = "coco",
+        **overrides: Any,
+    ) -> "QueryPoseConfig":
+        """The configuration of a published model.
+
+        Args:
+            variant (`str`): `"r50"`, `"hrnet_w32"`, `"hrnet_w48"`, `"swin_t"`, `"swin_b"` or `"swin_l"`.
+            light (`bool`): the light version, whose instance queries do not interact with the keypoint features; the
+                one that the authors released checkpoints of.
+            skeleton: a [`Skeleton`], `"coco"`, `"crowdpose"`, or a list of keypoint names.
+            overrides: any other field.
+
+        Raises:
+            ValueError: if the variant or the skeleton is not known.
+        """
+        if variant not in VARIANTS:
+            raise ValueError(f"`variant` must be one of {sorted(VARIANTS)}, but is {variant!r}.")
+        fields = {**VARIANTS[variant], **cls.skeleton_fields(skeleton)}
+        fields["backbone_config"] = dict(fields["backbone_config"])
+        if light:
+            fields["pose_query_interaction"] = "none"
+        return cls(**{**fields, **overrides})
+
+
+__all__ = ["QueryPoseConfig"]

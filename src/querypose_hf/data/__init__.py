@@ -1,0 +1,1 @@
+"""Sources of annotated pictures, augmentation and collation."""

@@ -1,0 +1,570 @@
+"""What both image processors of QueryPose share: decoding, sizes, labels, saving and post-processing.
+
+Nothing here needs torchvision. The two backends, which resize and normalise, are in `image_processing_querypose` and
+`image_processing_pil_querypose`.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    get_image_size_for_max_height_width,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType, logging
+
+from .annotations_querypose import labels_from_annotations
+
+
+logger = logging.get_logger(__name__)
+
+_BACKEND_MODULES = {
+    "torchvision": ("image_processing_querypose", "QueryPoseImageProcessor"),
+    "pil": ("image_processing_pil_querypose", "QueryPoseImageProcessorPil"),
+}
+
+
+class QueryPoseImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    size_divisor (`int`, *optional*, defaults to 32):
+        Height and width of a padded batch are rounded up to a multiple of this, the largest stride of the backbone.
+    category_ids (`list[int]`, *optional*, defaults to `[1]`):
+        The dataset's category ids in the order of the model's classes: the id at position `i` becomes class label `i`.
+        The default is COCO's person.
+    num_keypoints (`int`, *optional*):
+        Number of keypoints of every person. Taken from the annotations when not given, and 17 when none of them tells.
+    """
+
+    size_divisor: int | None
+    category_ids: list[int] | tuple[int, ...]
+    num_keypoints: int | None
+
+
+def get_resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
+    """Height and width that an image of `height` x `width` pixels is resized to.
+
+    With `shortest_edge` and `longest_edge` the aspect ratio is kept and sizes are rounded half up, as detectron2's
+    `ResizeShortestEdge` does, which the published checkpoints were trained and measured with. transformers'
+    `get_size_with_aspect_ratio` truncates: it turns 480x640 into 800x1066 where detectron2 says 800x1067.
+
+    Args:
+        height (`int`): height of the image in pixels.
+        width (`int`): width of the image in pixels.
+        size (`SizeDict`): `shortest_edge` with or without `longest_edge`; or `height` and `width`; or `max_height`
+            and `max_width`.
+
+    Example:
+
+    ```python
+    >>> get_resized_size(480, 640, SizeDict(shortest_edge=800, longest_edge=1333))
+    (800, 1067)
+    ```
+    """
+    if size.height and size.width:
+        return size.height, size.width
+    if size.max_height and size.max_width:
+        new_height, new_width = get_image_size_for_max_height_width((height, width), size.max_height, size.max_width)
+    else:
+        assert size.shortest_edge is not None, size
+        scale = size.shortest_edge / min(height, width)
+        # not both sides times `scale`: the short one has to come out exact for the next rounding to agree
+        exact = np.array(
+            [size.shortest_edge, width * scale] if height < width else [height * scale, size.shortest_edge]
+        )
+        if size.longest_edge and exact.max() > size.longest_edge:
+            exact *= size.longest_edge / exact.max()
+        new_height, new_width = (int(length + 0.5) for length in exact)
+    return max(new_height, 1), max(new_width, 1)
+
+
+def _flatten(images: Any) -> list[Any]:
+    if isinstance(images, list | tuple):
+        return [image for entry in images for image in _flatten(entry)]
+    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+class QueryPoseImageProcessingMixin(BaseImageProcessor):
+    """The part of QueryPose's image processors that does not depend on the backend.
+
+    A backend class comes after it in the list of bases and supplies `_preprocess`.
+    """
+
+    valid_kwargs = QueryPoseImageProcessorKwargs
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 800, "longest_edge": 1333}  # noqa: RUF012 - read and copied by BaseImageProcessor
+    pad_size: SizeDict | None = None
+    default_to_square = False
+    do_convert_rgb = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_pad = True
+    size_divisor = 32
+    category_ids = (1,)
+    num_keypoints = None
+    model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012 - a list in BaseImageProcessor
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        annotations: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Unpack[QueryPoseImageProcessorKwargs],
+    ) -> BatchFeature:
+        """Prepares images, and their annotations in training, for the model.
+
+        Images are decoded, made upright, converted to RGB, resized, normalised, and padded with zeros at the right and
+        bottom to one size, a multiple of `size_divisor`.
+
+        Args:
+            images (`ImageInput`, `str`, `os.PathLike`, or a list of them): what [`decode_image`] accepts, or an array
+                of four dimensions that holds a batch.
+            annotations (`dict` or `list[dict]`, *optional*): one for each image: `{"image_id": int, "annotations":
+                [COCO objects]}`, see [`labels_from_annotations`]. They refer to the upright image, that is after the
+                EXIF orientation was applied (COCO's own images have none).
+            kwargs: any of the processor's settings, for this call only.
+
+        Returns:
+            `BatchFeature`: `pixel_values` (batch, 3, height, width) and `pixel_mask` (batch, height, width), int64, 1
+            where there is image and 0 where there is padding. With `do_pad=False` there is no mask, and images of
+            different sizes come as a list. With annotations also `labels`, a list of one `BatchFeature` for each image
+            with `class_labels`, `boxes`, `keypoints`, `area`, `size`, `orig_size` and `image_id`.
+
+        Raises:
+            `TypeError`, `ValueError`, `FileNotFoundError`, `OSError`: naming the image or the field that is wrong.
+
+        Example:
+
+        ```python
+        >>> image_processor = QueryPoseImageProcessor()
+        >>> person = {"bbox": [20, 30, 40, 90], "keypoints": [39, 40, 2] + 16 * [0, 0, 0]}
+        >>> inputs = image_processor(
+        ...     PIL.Image.new("RGB", (640, 480)), {"image_id": 7, "annotations": [person]}, return_tensors="pt"
+        ... )
+        >>> inputs["pixel_values"].shape, inputs["labels"][0]["keypoints"].shape
+        (torch.Size([1, 3, 800, 1088]), torch.Size([1, 17, 3]))
+        ```
+        """
+        return super().preprocess(images, annotations, **kwargs)
+
+    def _standardize_kwargs(self, *args: Any, **kwargs: Any) -> dict:
+        kwargs = super()._standardize_kwargs(*args, **kwargs)
+        _check_size(kwargs["size"])
+        for field in ("size_divisor", "num_keypoints"):
+            value = kwargs.get(field)
+            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"`{field}` is {value!r}; expected a positive integer.")
+        category_ids = kwargs.get("category_ids")
+        if category_ids is not None:
+            if (
+                not isinstance(category_ids, list | tuple)
+                or not category_ids
+                or not all(isinstance(value, Integral) and not isinstance(value, bool) for value in category_ids)
+                or len(set(category_ids)) != len(category_ids)
+            ):
+                raise ValueError(
+                    f"`category_ids` is {category_ids!r}; expected a list of different integers, one for each class."
+                )
+            kwargs["category_ids"] = [int(value) for value in category_ids]
+        return kwargs
+
+    def _validate_preprocess_kwargs(self, *args: Any, **kwargs: Any) -> None:
+        super()._validate_preprocess_kwargs(*args, **kwargs)
+        if kwargs.get("do_center_crop"):
+            raise ValueError("`do_center_crop` is True; a QueryPose image processor does not crop.")
+        data_format = kwargs.get("data_format")
+        if data_format is not None and ChannelDimension(data_format) != ChannelDimension.FIRST:
+            raise ValueError(f"`data_format` is {data_format!r}; the model takes `channels_first` only.")
+
+    def _preprocess_image_like_inputs(  # type: ignore[override]
+        self,
+        images: ImageInput,
+        annotations: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        entries = _flatten(images)
+        if not entries:
+            raise ValueError("`images` is empty; expected at least one image.")
+        if annotations is not None:
+            annotations = [annotations] if isinstance(annotations, Mapping) else annotations
+            if not isinstance(annotations, list | tuple):
+                raise TypeError(f"`annotations` is of {type(annotations)}; expected a dict or a list of dicts.")
+            # `labels_from_annotations` says this too, but only once all images are decoded
+            if len(annotations) != len(entries):
+                raise ValueError(
+                    f"`annotations` has {len(annotations)} entries for {len(entries)} images; expected one for each."
+                )
+        decoded = [self._decode_entry(index, entry, **kwargs) for index, entry in enumerate(entries)]
+        labels = None
+        if annotations is not None:
+            sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in decoded]
+            resized = [get_resized_size(*size, kwargs["size"]) for size in sizes] if kwargs["do_resize"] else sizes
+            labels = labels_from_annotations(
+                annotations, sizes, resized, kwargs["category_ids"], kwargs["num_keypoints"]
+            )
+        batch = self._preprocess(decoded, **kwargs)
+        if labels is not None:
+            batch["labels"] = [self._label_feature(label, **kwargs) for label in labels]
+        return batch
+
+    def _decode_entry(
+        self,
+        index: int,
+        entry: Any,
+        do_rescale: bool | None,
+        do_normalize: bool | None,
+        image_mean: float | Sequence[float],
+        **kwargs: Any,
+    ) -> Any:
+        try:
+            image = self.process_image(entry, **kwargs)
+            num_channels = image.shape[0]
+            if do_normalize and isinstance(image_mean, list | tuple) and len(image_mean) not in (1, num_channels):
+                raise ValueError(
+                    f"the image has {num_channels} channels and `image_mean` {len(image_mean)} values; set "
+                    "`do_convert_rgb` to True, or give a mean and a standard deviation for each channel."
+                )
+        except (OSError, TypeError, ValueError) as error:
+            kinds = (FileNotFoundError, OSError, TypeError, ValueError)
+            kind = next(kind for kind in kinds if isinstance(error, kind))
+            raise kind(f"images[{index}]: {error}") from error
+        if do_rescale and image.dtype in (torch.float32, np.float32) and image.max() <= 1:
+            logger.warning_once(
+                "An image of floating-point numbers within [0, 1] is about to be multiplied by `rescale_factor`. If "
+                "it was rescaled already, pass `do_rescale=False`."
+            )
+        return image
+
+    def _label_feature(
+        self, label: dict[str, np.ndarray], return_tensors: str | TensorType | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        return BatchFeature(label, tensor_type=return_tensors)
+
+    def _make_batch(
+        self,
+        images: Sequence[torch.Tensor],
+        do_pad: bool | None,
+        pad_size: SizeDict | None,
+        size_divisor: int | None,
+        return_tensors: str | TensorType | None,
+    ) -> dict[str, Any]:
+        if do_pad:
+            return dict(self.pad_to_batch(images, pad_size=pad_size, size_divisor=size_divisor))
+        shapes = {tuple(image.shape) for image in images}
+        if len(shapes) == 1:
+            return {"pixel_values": torch.stack(list(images))}
+        if return_tensors is None:
+            return {"pixel_values": list(images)}
+        raise ValueError(
+            f"images of different sizes {sorted(shapes)} do not fit into one tensor; set `do_pad` to True or "
+            "`return_tensors` to None."
+        )
+
+    def pad_to_batch(
+        self,
+        images: Sequence[torch.Tensor],
+        pad_size: Mapping[str, int] | SizeDict | None = None,
+        size_divisor: int | None = None,
+    ) -> BatchFeature:
+        """Pads processed images of different sizes at the right and bottom and puts them into one batch.
+
+        Args:
+            images (`Sequence[torch.Tensor]`): images of shape `(channels, height, width)`, on one device.
+            pad_size (`dict[str, int]` or `SizeDict`, *optional*, defaults to `self.pad_size`): `height` and `width` of
+                the batch.
+            size_divisor (`int`, *optional*, defaults to `self.size_divisor`): without a `pad_size` the batch is as
+                large as the largest height and width among the images, rounded up to a multiple of this.
+
+        Returns:
+            `BatchFeature`: `pixel_values` (batch, channels, height, width) and `pixel_mask` (batch, height, width),
+            int64, 1 where there is image, both on the device of the images.
+
+        Raises:
+            `ValueError`: if there is no image, or one has another number of dimensions or channels, or is larger than
+                `pad_size`.
+
+        Example:
+
+        ```python
+        >>> batch = image_processor.pad_to_batch([torch.rand(3, 800, 1067), torch.rand(3, 1201, 800)])
+        >>> batch["pixel_values"].shape
+        torch.Size([2, 3, 1216, 1088])
+        ```
+        """
+        if len(images) == 0:
+            raise ValueError("`images` is empty; expected at least one image.")
+        for index, image in enumerate(images):
+            if image.ndim != 3 or image.shape[0] != images[0].shape[0]:
+                raise ValueError(
+                    f"images[{index}] has shape {tuple(image.shape)}; expected (channels, height, width) with "
+                    f"{images[0].shape[0]} channels, as the first image has."
+                )
+        largest = (max(image.shape[1] for image in images), max(image.shape[2] for image in images))
+        pad_size = self.pad_size if pad_size is None else pad_size
+        if pad_size is None:
+            divisor = size_divisor or self.size_divisor or 1
+            height, width = (math.ceil(length / divisor) * divisor for length in largest)
+        else:
+            wanted_height, wanted_width = pad_size.get("height"), pad_size.get("width")
+            if not (wanted_height and wanted_width and wanted_height >= largest[0] and wanted_width >= largest[1]):
+                raise ValueError(
+                    f"`pad_size` is {dict(pad_size)}; expected `height` and `width` of at least {largest[0]} and "
+                    f"{largest[1]}, the largest among the images."
+                )
+            height, width = wanted_height, wanted_width
+        dtype = reduce(torch.promote_types, (image.dtype for image in images))
+        pixel_values = images[0].new_zeros((len(images), images[0].shape[0], height, width), dtype=dtype)
+        pixel_mask = images[0].new_zeros((len(images), height, width), dtype=torch.int64)
+        for index, image in enumerate(images):
+            pixel_values[index, :, : image.shape[1], : image.shape[2]] = image
+            pixel_mask[index, : image.shape[1], : image.shape[2]] = 1
+        return BatchFeature({"pixel_values": pixel_values, "pixel_mask": pixel_mask})
+
+    def post_process_pose_estimation(
+        self,
+        outputs: Any,
+        threshold: float = 0.3,
+        target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+        top_k: int | None = None,
+    ) -> list[list[dict[str, torch.Tensor]]]:
+        """Turns the model's outputs into people, best first.
+
+        A person's score is the probability of the best class times the mean confidence of the keypoints. There is no
+        non-maximum suppression: the model is trained to give each person once. Queries whose keypoints were not
+        decoded are left out, and so are people whose box is empty once clipped to the image.
+
+        Args:
+            outputs (`QueryPosePoseEstimationOutput` or `dict`): `logits` (batch, queries, classes), `pred_boxes`
+                (batch, queries, 4) and `pred_keypoints` (batch, queries, K, 2), relative to each image's unpadded
+                size, `keypoint_scores` (batch, queries, K) and, if not every query was decoded, `keypoint_query_mask`
+                (batch, queries).
+            threshold (`float`, *optional*, defaults to 0.3): people with a higher score are returned.
+            target_sizes (`torch.Tensor` of shape `(batch, 2)` or list of pairs, *optional*): height and width of each
+                image that coordinates are wanted for, usually those of the original. Without them coordinates stay
+                relative to the image.
+            top_k (`int`, *optional*): at most so many people for each image. COCO scores the best 20.
+
+        Returns:
+            `list[list[dict[str, torch.Tensor]]]`: per image a list of people, on the CPU, in float32 (float64 if the
+            model ran in it). Each has
+            - `score` (): the person's score;
+            - `label` (), int64: index of the class;
+            - `bbox` (4,): x and y of two corners, clipped to the image;
+            - `keypoints` (K, 2): x and y, not clipped. With `target_sizes` they are pixel indices as COCO has them
+              (continuous coordinate minus 0.5);
+            - `scores` (K,): confidence of each keypoint;
+            - `labels` (K,), int64: index of each keypoint.
+
+            `supervision.KeyPoints.from_transformers` takes the list of one image as it is.
+
+        Raises:
+            `ValueError`: if a field is missing or shapes do not go together, or `target_sizes` or `top_k` is wrong.
+
+        Example:
+
+        ```python
+        >>> outputs = model(**image_processor(image, return_tensors="pt"))
+        >>> people = image_processor.post_process_pose_estimation(
+        ...     outputs, threshold=0.3, target_sizes=[(image.height, image.width)]
+        ... )[0]
+        ```
+        """
+        if top_k is not None and (not isinstance(top_k, Integral) or isinstance(top_k, bool) or top_k < 0):
+            raise ValueError(f"`top_k` is {top_k!r}; expected None or an integer of at least 0.")
+        logits = _output_field(outputs, "logits", 3)
+        batch_size, num_queries = logits.shape[:2]
+        boxes = _output_field(outputs, "pred_boxes", 3, (batch_size, num_queries, 4))
+        keypoints = _output_field(outputs, "pred_keypoints", 4, (batch_size, num_queries, None, 2))
+        num_keypoints = keypoints.shape[2]
+        keypoint_scores = _output_field(outputs, "keypoint_scores", 3, (batch_size, num_queries, num_keypoints))
+        decoded = _output_field(outputs, "keypoint_query_mask", 2, (batch_size, num_queries), required=False)
+        tensors = (logits, boxes, keypoints, keypoint_scores)
+        dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+        limits = torch.ones((batch_size, 2), dtype=dtype)
+        if target_sizes is not None:
+            limits = _check_target_sizes(target_sizes, batch_size).to(dtype).flip(-1)
+
+        best, classes = logits.detach().to(dtype).max(dim=-1)
+        scores = best.sigmoid() * keypoint_scores.detach().to(dtype).mean(dim=-1)
+        if decoded is not None:
+            scores = scores.masked_fill(~decoded.bool(), -math.inf)
+        # one tensor, so that there is one transfer from the device
+        packed = torch.cat(
+            [
+                scores[..., None],
+                classes[..., None].to(dtype),
+                boxes.detach().to(dtype),
+                keypoints.detach().to(dtype).flatten(2),
+                keypoint_scores.detach().to(dtype),
+            ],
+            dim=-1,
+        ).cpu()
+        scores, classes, boxes, keypoints, keypoint_scores = packed.split(
+            [1, 1, 4, 2 * num_keypoints, num_keypoints], dim=-1
+        )
+        scores, classes = scores[..., 0], classes[..., 0].to(torch.int64)
+
+        limits = limits[:, None]
+        centers, extents = boxes.split(2, dim=-1)
+        corners = torch.cat([centers - extents / 2, centers + extents / 2], dim=-1) * limits.repeat(1, 1, 2)
+        corners = torch.minimum(corners.clamp(min=0), limits.repeat(1, 1, 2))
+        keypoints = keypoints.unflatten(-1, (num_keypoints, 2)) * limits[:, :, None]
+        if target_sizes is not None:
+            keypoints = keypoints - 0.5
+
+        kept = (scores > threshold) & (corners[..., 2:] > corners[..., :2]).all(dim=-1)
+        order = scores.masked_fill(~kept, -math.inf).argsort(dim=-1, descending=True, stable=True)
+        keypoint_labels = torch.arange(num_keypoints)
+        people = []
+        for image, (ranking, count) in enumerate(zip(order, kept.sum(dim=-1).tolist(), strict=True)):
+            chosen = ranking[: count if top_k is None else min(count, top_k)]
+            people.append(
+                [
+                    {
+                        "score": score,
+                        "label": label,
+                        "bbox": bbox,
+                        "keypoints": points,
+                        "scores": point_scores,
+                        "labels": keypoint_labels,
+                    }
+                    for score, label, bbox, points, point_scores in zip(
+                        scores[image, chosen],
+                        classes[image, chosen],
+                        corners[image, chosen],
+                        keypoints[image, chosen],
+                        keypoint_scores[image, chosen],
+                        strict=True,
+                    )
+                ]
+            )
+        return people
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, with the `auto_map` that lets `AutoImageProcessor` load this code from the saved folder."""
+        settings = super().to_dict()
+        settings["auto_map"] = {
+            **settings.get("auto_map", {}),
+            "AutoImageProcessor": {
+                backend: f"{module}.{name}"
+                for backend, (module, name) in _BACKEND_MODULES.items()
+                if Path(__file__).with_name(f"{module}.py").is_file()
+            },
+        }
+        return settings
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """Saves the settings to a JSON file, which is replaced as a whole."""
+        _replace_file(Path(json_file_path), self.to_json_string().encode("utf-8"))
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Saves the settings, and the code of both backends with them.
+
+        `AutoImageProcessor.from_pretrained(save_directory, trust_remote_code=True)` then works where this package is
+        not installed.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): the folder; made if it does not exist.
+            push_to_hub (`bool`, *optional*, defaults to `False`): whether to upload the folder's image processor too.
+            kwargs: `repo_id` (the folder's name when not given) and further arguments of `push_to_hub`.
+
+        Returns:
+            `list[str]`: the files written, the settings first.
+        """
+        files = super().save_pretrained(save_directory)
+        shared = (Path(__file__).stem, "image_decoding_querypose", "annotations_querypose")
+        modules = [*shared, *(module for module, _ in _BACKEND_MODULES.values())]
+        for source in (Path(__file__).with_name(f"{module}.py") for module in modules):
+            # of code that came from the Hub only the backend in use is there
+            if source.is_file():
+                target = Path(save_directory, source.name)
+                _replace_file(target, source.read_bytes())
+                files.append(str(target))
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+        return files
+
+
+def _check_size(size: SizeDict | None) -> None:
+    if size is None:
+        return
+    given = dict(size)
+    accepted = (
+        {"shortest_edge", "longest_edge"},
+        {"shortest_edge"},
+        {"height", "width"},
+        {"max_height", "max_width"},
+    )
+    if set(given) not in accepted or not all(isinstance(value, int) and value > 0 for value in given.values()):
+        raise ValueError(
+            f"`size` is {given}; expected positive integers for `shortest_edge` with or without `longest_edge`, "
+            "for `height` and `width`, or for `max_height` and `max_width`."
+        )
+
+
+def _output_field(
+    outputs: Any, name: str, ndim: int, shape: tuple[int | None, ...] | None = None, required: bool = True
+) -> Any:
+    tensor = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+    if tensor is None:
+        if not required:
+            return None
+        raise ValueError(
+            f"`outputs` has no `{name}`; expected the outputs of a QueryPose model with its pose estimation head."
+        )
+    fits = tensor.ndim == ndim and (
+        shape is None or all(want is None or have == want for have, want in zip(tensor.shape, shape, strict=True))
+    )
+    if not fits:
+        expectation = f"{ndim} dimensions" if shape is None else f"{shape}".replace("None", "K")
+        raise ValueError(f"`outputs.{name}` has shape {tuple(tensor.shape)}; expected {expectation}.")
+    return tensor
+
+
+def _check_target_sizes(target_sizes: Any, batch_size: int) -> torch.Tensor:
+    if len(target_sizes) != batch_size:
+        raise ValueError(
+            f"`target_sizes` has {len(target_sizes)} entries for a batch of {batch_size} images; expected one each."
+        )
+    if not isinstance(target_sizes, torch.Tensor):
+        try:
+            target_sizes = torch.tensor([[float(length) for length in size] for size in target_sizes])
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`target_sizes` is {target_sizes!r}; expected a height and a width per image."
+            ) from error
+    target_sizes = target_sizes.detach().cpu().double()
+    if target_sizes.shape != (batch_size, 2) or not ((target_sizes > 0) & target_sizes.isfinite()).all():
+        raise ValueError(
+            f"`target_sizes` is {target_sizes.tolist()}; expected a positive height and width for each image."
+        )
+    return target_sizes
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

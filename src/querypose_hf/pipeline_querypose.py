@@ -1,0 +1,161 @@
+"""The `pose-estimation` pipeline."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import Pipeline
+from transformers.image_utils import get_image_size, infer_channel_dimension_format, load_image
+
+
+# What post-processing needs of the model's output; the rest stays where it is.
+_USED_OUTPUTS = ("logits", "pred_boxes", "pred_keypoints", "keypoint_scores", "keypoint_query_mask")
+
+
+class _Items(Dataset):
+    """A sequence, such as a column of a dataset, whose images are read one at a time as they are asked for."""
+
+    def __init__(self, items: Sequence[Any]):
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+class PoseEstimationPipeline(Pipeline):
+    """Finds people in images, each with a box and keypoints.
+
+    Example:
+
+    ```python
+    >>> import querypose_hf
+    >>> from transformers import pipeline
+
+    >>> pose_estimator = pipeline("pose-estimation", model="path/to/checkpoint")
+    >>> pose_estimator("photo.jpg", threshold=0.3)
+    [{'score': 0.93, 'label': 'person', 'box': {'xmin': 52.1, 'ymin': 20.9, 'xmax': 180.4, 'ymax': 431.0},
+      'keypoints': [{'name': 'nose', 'x': 114.2, 'y': 61.7, 'score': 0.97}, ...]}, ...]
+    ```
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def _sanitize_parameters(
+        self,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        timeout: float | None = None,
+        keypoint_top_k: int | None = None,
+        keypoint_score_threshold: float | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` must be from 0 to 1, but is {threshold}.")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1, but is {top_k}.")
+
+        def given(**values: Any) -> dict[str, Any]:
+            return {name: value for name, value in values.items() if value is not None}
+
+        return (
+            given(timeout=timeout),
+            given(keypoint_top_k=keypoint_top_k, keypoint_score_threshold=keypoint_score_threshold),
+            given(threshold=threshold, top_k=top_k),
+        )
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]] | Iterator:
+        """Finds people in one or many images.
+
+        Args:
+            inputs: one image (path, URL, base64, PIL image, array or tensor), a list of images, or a dataset, a column
+                of a dataset or a generator of images. Their order is kept; the latter three are read as the results
+                are asked for.
+            threshold (`float`, *optional*, defaults to 0.3): least score of a person.
+            top_k (`int`, *optional*): at most so many people per image.
+            batch_size (`int`, *optional*, defaults to 1): images per forward pass; they are padded to a common size.
+            timeout (`float`, *optional*): seconds to wait for an image from the web.
+            keypoint_top_k (`int`, *optional*), keypoint_score_threshold (`float`, *optional*):
+                decode the keypoints of fewer queries, see [`QueryPoseConfig`].
+
+        Returns:
+            Per image a list of people, best first: `score`, `label`, `box` with `xmin`, `ymin`, `xmax`, `ymax`, and
+            `keypoints` with `name`, `x`, `y`, `score`, all in pixels of the image. Boxes are continuous and clipped to
+            the image, keypoints are pixel indices as in COCO: continuous coordinates minus 0.5. For many images a list
+            of such lists, for a dataset, a column or a generator an iterator over them.
+        """
+        if isinstance(inputs, Path):
+            inputs = str(inputs)
+        elif isinstance(inputs, tuple):
+            inputs = list(inputs)
+        elif isinstance(inputs, (str, list, dict, bytes, np.ndarray, Tensor, PIL.Image.Image, Dataset)):
+            pass
+        elif isinstance(inputs, Sequence):
+            inputs = _Items(inputs)
+        elif isinstance(inputs, Iterable):
+            inputs = (item for item in inputs)
+        if isinstance(inputs, list) and not inputs:
+            return []
+        return super().__call__(inputs, **kwargs)
+
+    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:
+        if isinstance(image, Path):
+            image = str(image)
+        if isinstance(image, (str, PIL.Image.Image)):
+            image = load_image(image, timeout=timeout)
+            height, width = image.height, image.width
+        elif isinstance(image, (np.ndarray, Tensor)):
+            array = image if image.ndim > 2 else image[None]
+            height, width = get_image_size(
+                array, channel_dim=infer_channel_dimension_format(array, num_channels=(1, 3, 4))
+            )
+        else:
+            raise TypeError(
+                "an image must be a path, a URL, base64, a PIL image, an array or a tensor, but is "
+                f"{type(image).__name__}."
+            )
+        pixel_values = self.image_processor(image, do_pad=False, return_tensors="pt")["pixel_values"][0]
+        # Transformers joins tensors along their first dimension before they are padded; a list it leaves alone.
+        return {"images": [pixel_values], "target_size": torch.tensor([[height, width]])}
+
+    def _forward(self, model_inputs: dict[str, Any], **forward_parameters: Any) -> dict[str, Tensor]:
+        images = model_inputs["images"]
+        if isinstance(images[0], list):
+            images = [image for [image] in images]
+        pixel_values, pixel_mask = self.image_processor.pad_to_batch(images)
+        outputs = self.model(pixel_values.to(self.dtype), pixel_mask=pixel_mask, **forward_parameters)
+        return {**{name: outputs[name] for name in _USED_OUTPUTS}, "target_size": model_inputs["target_size"]}
+
+    def postprocess(
+        self, model_outputs: dict[str, Tensor], threshold: float = 0.3, top_k: int | None = None
+    ) -> list[dict[str, Any]]:
+        people = self.image_processor.post_process_pose_estimation(
+            model_outputs, threshold=threshold, target_sizes=model_outputs["target_size"], top_k=top_k
+        )[0]
+        return [self._describe(person) for person in people]
+
+    def _describe(self, person: dict[str, Tensor]) -> dict[str, Any]:
+        config = self.model.config
+        box = dict(zip(("xmin", "ymin", "xmax", "ymax"), person["bbox"].tolist(), strict=True))
+        points = torch.cat([person["keypoints"], person["scores"][:, None]], dim=1).tolist()
+        return {
+            "score": person["score"].item(),
+            "label": config.id2label[person["label"].item()],
+            "box": box,
+            "keypoints": [
+                {"name": name, "x": x, "y": y, "score": score}
+                for name, (x, y, score) in zip(config.keypoint_names, points, strict=True)
+            ],
+        }
+
+
+__all__ = ["PoseEstimationPipeline"]

@@ -1,0 +1,204 @@
+"""Skeletons: keypoint names, limbs, left/right pairs, OKS sigmas and body parts.
+
+A skeleton is data. COCO's 17 and CrowdPose's 14 keypoints are given; any other follows from a list of names.
+"""
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+#: Used for keypoints whose OKS sigma nobody has measured: the mean of COCO's 17.
+DEFAULT_SIGMA = 0.067
+
+_SIDE = re.compile(r"(?<![a-z])(left|right|l|r)(?![a-z])")
+_OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """What a model has to know about the keypoints of one kind of instance.
+
+    Attributes:
+        keypoint_names (`tuple[str, ...]`): one name per keypoint; the order is that of every keypoint array.
+        parts (`tuple[tuple[int, ...], ...]`): the parts of the paper's Section 3.2, each a group of keypoint indices;
+            every keypoint is in exactly one of them.
+        edges (`tuple[tuple[int, int], ...]`): limbs to draw, as pairs of keypoint indices.
+        flip_indices (`tuple[int, ...]` or `None`): for each keypoint the index of its mirror image; `None` where it
+            is not known, and then images must not be flipped.
+        sigmas (`tuple[float, ...]`): the per-keypoint constants of object keypoint similarity (OKS).
+    """
+
+    keypoint_names: tuple[str, ...]
+    parts: tuple[tuple[int, ...], ...]
+    edges: tuple[tuple[int, int], ...]
+    flip_indices: tuple[int, ...] | None
+    sigmas: tuple[float, ...]
+
+    @property
+    def num_keypoints(self) -> int:
+        return len(self.keypoint_names)
+
+    @classmethod
+    def from_names(
+        cls,
+        keypoint_names: Sequence[str],
+        *,
+        parts: Sequence[Sequence[int]] | None = None,
+        edges: Sequence[Sequence[int]] | None = None,
+        flip_indices: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> "Skeleton":
+        """Builds a skeleton from keypoint names, filling in what is not given.
+
+        Left/right pairs come from the names, every keypoint is a part of its own (Figure 4a of the paper), and sigmas
+        are [`DEFAULT_SIGMA`], with a warning: OKS figures made with them compare with nobody else's.
+
+        Example:
+
+        ```python
+        >>> horse = Skeleton.from_names(["nose", "left_ear", "right_ear"], sigmas=[0.03, 0.04, 0.04])
+        >>> horse.flip_indices
+        (0, 2, 1)
+        ```
+        """
+        names = tuple(keypoint_names)
+        if sigmas is None:
+            warnings.warn(
+                f"`keypoint_sigmas` not given: every keypoint gets {DEFAULT_SIGMA}, the mean of COCO's. Training does "
+                "not use them, but OKS and AP do.",
+                stacklevel=2,
+            )
+            sigmas = (DEFAULT_SIGMA,) * len(names)
+        return cls(
+            keypoint_names=names,
+            parts=tuple((i,) for i in range(len(names))) if parts is None else tuple(tuple(p) for p in parts),
+            edges=() if edges is None else tuple((int(a), int(b)) for a, b in edges),
+            flip_indices=flip_indices_from_names(names) if flip_indices is None else tuple(flip_indices),
+            sigmas=tuple(float(s) for s in sigmas),
+        )
+
+
+def flip_indices_from_names(keypoint_names: Sequence[str]) -> tuple[int, ...] | None:
+    """For each keypoint the index of its mirror image, found by exchanging left and right in its name.
+
+    `left_eye`, `Left Eye`, `eye-left`, `l_eye` and `LeftEye` are understood. A name without a side is its own mirror
+    image. Returns `None` when a sided name has no partner, or no name has a side and there are several keypoints:
+    then nothing is known, and flipping would teach the model wrong labels.
+    """
+    keys = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in keypoint_names]
+    index = {key: i for i, key in enumerate(keys)}
+    flipped = []
+    for key in keys:
+        mirrored = _SIDE.sub(lambda side: _OTHER_SIDE[side.group(1)], key)
+        if mirrored not in index:
+            return None
+        flipped.append(index[mirrored])
+    if len(keys) > 1 and flipped == list(range(len(keys))):
+        return None
+    return tuple(flipped)
+
+
+def _tuple_of_tenths(values: str) -> tuple[float, ...]:
+    return tuple(round(float(value) / 10, 6) for value in values.split())
+
+
+_COCO_NAMES = (
+    "nose",
+    "left_eye",
+    "right_eye",
+    "left_ear",
+    "right_ear",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+)
+
+#: The four ways to group COCO's keypoints that the paper compares (Figure 4, Table 5); "c" is the default.
+COCO_PARTS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "a": tuple((i,) for i in range(17)),
+    "b": ((0, 1, 2, 3, 4), *((i,) for i in range(5, 17))),
+    "c": ((0, 1, 2, 3, 4), (5, 6), (7, 9), (8, 10), (11, 12), (13, 15), (14, 16)),
+    "d": ((0, 1, 2, 3, 4), (5, 7, 9), (6, 8, 10), (11, 13, 15), (12, 14, 16)),
+}
+
+COCO_17 = Skeleton(
+    keypoint_names=_COCO_NAMES,
+    parts=COCO_PARTS["c"],
+    edges=(
+        (15, 13),
+        (13, 11),
+        (16, 14),
+        (14, 12),
+        (11, 12),
+        (5, 11),
+        (6, 12),
+        (5, 6),
+        (5, 7),
+        (6, 8),
+        (7, 9),
+        (8, 10),
+        (1, 2),
+        (0, 1),
+        (0, 2),
+        (1, 3),
+        (2, 4),
+        (3, 5),
+        (4, 6),
+    ),
+    flip_indices=(0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15),
+    sigmas=_tuple_of_tenths(".26 .25 .25 .35 .35 .79 .79 .72 .72 .62 .62 1.07 1.07 .87 .87 .89 .89"),
+)
+
+CROWDPOSE_14 = Skeleton(
+    keypoint_names=(
+        "left_shoulder",
+        "right_shoulder",
+        "left_elbow",
+        "right_elbow",
+        "left_wrist",
+        "right_wrist",
+        "left_hip",
+        "right_hip",
+        "left_knee",
+        "right_knee",
+        "left_ankle",
+        "right_ankle",
+        "head",
+        "neck",
+    ),
+    # the grouping of COCO's default carried over: head, shoulders, lower arms, hips, lower legs
+    parts=((12, 13), (0, 1), (2, 4), (3, 5), (6, 7), (8, 10), (9, 11)),
+    edges=(
+        (10, 8),
+        (8, 6),
+        (11, 9),
+        (9, 7),
+        (6, 7),
+        (0, 6),
+        (1, 7),
+        (0, 1),
+        (0, 2),
+        (1, 3),
+        (2, 4),
+        (3, 5),
+        (12, 13),
+        (13, 0),
+        (13, 1),
+    ),
+    flip_indices=(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 12, 13),
+    sigmas=_tuple_of_tenths(".79 .79 .72 .72 .62 .62 1.07 1.07 .87 .87 .89 .89 .79 .79"),
+)
+
+#: Skeletons that can be asked for by name.
+SKELETONS: dict[str, Skeleton] = {"coco": COCO_17, "crowdpose": CROWDPOSE_14}
