@@ -177,7 +177,9 @@ class QueryPoseBackbone(nn.Module):
         return self
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        feature_maps = self.model(pixel_values).feature_maps
+        # a configuration that asks for the decoder's attentions reaches the backbone too, and timm has none to give
+        outputs = self.model(pixel_values, output_attentions=False, output_hidden_states=False, return_dict=True)
+        feature_maps = outputs.feature_maps
         for feature_map, stride in zip(feature_maps, STRIDES, strict=True):
             expected = (pixel_values.shape[-2] // stride, pixel_values.shape[-1] // stride)
             if tuple(feature_map.shape[-2:]) != expected:
@@ -927,7 +929,7 @@ class QueryPoseModel(QueryPosePreTrainedModel):
             pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 1 where the image is, 0 where it was padded. Without it every image fills its tensor.
             labels (`list[dict]`, *optional*):
-                People per image. In training their keypoints are decoded from the queries matched to them; ignored
+                People per image. In training mode only the queries matched to them are decoded into keypoints; ignored
                 in inference.
             output_attentions, output_hidden_states (`bool`, *optional*): see the output; default to the configuration.
             keypoint_top_k (`int`, *optional*), keypoint_score_threshold (`float`, *optional*):
@@ -941,12 +943,7 @@ class QueryPoseModel(QueryPosePreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         image_sizes = image_sizes_from_mask(pixel_values, pixel_mask)
         targets = None
-        if self.training:
-            if labels is None:
-                raise ValueError(
-                    "`labels` must be given in training mode, where keypoints are decoded of matched queries alone; "
-                    "call `model.eval()` for inference."
-                )
+        if self.training and labels is not None:
             targets = targets_from_labels(labels, pixel_values, config)
         pyramid = self.extract_pyramid(pixel_values)
         outputs = self.decoder(
@@ -1055,9 +1052,9 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
                 1 where the image is, 0 where it was padded. Without it every image fills its tensor.
             labels (`list[dict]`, *optional*):
                 One dict per image, as the image processor makes them: `class_labels` `(n,)`, `boxes` `(n, 4)` as
-                centre x, y, width, height and `keypoints` `(n, num_keypoints, 3)` as x, y, visibility, both relative to
-                the image. Required in training mode. In inference they give a validation loss, for which the
-                keypoints of all queries are decoded.
+                centre x, y, width, height and `keypoints` `(n, num_keypoints, 3)` as x, y, visibility, both relative
+                to the image. In inference they give a validation loss, for which the keypoints of all queries are
+                decoded; in training mode only those of queries matched to people are.
             output_attentions, output_hidden_states (`bool`, *optional*): see the output; default to the configuration.
             keypoint_top_k (`int`, *optional*), keypoint_score_threshold (`float`, *optional*):
                 Override the configuration's fields of the same names.

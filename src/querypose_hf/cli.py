@@ -1,0 +1,195 @@
+"""The `querypose` command."""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .configuration_querypose import VARIANTS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a `querypose` command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="querypose", description="Sparse multi-person pose estimation.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_predict(commands)
+    _add_convert(commands)
+    _add_evaluate(commands)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except (OSError, ValueError) as error:
+        print(f"querypose {options.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _add_predict(commands: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="find people in pictures",
+        description="Finds people in pictures, prints them, and draws them into copies of the pictures.",
+    )
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="picture files or URLs; the package's own sample scene when left out",
+    )
+    parser.add_argument("--model", help="folder or Hub id of a checkpoint")
+    parser.add_argument("--threshold", type=float, default=0.3, help="least score of a person (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for drawn pictures (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON, one list of people per picture")
+    parser.add_argument("--device", help="such as cpu or cuda:0; the first accelerator by default")
+    parser.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from .data.synthetic import SAMPLE_SCENE_PATH
+
+    if not 0 <= options.threshold <= 1:
+        raise ValueError(f"--threshold must be from 0 to 1, but is {options.threshold}.")
+    images = options.images or [str(SAMPLE_SCENE_PATH)]
+    for image in images:
+        if not image.startswith(("http://", "https://")) and not Path(image).is_file():
+            raise FileNotFoundError(f"IMAGE must be a picture file or a URL, but there is no file {image}.")
+    if options.model is None and options.images:
+        raise ValueError(
+            "--model must name a checkpoint's folder or Hub id: this version of the package carries no trained one. "
+            "Without IMAGE and --model a small model is fitted to the sample scene on the spot."
+        )
+    options.output.mkdir(parents=True, exist_ok=True)
+    if options.model is not None:
+        _find_people(options, images, options.model)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        _fit_to_sample_scene(folder)
+        _find_people(options, images, folder)
+
+
+def _fit_to_sample_scene(folder: str) -> None:
+    from .data.synthetic import render_sample_scene
+    from .training.small_fit import fit_small_model
+
+    print(
+        "No trained checkpoint comes with this version. To show the way from annotations to people, a small model is\n"
+        "now fitted to the package's one sample scene (about a minute on two cores). It finds the people of that\n"
+        "scene because it has learnt them by heart, and would find nobody in another picture.",
+        file=sys.stderr,
+    )
+    fit_small_model([render_sample_scene()], folder)
+
+
+def _find_people(options: argparse.Namespace, images: Sequence[str], model: str) -> None:
+    from transformers import pipeline
+    from transformers.image_utils import load_image
+
+    from .visualization import draw_poses
+
+    pose_estimator = pipeline("pose-estimation", model=model, device=options.device)
+    results = []
+    taken: set[str] = set()
+    for source in images:
+        image = load_image(source)
+        people = pose_estimator(image, threshold=options.threshold)
+        drawn = options.output / _drawn_name(source, taken)
+        _save_picture(draw_poses(image, people, edges=pose_estimator.model.config.keypoint_edges), drawn)
+        results.append({"image": source, "drawn": str(drawn), "people": people})
+        if not options.json:
+            _print_people(source, drawn, people)
+    if options.json:
+        json.dump(results, sys.stdout, indent=2)
+        print()
+
+
+def _drawn_name(source: str, taken: set[str]) -> str:
+    # pictures of the same name from several folders must not replace each other
+    stem, number = Path(source.split("?")[0]).stem, 1
+    name = f"{stem}_poses.jpg"
+    while name in taken:
+        number += 1
+        name = f"{stem}_{number}_poses.jpg"
+    taken.add(name)
+    return name
+
+
+def _save_picture(picture: Any, path: Path) -> None:
+    temporary = path.with_name(f".{os.getpid()}_{path.name}")
+    picture.save(temporary, quality=92)
+    temporary.replace(path)
+
+
+def _print_people(source: str, drawn: Path, people: Sequence[dict[str, Any]]) -> None:
+    print(f"{source}: {len(people)} {'person' if len(people) == 1 else 'people'}, drawn to {drawn}")
+    for person in people:
+        box = person["box"]
+        corners = ", ".join(f"{box[side]:.0f}" for side in ("xmin", "ymin", "xmax", "ymax"))
+        print(f"  {person['label']} {person['score']:.2f}, box ({corners})")
+        for point in person["keypoints"]:
+            print(f"    {point['name']:<16} ({point['x']:7.1f}, {point['y']:7.1f})  {point['score']:.2f}")
+
+
+def _add_convert(commands: Any) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="convert a checkpoint of the authors",
+        description="Converts a checkpoint of the authors into a folder for from_pretrained, checked tensor by tensor.",
+    )
+    parser.add_argument("--checkpoint_path", required=True, type=Path, help="the authors' .pth file")
+    parser.add_argument("--variant", required=True, choices=sorted(VARIANTS), help="backbone and neck")
+    parser.add_argument("--output_dir", required=True, type=Path, help="a folder that does not exist yet")
+    parser.add_argument(
+        "--keypoint_parts",
+        type=json.loads,
+        help="keypoint indices of each part as JSON, where they are none of the paper's groupings of COCO's",
+    )
+    parser.add_argument(
+        "--keypoint_names", type=json.loads, help="JSON list of names, for a skeleton other than COCO's"
+    )
+    parser.set_defaults(run=_convert)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from .conversion import convert_checkpoint, describe_report
+
+    overrides = {} if options.keypoint_names is None else {"keypoint_names": options.keypoint_names}
+    report = convert_checkpoint(
+        options.checkpoint_path,
+        options.variant,
+        options.output_dir,
+        keypoint_parts=options.keypoint_parts,
+        **overrides,
+    )
+    print(describe_report(report))
+    print(f"Written to {options.output_dir}.")
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="score results against annotations",
+        description="Scores results in COCO's format by the protocol of COCO or of CrowdPose.",
+    )
+    parser.add_argument("--annotations", required=True, type=Path, help="ground truth, COCO keypoints JSON")
+    parser.add_argument("--predictions", required=True, type=Path, help="results, COCO results JSON")
+    parser.add_argument("--metric", choices=("coco", "crowdpose"), default="coco", help="protocol (%(default)s)")
+    parser.add_argument("--output", required=True, type=Path, help="folder for metrics.json and keypoints.json")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from .evaluation import evaluate_predictions
+
+    result = evaluate_predictions(
+        options.annotations, options.predictions, metric=options.metric, output_dir=options.output
+    )
+    for name, value in result["metrics"].items():
+        print(f"{name:<10} {'-' if value is None else format(value, '.4f')}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""Small models with random weights and small batches, for tests that need no trained ones."""
+
+import torch
+
+from querypose_hf import QueryPoseConfig
+
+
+BACKBONES = {
+    "convnext": {"model_type": "timm_backbone", "backbone": "test_convnext", "out_indices": [0, 1, 2, 3]},
+    "resnet": {"model_type": "timm_backbone", "backbone": "test_resnet", "out_indices": [1, 2, 3, 4]},
+    "hrnet": {"model_type": "timm_backbone", "backbone": "hrnet_w18_small", "out_indices": [1, 2, 3, 4]},
+    "swin": {
+        "model_type": "swin",
+        "embed_dim": 8,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 1, 2, 2],
+        "window_size": 2,
+        "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    },
+}
+
+
+def tiny_config(backbone: str = "convnext", **overrides) -> QueryPoseConfig:
+    """Two stages, 12 queries, width 32, less than a million parameters."""
+    fields = {
+        "backbone_config": dict(BACKBONES[backbone]),
+        "d_model": 32,
+        "num_queries": 12,
+        "decoder_layers": 2,
+        "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 37,
+        "dynamic_dim": 8,
+        "part_dim": 16,
+        "num_pose_convs": 2,
+        "pose_pooler_resolution": 8,
+        **overrides,
+    }
+    return QueryPoseConfig(**fields)
+
+
+def people(count: int, num_keypoints: int = 17, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Labels of an image with so many people, each keypoint inside its box and labelled."""
+    generator = torch.Generator().manual_seed(seed)
+    centre = 0.3 + 0.4 * torch.rand(count, 2, generator=generator)
+    size = 0.2 + 0.2 * torch.rand(count, 2, generator=generator)
+    offset = torch.rand(count, num_keypoints, 2, generator=generator) - 0.5
+    position = centre[:, None] + offset * size[:, None]
+    return {
+        "class_labels": torch.zeros(count, dtype=torch.long),
+        "boxes": torch.cat([centre, size], dim=1),
+        "keypoints": torch.cat([position, torch.full((count, num_keypoints, 1), 2.0)], dim=-1),
+    }
