@@ -1,19 +1,20 @@
 """Pretrained weights for a model's backbone, fetched or read only when asked for."""
 
-import logging
-from collections.abc import Mapping
+import copy
+import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from .modeling_querypose import QueryPoseForPoseEstimation, QueryPoseModel
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,11 @@ class BackboneReport:
     """What became of a file's tensors and of the backbone's.
 
     Attributes:
-        used (`list[str]`): tensors of the file that are in the backbone now.
+        used (`list[str]`): tensors of the file that are in the backbone now, by the backbone's names.
         unused (`list[str]`): tensors of the file that the backbone has no place for.
         missing (`list[str]`): tensors of the backbone that the file did not have; they are as they were.
+
+    Counters of training batches (`num_batches_tracked`) say nothing about the weights and are left out.
     """
 
     used: list[str]
@@ -46,8 +49,19 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"`file` must be a file of weights, but there is none at {path}.")
     if path.suffix == ".safetensors":
-        return load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"`file` must be a file of weights, but {path} is none: {error}") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"`file` must hold tensors alone, but {path} holds something else, which is not loaded because it could "
+            f"run code: {error}"
+        ) from error
+    except (EOFError, RuntimeError) as error:
+        raise ValueError(f"`file` must be a file of weights, but {path} is none: {error}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -56,7 +70,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
-def _load(network: torch.nn.Module, state: Mapping[str, Tensor]) -> BackboneReport:
+def _fill(network: torch.nn.Module, state: Mapping[str, Tensor], unused: Sequence[str] = ()) -> BackboneReport:
     places = network.state_dict()
     wrong = [
         f"{name} {tuple(tensor.shape)} (expected {tuple(places[name].shape)})"
@@ -64,20 +78,38 @@ def _load(network: torch.nn.Module, state: Mapping[str, Tensor]) -> BackboneRepo
         if name in places and places[name].shape != tensor.shape
     ]
     if wrong:
-        raise ValueError(f"the weights are those of another backbone; {len(wrong)} tensors differ in shape: {wrong}.")
+        raise ValueError(f"The weights are those of another backbone; {len(wrong)} tensors differ in shape: {wrong}.")
+    unused = [*unused, *(name for name in state if name not in places)]
     used = [name for name in state if name in places]
     if not used:
         raise ValueError(
-            f"the weights are those of another backbone: none of its {len(places)} tensors is among them. The "
-            f"first of theirs is {next(iter(state), None)!r}, the backbone's {next(iter(places))!r}."
+            f"The weights are those of another backbone: none of its {len(places)} tensors is among them. The "
+            f"first of theirs is {next(iter(unused), None)!r}, the backbone's {next(iter(places))!r}."
         )
     network.load_state_dict({name: state[name] for name in used}, strict=False)
+    missing = [name for name in places if name not in state]
     return BackboneReport(
-        used=used,
-        unused=[name for name in state if name not in places],
-        # a counter of training batches says nothing about the weights
-        missing=[name for name in places if name not in state and not name.endswith("num_batches_tracked")],
+        *([name for name in names if not name.endswith("num_batches_tracked")] for names in (used, unused, missing))
     )
+
+
+def _fill_from_pretrained(
+    backbone: PreTrainedModel, checkpoint: str | None = None, state: Mapping[str, Tensor] | None = None
+) -> BackboneReport:
+    # Transformers itself knows under which names its models were saved over the years
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = type(backbone).from_pretrained(
+        checkpoint,
+        config=copy.deepcopy(backbone.config),
+        state_dict=None if state is None else dict(state),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    source, found = loaded
+    wrong = [f"{name} {tuple(got)} (expected {tuple(expected)})" for name, got, expected in found["mismatched_keys"]]
+    if wrong:
+        raise ValueError(f"The weights are those of another backbone; {len(wrong)} tensors differ in shape: {wrong}.")
+    state = {name: tensor for name, tensor in source.state_dict().items() if name not in found["missing_keys"]}
+    return _fill(backbone, state, unused=sorted(found["unexpected_keys"]))
 
 
 def load_imagenet_weights(
@@ -88,12 +120,12 @@ def load_imagenet_weights(
     Args:
         model: the model whose backbone is filled in place.
         file (`str` or `Path`, *optional*):
-            A local `.safetensors` or `.pth` file with the backbone's own names: timm's for a timm backbone, those of
-            the backbone class for one of Transformers. Without it the weights are downloaded.
+            A local `.safetensors` or `.pth` file with timm's names for a timm backbone, and for one of Transformers
+            the names of its checkpoints on the Hub. Without it the weights are downloaded.
         checkpoint (`str`, *optional*):
             What to download: for a timm backbone a timm model name with a pretraining tag, `"resnet50.a1_in1k"` (by
-            default timm's default for the architecture); for a backbone of Transformers its Hub id, which has no
-            default.
+            default timm's default for the architecture); for a backbone of Transformers a Hub id or folder, which
+            has no default.
 
     Returns:
         [`BackboneReport`]
@@ -105,15 +137,15 @@ def load_imagenet_weights(
     backbone = _backbone(model)
     timm_network = getattr(backbone, "_backbone", None)
     if file is not None:
-        return _load(backbone if timm_network is None else timm_network, _read(Path(file)))
+        state = _read(Path(file))
+        return _fill_from_pretrained(backbone, state=state) if timm_network is None else _fill(timm_network, state)
     if timm_network is None:
         if checkpoint is None:
             raise ValueError(
                 f"`checkpoint` must name the Hub checkpoint to load into a {type(backbone).__name__}, such as "
                 "'microsoft/swin-large-patch4-window7-224'."
             )
-        source = type(backbone).from_pretrained(checkpoint, out_features=backbone.out_features)
-        return _load(backbone, source.state_dict())
+        return _fill_from_pretrained(backbone, checkpoint)
     config = backbone.config
     source = timm.create_model(
         checkpoint or config.backbone,
@@ -123,7 +155,7 @@ def load_imagenet_weights(
         out_indices=list(config.out_indices),
         **(model.config.backbone_kwargs or {}),
     )
-    return _load(timm_network, source.state_dict())
+    return _fill(timm_network, source.state_dict())
 
 
 def load_heatmap_pretrained_hrnet(
@@ -151,7 +183,7 @@ def load_heatmap_pretrained_hrnet(
     if network is None or "hrnet" not in name:
         raise ValueError(f"`model` must have an HRNet backbone, but has {name!r}.")
     state = {key.removeprefix("backbone."): tensor for key, tensor in _read(Path(file)).items()}
-    return _load(network, state)
+    return _fill(network, state)
 
 
 __all__ = ["BackboneReport", "load_heatmap_pretrained_hrnet", "load_imagenet_weights"]

@@ -8,6 +8,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import PIL.Image
+from tqdm.auto import tqdm
 
 from .configuration_querypose import VARIANTS
 
@@ -22,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         options.run(options)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"querypose {options.command}: {error}", file=sys.stderr)
         return 2
     return 0
@@ -43,7 +47,9 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("--model", help="folder or Hub id of a checkpoint")
     parser.add_argument("--threshold", type=float, default=0.3, help="least score of a person (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for drawn pictures (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print JSON, one list of people per picture")
+    parser.add_argument(
+        "--json", action="store_true", help='print JSON: for each picture "image", "drawn" and "people"'
+    )
     parser.add_argument("--device", help="such as cpu or cuda:0; the first accelerator by default")
     parser.set_defaults(run=_predict)
 
@@ -53,22 +59,49 @@ def _predict(options: argparse.Namespace) -> None:
 
     if not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold must be from 0 to 1, but is {options.threshold}.")
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"--output must be a folder, but {options.output} is a file.")
     images = options.images or [str(SAMPLE_SCENE_PATH)]
     for image in images:
-        if not image.startswith(("http://", "https://")) and not Path(image).is_file():
-            raise FileNotFoundError(f"IMAGE must be a picture file or a URL, but there is no file {image}.")
+        _check_picture(image)
     if options.model is None and options.images:
         raise ValueError(
             "--model must name a checkpoint's folder or Hub id: this version of the package carries no trained one. "
             "Without IMAGE and --model a small model is fitted to the sample scene on the spot."
         )
-    options.output.mkdir(parents=True, exist_ok=True)
+    _check_device(options.device)
     if options.model is not None:
         _find_people(options, images, options.model)
         return
     with tempfile.TemporaryDirectory() as folder:
         _fit_to_sample_scene(folder)
         _find_people(options, images, folder)
+
+
+def _is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def _check_picture(source: str) -> None:
+    if _is_url(source):
+        return
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"IMAGE must be a picture file or a URL, but there is no file {source}.")
+    try:
+        with PIL.Image.open(source):
+            pass
+    except (OSError, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(f"IMAGE must be a picture file or a URL, but {source} cannot be read: {error}") from error
+
+
+def _check_device(device: str | None) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # what torch raises differs between devices
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device must be one that torch can use here, but is {device!r}: {reason}") from error
 
 
 def _fit_to_sample_scene(folder: str) -> None:
@@ -86,29 +119,37 @@ def _fit_to_sample_scene(folder: str) -> None:
 
 def _find_people(options: argparse.Namespace, images: Sequence[str], model: str) -> None:
     from transformers import pipeline
-    from transformers.image_utils import load_image
 
+    from .image_decoding_querypose import decode_image
     from .visualization import draw_poses
 
-    pose_estimator = pipeline("pose-estimation", model=model, device=options.device)
+    try:
+        # Transformers' annotations know its own tasks alone
+        pose_estimator = pipeline("pose-estimation", model=model, device=options.device)  # type: ignore[call-overload]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--model must be the folder or Hub id of a QueryPose checkpoint, but {model} cannot be loaded: {error}"
+        ) from error
+    edges = pose_estimator.model.config.keypoint_edges
     results = []
-    taken: set[str] = set()
-    for source in images:
-        image = load_image(source)
-        people = pose_estimator(image, threshold=options.threshold)
+    # drawn pictures must replace neither each other nor a picture they are made from
+    taken = {Path(source).name for source in images if Path(source).resolve().parent == options.output.resolve()}
+    for source in tqdm(images, desc="Finding people", unit="picture", disable=len(images) == 1):
+        picture = PIL.Image.fromarray(decode_image(source).permute(1, 2, 0).numpy())
+        people = pose_estimator(picture, threshold=options.threshold)
         drawn = options.output / _drawn_name(source, taken)
-        _save_picture(draw_poses(image, people, edges=pose_estimator.model.config.keypoint_edges), drawn)
+        _save_picture(draw_poses(picture, people, edges=edges), drawn)
         results.append({"image": source, "drawn": str(drawn), "people": people})
         if not options.json:
-            _print_people(source, drawn, people)
+            # a plain `print` would break the progress bar
+            tqdm.write(_describe_people(source, drawn, people))
     if options.json:
         json.dump(results, sys.stdout, indent=2)
         print()
 
 
 def _drawn_name(source: str, taken: set[str]) -> str:
-    # pictures of the same name from several folders must not replace each other
-    stem, number = Path(source.split("?")[0]).stem, 1
+    stem, number = Path(urlsplit(source).path if _is_url(source) else source).stem, 1
     name = f"{stem}_poses.jpg"
     while name in taken:
         number += 1
@@ -117,40 +158,52 @@ def _drawn_name(source: str, taken: set[str]) -> str:
     return name
 
 
-def _save_picture(picture: Any, path: Path) -> None:
+def _save_picture(picture: PIL.Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}_{path.name}")
     picture.save(temporary, quality=92)
     temporary.replace(path)
 
 
-def _print_people(source: str, drawn: Path, people: Sequence[dict[str, Any]]) -> None:
-    print(f"{source}: {len(people)} {'person' if len(people) == 1 else 'people'}, drawn to {drawn}")
+def _describe_people(source: str, drawn: Path, people: Sequence[dict[str, Any]]) -> str:
+    lines = [f"{source}: {len(people)} {'person' if len(people) == 1 else 'people'}, drawn to {drawn}"]
     for person in people:
         box = person["box"]
         corners = ", ".join(f"{box[side]:.0f}" for side in ("xmin", "ymin", "xmax", "ymax"))
-        print(f"  {person['label']} {person['score']:.2f}, box ({corners})")
+        lines.append(f"  {person['label']} {person['score']:.2f}, box ({corners})")
         for point in person["keypoints"]:
-            print(f"    {point['name']:<16} ({point['x']:7.1f}, {point['y']:7.1f})  {point['score']:.2f}")
+            lines.append(f"    {point['name']:<16} ({point['x']:7.1f}, {point['y']:7.1f})  {point['score']:.2f}")
+    return "\n".join(lines)
 
 
 def _add_convert(commands: Any) -> None:
     parser = commands.add_parser(
         "convert",
         help="convert a checkpoint of the authors",
-        description="Converts a checkpoint of the authors into a folder for from_pretrained, checked tensor by tensor.",
+        description="Converts a checkpoint of the authors into a folder for from_pretrained, every tensor checked.",
     )
     parser.add_argument("--checkpoint_path", required=True, type=Path, help="the authors' .pth file")
     parser.add_argument("--variant", required=True, choices=sorted(VARIANTS), help="backbone and neck")
     parser.add_argument("--output_dir", required=True, type=Path, help="a folder that does not exist yet")
     parser.add_argument(
         "--keypoint_parts",
-        type=json.loads,
+        type=_json_list,
         help="keypoint indices of each part as JSON, where they are none of the paper's groupings of COCO's",
     )
     parser.add_argument(
-        "--keypoint_names", type=json.loads, help="JSON list of names, for a skeleton other than COCO's"
+        "--keypoint_names", type=_json_list, help="JSON list of names, for a skeleton other than COCO's"
     )
     parser.set_defaults(run=_convert)
+
+
+def _json_list(text: str) -> list[Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, list):
+        raise argparse.ArgumentTypeError(f"expected a JSON list, but got {text!r}")
+    return value
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -1,15 +1,18 @@
 """QueryPose model configuration."""
 
+import copy
 import difflib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from .skeletons import COCO_17, SKELETONS, Skeleton
 
@@ -188,10 +191,10 @@ class QueryPoseConfig(PreTrainedConfig):
     pooler_sampling_ratio: int = 2
     num_keypoints: int | None = None
     keypoint_names: list[str] | tuple[str, ...] | None = None
-    keypoint_parts: list | tuple | None = None
+    keypoint_parts: list[list[int] | tuple[int, ...]] | tuple[list[int] | tuple[int, ...], ...] | None = None
     keypoint_flip_indices: list[int] | tuple[int, ...] | None = None
-    keypoint_sigmas: list | tuple | None = None
-    keypoint_edges: list | tuple | None = None
+    keypoint_sigmas: list[float | int] | tuple[float | int, ...] | None = None
+    keypoint_edges: list[list[int] | tuple[int, ...]] | tuple[list[int] | tuple[int, ...], ...] | None = None
     part_dim: int = 128
     num_pose_convs: int = 6
     pose_query_interaction: str = "dynamic"
@@ -214,7 +217,7 @@ class QueryPoseConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self._refuse_misspelt_fields(kwargs)
         if self.backbone_config is None:
-            self.backbone_config = dict(VARIANTS["r50"]["backbone_config"])
+            self.backbone_config = copy.deepcopy(VARIANTS["r50"]["backbone_config"])
             if self.frozen_backbone_stages is None:
                 self.frozen_backbone_stages = VARIANTS["r50"]["frozen_backbone_stages"]
         if isinstance(self.backbone_config, dict):
@@ -223,12 +226,15 @@ class QueryPoseConfig(PreTrainedConfig):
                     "`backbone_config` as a dict needs a `model_type`, such as 'timm_backbone' or 'swin', but has "
                     f"only {sorted(self.backbone_config)}."
                 )
-            self.backbone_config = AutoConfig.for_model(**self.backbone_config)
+            try:
+                self.backbone_config = AutoConfig.for_model(**self.backbone_config)
+            except ValueError as error:
+                raise ValueError(f"`backbone_config` describes no backbone of Transformers: {error}") from error
         self.backbone_kwargs = dict(self.backbone_kwargs or {})
         if self.frozen_backbone_stages is None:
             self.frozen_backbone_stages = 0
         self._complete_skeleton()
-        if self.id2label is None and kwargs.get("num_labels") is None:
+        if self.id2label is None and kwargs.get("num_labels") in (None, 1):
             self.id2label = {0: "person"}
             self.label2id = {"person": 0}
         # The package runs its own code for a checkpoint that carries a copy. Only where that copy is what runs do its
@@ -248,27 +254,21 @@ class QueryPoseConfig(PreTrainedConfig):
                 raise ValueError(f"Unknown configuration field `{name}` (value {value!r}): did you mean `{close[0]}`?")
 
     def _complete_skeleton(self) -> None:
-        given = {
-            "parts": self.keypoint_parts,
-            "edges": self.keypoint_edges,
-            "flip_indices": self.keypoint_flip_indices,
-            "sigmas": self.keypoint_sigmas,
-        }
-        if self.keypoint_names is None and self.num_keypoints in (None, COCO_17.num_keypoints):
-            skeleton = COCO_17
+        if self.keypoint_names is not None:
+            names: Sequence[str] = self.keypoint_names
+        elif self.num_keypoints in (None, COCO_17.num_keypoints):
+            names = COCO_17.keypoint_names
         else:
-            names = self.keypoint_names or [f"keypoint_{i}" for i in range(self.num_keypoints or 0)]
-            if tuple(names) == COCO_17.keypoint_names:
-                skeleton = COCO_17
-            else:
-                skeleton = Skeleton.from_names(names, **given)
+            names = [f"keypoint_{i}" for i in range(self.num_keypoints)]
+        default = Skeleton.from_names(names, sigmas=self.keypoint_sigmas)
         if self.num_keypoints is None:
-            self.num_keypoints = skeleton.num_keypoints
-        self.keypoint_names = list(skeleton.keypoint_names)
-        for field, value in given.items():
-            value = getattr(skeleton, field) if value is None else value
+            self.num_keypoints = len(names)
+        self.keypoint_names = list(names)
+        for field in ("parts", "edges", "flip_indices", "sigmas"):
+            value = getattr(self, f"keypoint_{field}")
+            value = getattr(default, field) if value is None else value
             if value is not None:  # JSON knows lists alone
-                value = [list(item) if isinstance(item, (list, tuple)) else item for item in value]
+                value = [list(item) if isinstance(item, tuple) else item for item in value]
             setattr(self, f"keypoint_{field}", value)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -279,16 +279,19 @@ class QueryPoseConfig(PreTrainedConfig):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         here = Path(__file__).parent
-        # code that itself came with a checkpoint may have come without some of the files
-        for name in HUB_FILES:
-            if (here / name).exists() and here.resolve() != folder.resolve():
-                shutil.copyfile(here / name, folder / name)
-        super().save_pretrained(folder)
-        path = folder / "config.json"
-        content = {**json.loads(path.read_text(encoding="utf-8")), **HUB_ENTRIES}
-        temporary = path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".configuration_") as name:
+            temporary = Path(name)
+            super().save_pretrained(temporary)
+            config_file = temporary / "config.json"
+            content = {**json.loads(config_file.read_text(encoding="utf-8")), **HUB_ENTRIES}
+            config_file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            for code in HUB_FILES:
+                # code that itself came with a checkpoint may have come without some of the files
+                if (here / code).exists():
+                    shutil.copyfile(here / code, temporary / code)
+            # the configuration last, since it is what asks for the code
+            for file in sorted(temporary.iterdir(), key=lambda file: file == config_file):
+                file.replace(folder / file.name)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
@@ -305,9 +308,7 @@ class QueryPoseConfig(PreTrainedConfig):
         if len(set(self.keypoint_names)) != count:
             twice = sorted({name for name in self.keypoint_names if list(self.keypoint_names).count(name) > 1})
             raise ValueError(f"`keypoint_names` must all differ, but {twice} occur more than once.")
-        if len(self.keypoint_sigmas) != count or not all(
-            isinstance(sigma, (int, float)) and sigma > 0 for sigma in self.keypoint_sigmas
-        ):
+        if len(self.keypoint_sigmas) != count or not all(sigma > 0 for sigma in self.keypoint_sigmas):
             raise ValueError(
                 f"`keypoint_sigmas` must be {count} positive numbers, one per keypoint, but is {self.keypoint_sigmas}."
             )
@@ -326,7 +327,7 @@ class QueryPoseConfig(PreTrainedConfig):
                 f"but is {flip}."
             )
         for edge in self.keypoint_edges:
-            if len(edge) != 2 or not all(isinstance(end, int) and 0 <= end < count for end in edge):
+            if len(edge) != 2 or not all(0 <= end < count for end in edge):
                 raise ValueError(f"`keypoint_edges` must be pairs of indices from 0 to {count - 1}, but holds {edge}.")
 
     def validate_neck(self):
@@ -352,6 +353,7 @@ class QueryPoseConfig(PreTrainedConfig):
         for field, choices in (
             ("pose_query_interaction", POSE_QUERY_INTERACTIONS),
             ("query_feedback", QUERY_FEEDBACKS),
+            ("activation_function", tuple(ACT2FN)),
         ):
             if getattr(self, field) not in choices:
                 raise ValueError(f"`{field}` must be one of {choices}, but is {getattr(self, field)!r}.")
@@ -373,9 +375,19 @@ class QueryPoseConfig(PreTrainedConfig):
             "part_dim": 1,
             "num_pose_convs": 2,
             "frozen_backbone_stages": 0,
+            "num_labels": 1,
+            "class_cost": 0,
+            "bbox_cost": 0,
+            "giou_cost": 0,
+            "class_loss_coefficient": 0,
+            "bbox_loss_coefficient": 0,
+            "giou_loss_coefficient": 0,
+            "keypoint_loss_coefficient": 0,
+            "heatmap_loss_coefficient": 0,
+            "focal_gamma": 0,
         }
         for field, minimum in least.items():
-            if getattr(self, field) < minimum:
+            if not getattr(self, field) >= minimum:
                 raise ValueError(f"`{field}` must be at least {minimum}, but is {getattr(self, field)}.")
         for field in ("d_model", "part_dim"):
             if getattr(self, field) % self.decoder_attention_heads:
@@ -387,6 +399,8 @@ class QueryPoseConfig(PreTrainedConfig):
             raise ValueError(f"`part_dim` must be divisible by 4, but is {self.part_dim}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be at least 0 and below 1, but is {self.dropout}.")
+        if not 0 <= self.focal_alpha <= 1:
+            raise ValueError(f"`focal_alpha` must be from 0 to 1, but is {self.focal_alpha}.")
         if not 0 < self.prior_prob < 1:
             raise ValueError(f"`prior_prob` must be between 0 and 1, but is {self.prior_prob}.")
         if self.keypoint_top_k is not None and self.keypoint_top_k < 1:
@@ -464,8 +478,7 @@ class QueryPoseConfig(PreTrainedConfig):
         """
         if variant not in VARIANTS:
             raise ValueError(f"`variant` must be one of {sorted(VARIANTS)}, but is {variant!r}.")
-        fields = {**VARIANTS[variant], **cls.skeleton_fields(skeleton)}
-        fields["backbone_config"] = dict(fields["backbone_config"])
+        fields = {**copy.deepcopy(VARIANTS[variant]), **cls.skeleton_fields(skeleton)}
         if light:
             fields["pose_query_interaction"] = "none"
         return cls(**{**fields, **overrides})

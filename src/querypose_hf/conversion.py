@@ -1,13 +1,15 @@
 """Conversion of the authors' QueryPose checkpoints, without their code and without detectron2."""
 
-import logging
+import pickle
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -15,10 +17,8 @@ from .configuration_querypose import VARIANTS, QueryPoseConfig
 from .image_processing_querypose import QueryPoseImageProcessor
 from .model_card import write_model_card
 from .modeling_querypose import QueryPoseForPoseEstimation
-from .skeletons import COCO_17, COCO_PARTS
+from .skeletons import COCO_17, COCO_PARTS, Skeleton
 
-
-logger = logging.getLogger(__name__)
 
 # Layers of the original that exist in its checkpoints and take no part in any computation, and constants that the
 # model makes itself.
@@ -158,7 +158,9 @@ def _keypoint_stage(name: str, config: QueryPoseConfig) -> Placement | None:
         return Placement(f"query_projection.projection.{kind}", rows)
     if match := re.fullmatch(r"fc_(coord|sigma)\.(\d+)\.linear\.(\w+)", name):
         head = {"coord": "keypoint_head", "sigma": "sigma_head"}[match.group(1)]
-        return Placement(f"{head}.{match.group(3)}", list(config.keypoint_parts[int(match.group(2))]))
+        part = int(match.group(2))
+        if part < config.num_parts:
+            return Placement(f"{head}.{match.group(3)}", list(config.keypoint_parts[part]))
     return None
 
 
@@ -216,9 +218,17 @@ def read_original_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"`checkpoint_path` must be a file, but there is none at {path}.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # files written before torch 1.6 cannot be mapped
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files written before torch 1.6 cannot be mapped
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"`checkpoint_path` must hold tensors alone, but {path} holds something else, which is not loaded because "
+            f"it could run code: {error}"
+        ) from error
+    except (EOFError, RuntimeError) as error:
+        raise ValueError(f"`checkpoint_path` must be a checkpoint of PyTorch, but {path} is none: {error}") from error
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} is not a checkpoint of QueryPose: expected a dict of tensors under the key 'model'.")
@@ -240,7 +250,7 @@ def config_from_original(
         overrides: other configuration fields, such as the keypoint names of another skeleton.
 
     Raises:
-        ValueError: if the checkpoint lacks what tells, or its parts are not known.
+        ValueError: if the checkpoint lacks what tells, its parts are not known, or another field does not fit.
     """
 
     def find(name: str) -> Tensor:
@@ -283,10 +293,16 @@ def config_from_original(
     }
     if num_labels != 1:
         fields.setdefault("num_labels", num_labels)
-    skeleton: Any = "coco"
-    if sum(sizes) != COCO_17.num_keypoints:
-        skeleton = fields.pop("keypoint_names", None) or [f"keypoint_{index}" for index in range(sum(sizes))]
-    return QueryPoseConfig.from_variant(variant, light=not full, skeleton=skeleton, **fields)
+    names = fields.get("keypoint_names")
+    if names is None and sum(sizes) == COCO_17.num_keypoints:
+        skeleton = COCO_17
+    else:
+        names = names or [f"keypoint_{index}" for index in range(sum(sizes))]
+        skeleton = Skeleton.from_names(names, sigmas=fields.get("keypoint_sigmas"))
+    try:
+        return QueryPoseConfig.from_variant(variant, light=not full, skeleton=skeleton, **fields)
+    except StrictDataclassError as error:
+        raise ValueError(str(error)) from error
 
 
 def convert_state_dict(
@@ -321,10 +337,11 @@ def convert_state_dict(
             target = converted[placement.name]
             source = tensor if placement.source_rows is None else tensor[placement.source_rows]
             room = target if placement.rows is None else target[placement.rows]
-            # the rows of a part come as one matrix for x and y in turns; counters come as a number or a list of one
-            reshaped = placement.rows is not None or room.ndim == 0
-            if source.numel() != room.numel() or not (reshaped or source.shape == room.shape):
-                misshapen.append(f"{name} {tuple(source.shape)} (expected {tuple(room.shape)})")
+            # the keypoints of a part come as one matrix with x and y in turns
+            expected = room.flatten(0, 1).shape if isinstance(placement.rows, list) else room.shape
+            a_number = source.numel() == expected.numel() == 1  # counters come as a number or a list of one
+            if source.shape != expected and not a_number:
+                misshapen.append(f"{name} {tuple(source.shape)} (expected {tuple(expected)})")
                 break
             if placement.rows is None:
                 target.copy_(source.reshape(room.shape))
@@ -368,11 +385,12 @@ def convert_checkpoint(
 
     Raises:
         FileExistsError: if the output folder has content.
-        ValueError: see [`config_from_original`] and [`convert_state_dict`].
+        FileNotFoundError: if there is no checkpoint file.
+        ValueError: see [`read_original_checkpoint`], [`config_from_original`] and [`convert_state_dict`].
     """
     if variant not in VARIANTS:
         raise ValueError(f"`variant` must be one of {sorted(VARIANTS)}, but is {variant!r}.")
-    output_dir = Path(output_dir)
+    output_dir = Path(output_dir).resolve()
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"`output_dir` must be new or an empty folder, but {output_dir} has content.")
     state = read_original_checkpoint(checkpoint_path)
@@ -383,13 +401,19 @@ def convert_checkpoint(
     model.to(state["init_proposal_features.weight"].dtype)
 
     partial = output_dir.with_name(output_dir.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(partial)
-    QueryPoseImageProcessor(num_keypoints=config.num_keypoints).save_pretrained(partial)
-    write_model_card(partial, config, variant=variant)
-    if output_dir.exists():
-        output_dir.rmdir()
-    partial.rename(output_dir)
+    if partial.exists():  # a run that was killed; its files must not get among the new ones
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    try:
+        model.save_pretrained(partial)
+        QueryPoseImageProcessor(num_keypoints=config.num_keypoints).save_pretrained(partial)
+        write_model_card(partial, config, variant=variant)
+        if output_dir.exists():
+            output_dir.rmdir()
+        partial.rename(output_dir)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return report
 
 

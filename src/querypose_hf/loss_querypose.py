@@ -324,7 +324,7 @@ def keypoint_heatmaps(targets: Targets, image_sizes: Tensor, height: int, width:
     cells = (targets.keypoints[..., :2] * size[:, None] / stride).floor().long()
     box_sides = (targets.boxes[:, 2:] - targets.boxes[:, :2]) * size / stride
     radius = centernet_radius(box_sides[:, 0], box_sides[:, 1]).clamp(min=0).floor().long()
-    sigma = (2 * radius + 1) / 6
+    sigma = (2 * radius + 1).to(maps.dtype) / 6
 
     reach = int(radius.max())
     offset = torch.arange(-reach, reach + 1, device=device)

@@ -8,7 +8,7 @@ keypoints, S of stages, d and d_p the widths of instance and part queries, R the
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,6 +199,7 @@ class QueryPoseFPN(nn.Module):
         self.output_convs = nn.ModuleList(
             [nn.Conv2d(config.d_model, config.d_model, 3, padding=1) for _ in in_channels]
         )
+        start_from(self.modules(), weight="kaiming", bias=0.0)
 
     def forward(self, feature_maps: tuple[Tensor, ...]) -> list[Tensor]:
         levels = [conv(feature_map) for conv, feature_map in zip(self.lateral_convs, feature_maps, strict=True)]
@@ -243,6 +244,21 @@ class QueryPoseHRFPN(nn.Module):
         else:
             levels = [joined] + [nn.functional.avg_pool2d(joined, 2**level) for level in range(1, len(feature_maps))]
         return [conv(level) for conv, level in zip(self.output_convs, levels, strict=True)]
+
+
+def start_from(layers: Iterable[nn.Module], weight: str | None = None, bias: float | None = None) -> None:
+    """Notes on affine layers what they are initialised with where it is not torch's own start.
+
+    Args:
+        weight (`str`, *optional*): `"xavier"`, or `"kaiming"` with a = 1; both uniform.
+        bias (`float`, *optional*): a constant.
+    """
+    for layer in layers:
+        if isinstance(layer, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d)):
+            if weight is not None:
+                layer.weight_start = weight
+            if bias is not None:
+                layer.bias_start = bias
 
 
 def coordinate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -333,6 +349,7 @@ class QueryPoseSelfAttention(nn.Module):
         self.is_causal = False
         self.qkv_proj = nn.Linear(embed_dim, 3 * embed_dim)
         self.out_proj = nn.Linear(embed_dim, embed_dim)
+        start_from((self.qkv_proj, self.out_proj), bias=0.0)
 
     def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
         """`(batch, sequence, embed_dim)` to the same, and the weights `(batch, heads, sequence, sequence)`."""
@@ -432,6 +449,7 @@ class QueryPoseBoxLayer(GradientCheckpointingLayer):
         self.ffn_norm = nn.LayerNorm(config.d_model)
         self.class_branch = QueryPoseBranch(config, config.num_cls_layers)
         self.class_head = nn.Linear(config.d_model, config.num_labels)
+        start_from([self.class_head], bias=-math.log((1 - config.prior_prob) / config.prior_prob))
         self.box_branch = QueryPoseBranch(config, config.num_reg_layers)
         self.box_head = QueryPoseCoordinateLinear(config.d_model, 4)
 
@@ -495,6 +513,7 @@ class SpatialPartEmbedding(nn.Module):
         self.upsample = nn.ConvTranspose2d(config.d_model, config.d_model, 4, stride=2, padding=1, bias=False)
         self.upsample_norm = QueryPosePartBatchNorm(config.d_model)
         self.attention_conv = nn.Conv2d(config.d_model, config.num_parts, 3, padding=1)
+        start_from([self.attention_conv], bias=0.0)
         self.projection = nn.Linear(config.d_model, config.part_dim)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -513,6 +532,7 @@ class QueryPosePartProjection(nn.Module):
         super().__init__()
         self.num_parts = config.num_parts
         self.projection = nn.Linear(config.d_model, config.num_parts * config.part_dim)
+        self.projection.num_joined = config.num_parts  # each part's layer is initialised as one of its own
 
     def forward(self, queries: Tensor) -> Tensor:
         return self.projection(queries).unflatten(-1, (self.num_parts, -1))
@@ -636,6 +656,7 @@ class QueryPoseDecoder(nn.Module):
         self.part_queries = nn.Parameter(torch.empty(config.num_parts, config.part_dim))
         self.box_layers = nn.ModuleList([QueryPoseBoxLayer(config) for _ in range(config.decoder_layers)])
         self.keypoint_layers = nn.ModuleList([QueryPoseKeypointLayer(config) for _ in range(config.decoder_layers)])
+        start_from(self.modules(), weight="xavier")
 
     @property
     def feeds_back(self) -> bool:
@@ -828,12 +849,10 @@ class QueryPosePreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        # Transformers leaves out modules without parameters of their own, so that layers carry what they start from
+        # (see `start_from`) rather than being set by what contains them.
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d)):
-            # torch's own start, which the rest below departs from
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
-                bound = 1 / math.sqrt(math.prod(module.weight.shape[1:]))
-                init.uniform_(module.bias, -bound, bound)
+            self._init_affine(module)
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -841,50 +860,38 @@ class QueryPosePreTrainedModel(PreTrainedModel):
                 init.zeros_(module.running_mean)
                 init.ones_(module.running_var)
                 init.zeros_(module.num_batches_tracked)
-        elif isinstance(module, QueryPoseSelfAttention):
-            init.zeros_(module.qkv_proj.bias)
-            init.zeros_(module.out_proj.bias)
         elif isinstance(module, QueryPoseKeypointLinear):
-            self._init_keypoint_linear(module)
-        elif isinstance(module, SpatialPartEmbedding):
-            init.zeros_(module.attention_conv.bias)
+            # a linear layer per part: Xavier over the part's own number of outputs, torch's bias
+            part_dim = module.weight.shape[-1]
+            bounds = torch.empty(len(module.weight), 1, 1)
+            for part in module.parts:
+                bounds[part] = math.sqrt(6 / (part_dim + 2 * len(part)))
+            init.copy_(module.weight, torch.empty(module.weight.shape).uniform_(-1, 1) * bounds)
+            init.uniform_(module.bias, -1 / math.sqrt(part_dim), 1 / math.sqrt(part_dim))
+            init.copy_(module.part_of_keypoint, module.find_parts())
         elif isinstance(module, QueryPoseFlow):
             init.copy_(module.mask, module.coupling_masks())
-        elif isinstance(module, QueryPoseFPN):
-            for conv in (*module.lateral_convs, *module.output_convs):
-                init.kaiming_uniform_(conv.weight, a=1)
-                init.zeros_(conv.bias)
-        elif isinstance(module, QueryPoseHeatmapHead):
-            init.constant_(module.predictor.bias, -2.19)
         elif isinstance(module, QueryPoseDecoder):
-            self._init_decoder(module)
+            init.normal_(module.instance_queries)
+            init.normal_(module.part_queries)
+            whole_image = torch.tensor([0.5, 0.5, 1.0, 1.0]).expand_as(module.initial_boxes)
+            init.copy_(module.initial_boxes, whole_image)
 
-    def _init_keypoint_linear(self, module: QueryPoseKeypointLinear) -> None:
-        # each part is a linear layer of its own: Xavier over its own number of outputs, torch's bias
-        part_dim = module.weight.shape[-1]
-        bounds = torch.empty(len(module.weight), 1, 1)
-        for part in module.parts:
-            bounds[part] = math.sqrt(6 / (part_dim + 2 * len(part)))
-        init.copy_(module.weight, torch.empty(module.weight.shape).uniform_(-1, 1) * bounds)
-        init.uniform_(module.bias, -1 / math.sqrt(part_dim), 1 / math.sqrt(part_dim))
-        init.copy_(module.part_of_keypoint, module.find_parts())
-
-    def _init_decoder(self, module: QueryPoseDecoder) -> None:
-        for submodule in module.modules():
-            if isinstance(submodule, QueryPosePartProjection):
-                fan_sum = submodule.projection.in_features + submodule.projection.out_features // submodule.num_parts
-                bound = math.sqrt(6 / fan_sum)  # Xavier of one part's layer
-                init.uniform_(submodule.projection.weight, -bound, bound)
-            elif isinstance(submodule, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d)) and not any(
-                submodule is layer.query_projection.projection for layer in module.keypoint_layers
-            ):
-                init.xavier_uniform_(submodule.weight)
-        for layer in module.box_layers:
-            prior = module.config.prior_prob
-            init.constant_(layer.class_head.bias, -math.log((1 - prior) / prior))
-        init.normal_(module.instance_queries)
-        init.normal_(module.part_queries)
-        init.copy_(module.initial_boxes, torch.tensor([0.5, 0.5, 1.0, 1.0]).expand_as(module.initial_boxes))
+    def _init_affine(self, module: nn.Conv2d | nn.Linear | nn.ConvTranspose2d) -> None:
+        fan_in = math.prod(module.weight.shape[1:])
+        weight_start = getattr(module, "weight_start", "torch")
+        if weight_start == "xavier":
+            fan_out = len(module.weight) * math.prod(module.weight.shape[2:]) // getattr(module, "num_joined", 1)
+            bound = math.sqrt(6 / (fan_in + fan_out))
+        else:  # Kaiming uniform with a = 1, and with torch's own a = sqrt(5)
+            bound = math.sqrt((3 if weight_start == "kaiming" else 1) / fan_in)
+        init.uniform_(module.weight, -bound, bound)
+        if module.bias is not None:
+            bias_start = getattr(module, "bias_start", None)
+            if bias_start is None:
+                init.uniform_(module.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+            else:
+                init.constant_(module.bias, bias_start)
 
 
 class QueryPoseModel(QueryPosePreTrainedModel):
@@ -1001,6 +1008,7 @@ class QueryPoseHeatmapHead(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(config.d_model, config.d_model, 3, padding=1)
         self.predictor = nn.Conv2d(config.d_model, config.num_keypoints, 1)
+        start_from([self.predictor], bias=-2.19)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.predictor(self.conv(features).relu())

@@ -1,6 +1,11 @@
 """The `pose-estimation` pipeline."""
 
+import os
+import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
+from http.client import HTTPException
+from io import BytesIO
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +15,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import Pipeline
-from transformers.image_utils import get_image_size, infer_channel_dimension_format, load_image
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.image_utils import ChannelDimension
+from transformers.pipelines.pt_utils import KeyDataset
+
+from .image_decoding_querypose import decode_image
 
 
 # What post-processing needs of the model's output; the rest stays where it is.
 _USED_OUTPUTS = ("logits", "pred_boxes", "pred_keypoints", "keypoint_scores", "keypoint_query_mask")
+_DOWNLOAD_SECONDS = 60
 
 
 class _Items(Dataset):
     """A sequence, such as a column of a dataset, whose images are read one at a time as they are asked for."""
 
-    def __init__(self, items: Sequence[Any]):
+    def __init__(self, items: Sequence[Any] | KeyDataset):
         self.items = items
 
     def __len__(self) -> int:
@@ -28,6 +38,20 @@ class _Items(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         return self.items[index]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _fetch(url: str, timeout: float | None) -> PIL.Image.Image:
+    try:
+        with urllib.request.urlopen(url, timeout=_DOWNLOAD_SECONDS if timeout is None else timeout) as response:
+            image = PIL.Image.open(BytesIO(response.read()))
+            image.load()
+    except (OSError, HTTPException) as error:
+        raise OSError(f"{url!r} cannot be fetched as an image: {error}") from error
+    return image
 
 
 class PoseEstimationPipeline(Pipeline):
@@ -59,10 +83,14 @@ class PoseEstimationPipeline(Pipeline):
         keypoint_top_k: int | None = None,
         keypoint_score_threshold: float | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"`threshold` must be from 0 to 1, but is {threshold}.")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"`top_k` must be at least 1, but is {top_k}.")
+        for name, value in (("threshold", threshold), ("keypoint_score_threshold", keypoint_score_threshold)):
+            if value is not None and not (_is_number(value) and 0 <= value <= 1):
+                raise ValueError(f"`{name}` must be a number from 0 to 1, but is {value!r}.")
+        for name, count in (("top_k", top_k), ("keypoint_top_k", keypoint_top_k)):
+            if count is not None and not (_is_number(count) and isinstance(count, Integral) and count >= 1):
+                raise ValueError(f"`{name}` must be an integer of at least 1, but is {count!r}.")
+        if timeout is not None and not (_is_number(timeout) and timeout > 0):
+            raise ValueError(f"`timeout` must be a positive number of seconds, but is {timeout!r}.")
 
         def given(**values: Any) -> dict[str, Any]:
             return {name: value for name, value in values.items() if value is not None}
@@ -83,7 +111,7 @@ class PoseEstimationPipeline(Pipeline):
             threshold (`float`, *optional*, defaults to 0.3): least score of a person.
             top_k (`int`, *optional*): at most so many people per image.
             batch_size (`int`, *optional*, defaults to 1): images per forward pass; they are padded to a common size.
-            timeout (`float`, *optional*): seconds to wait for an image from the web.
+            timeout (`float`, *optional*): seconds to wait for an image from the web (60 by default).
             keypoint_top_k (`int`, *optional*), keypoint_score_threshold (`float`, *optional*):
                 decode the keypoints of fewer queries, see [`QueryPoseConfig`].
 
@@ -97,6 +125,9 @@ class PoseEstimationPipeline(Pipeline):
             inputs = str(inputs)
         elif isinstance(inputs, tuple):
             inputs = list(inputs)
+        elif isinstance(inputs, KeyDataset):
+            # Transformers looks into the first item for chat messages: read twice, and an error where there is none
+            inputs = _Items(inputs)
         elif isinstance(inputs, (str, list, dict, bytes, np.ndarray, Tensor, PIL.Image.Image, Dataset)):
             pass
         elif isinstance(inputs, Sequence):
@@ -107,23 +138,22 @@ class PoseEstimationPipeline(Pipeline):
             return []
         return super().__call__(inputs, **kwargs)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves model, image processor and the code of all three, see [`~transformers.Pipeline.save_pretrained`]."""
+        # Transformers saves a pipeline's code where the pipeline is registered, which one loaded with
+        # `trust_remote_code` is not; and its model, of whose code a copy runs, does not have the pipeline's file.
+        os.makedirs(save_directory, exist_ok=True)
+        custom_object_save(self, save_directory)
+        super().save_pretrained(save_directory, **kwargs)
+
     def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:
-        if isinstance(image, Path):
-            image = str(image)
-        if isinstance(image, (str, PIL.Image.Image)):
-            image = load_image(image, timeout=timeout)
-            height, width = image.height, image.width
-        elif isinstance(image, (np.ndarray, Tensor)):
-            array = image if image.ndim > 2 else image[None]
-            height, width = get_image_size(
-                array, channel_dim=infer_channel_dimension_format(array, num_channels=(1, 3, 4))
-            )
-        else:
-            raise TypeError(
-                "an image must be a path, a URL, base64, a PIL image, an array or a tensor, but is "
-                f"{type(image).__name__}."
-            )
-        pixel_values = self.image_processor(image, do_pad=False, return_tensors="pt")["pixel_values"][0]
+        if isinstance(image, str) and image.startswith(("http://", "https://")):
+            image = _fetch(image, timeout)
+        pixels = decode_image(image, self.image_processor.do_convert_rgb)
+        height, width = pixels.shape[-2:]
+        pixel_values = self.image_processor(
+            pixels, do_pad=False, input_data_format=ChannelDimension.FIRST, return_tensors="pt"
+        )["pixel_values"][0]
         # Transformers joins tensors along their first dimension before they are padded; a list it leaves alone.
         return {"images": [pixel_values], "target_size": torch.tensor([[height, width]])}
 
@@ -131,8 +161,10 @@ class PoseEstimationPipeline(Pipeline):
         images = model_inputs["images"]
         if isinstance(images[0], list):
             images = [image for [image] in images]
-        pixel_values, pixel_mask = self.image_processor.pad_to_batch(images)
-        outputs = self.model(pixel_values.to(self.dtype), pixel_mask=pixel_mask, **forward_parameters)
+        batch = self.image_processor.pad_to_batch(images)
+        outputs = self.model(
+            batch["pixel_values"].to(self.dtype), pixel_mask=batch["pixel_mask"], **forward_parameters
+        )
         return {**{name: outputs[name] for name in _USED_OUTPUTS}, "target_size": model_inputs["target_size"]}
 
     def postprocess(

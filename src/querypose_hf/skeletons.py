@@ -13,6 +13,8 @@ from dataclasses import dataclass
 DEFAULT_SIGMA = 0.067
 
 _SIDE = re.compile(r"(?<![a-z])(left|right|l|r)(?![a-z])")
+_JOINED_SIDE = re.compile(r"(left|right)")
+_NEW_WORD = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
@@ -24,7 +26,7 @@ class Skeleton:
         keypoint_names (`tuple[str, ...]`): one name per keypoint; the order is that of every keypoint array.
         parts (`tuple[tuple[int, ...], ...]`): the parts of the paper's Section 3.2, each a group of keypoint indices;
             every keypoint is in exactly one of them.
-        edges (`tuple[tuple[int, int], ...]`): limbs to draw, as pairs of keypoint indices.
+        edges (`tuple[tuple[int, ...], ...]`): limbs to draw, as pairs of keypoint indices.
         flip_indices (`tuple[int, ...]` or `None`): for each keypoint the index of its mirror image; `None` where it
             is not known, and then images must not be flipped.
         sigmas (`tuple[float, ...]`): the per-keypoint constants of object keypoint similarity (OKS).
@@ -32,7 +34,7 @@ class Skeleton:
 
     keypoint_names: tuple[str, ...]
     parts: tuple[tuple[int, ...], ...]
-    edges: tuple[tuple[int, int], ...]
+    edges: tuple[tuple[int, ...], ...]
     flip_indices: tuple[int, ...] | None
     sigmas: tuple[float, ...]
 
@@ -52,8 +54,9 @@ class Skeleton:
     ) -> "Skeleton":
         """Builds a skeleton from keypoint names, filling in what is not given.
 
-        Left/right pairs come from the names, every keypoint is a part of its own (Figure 4a of the paper), and sigmas
-        are [`DEFAULT_SIGMA`], with a warning: OKS figures made with them compare with nobody else's.
+        For the names of one of [`SKELETONS`] it is that one's. For others, left/right pairs come from the names, every
+        keypoint is a part of its own (Figure 4a of the paper), and sigmas are [`DEFAULT_SIGMA`], with a warning: OKS
+        figures made with them compare with nobody else's.
 
         Example:
 
@@ -64,6 +67,12 @@ class Skeleton:
         ```
         """
         names = tuple(keypoint_names)
+        for known in SKELETONS.values():
+            if known.keypoint_names == names:
+                parts = known.parts if parts is None else parts
+                edges = known.edges if edges is None else edges
+                flip_indices = known.flip_indices if flip_indices is None else flip_indices
+                sigmas = known.sigmas if sigmas is None else sigmas
         if sigmas is None:
             warnings.warn(
                 f"`keypoint_sigmas` not given: every keypoint gets {DEFAULT_SIGMA}, the mean of COCO's. Training does "
@@ -74,7 +83,7 @@ class Skeleton:
         return cls(
             keypoint_names=names,
             parts=tuple((i,) for i in range(len(names))) if parts is None else tuple(tuple(p) for p in parts),
-            edges=() if edges is None else tuple((int(a), int(b)) for a, b in edges),
+            edges=() if edges is None else tuple(tuple(edge) for edge in edges),
             flip_indices=flip_indices_from_names(names) if flip_indices is None else tuple(flip_indices),
             sigmas=tuple(float(s) for s in sigmas),
         )
@@ -83,15 +92,20 @@ class Skeleton:
 def flip_indices_from_names(keypoint_names: Sequence[str]) -> tuple[int, ...] | None:
     """For each keypoint the index of its mirror image, found by exchanging left and right in its name.
 
-    `left_eye`, `Left Eye`, `eye-left`, `l_eye` and `LeftEye` are understood. A name without a side is its own mirror
-    image. Returns `None` when a sided name has no partner, or no name has a side and there are several keypoints:
-    then nothing is known, and flipping would teach the model wrong labels.
+    `left_eye`, `Left Eye`, `eye-left`, `lefteye`, `l_eye`, `LeftEye` and `LEye` are understood. A name without a side
+    is its own mirror image. Returns `None` when a sided name has no partner, or no name has a side and there are
+    several keypoints: then nothing is known, and flipping would teach the model wrong labels.
     """
-    keys = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in keypoint_names]
+    keys = [_NEW_WORD.sub("_", name).lower() for name in keypoint_names]
     index = {key: i for i, key in enumerate(keys)}
+    if len(index) < len(keys):  # which of two alike is whose partner?
+        return None
     flipped = []
     for key in keys:
         mirrored = _SIDE.sub(lambda side: _OTHER_SIDE[side.group(1)], key)
+        if mirrored == key:  # a side grown together with the next word, which only a partner gives away
+            joined = _JOINED_SIDE.sub(lambda side: _OTHER_SIDE[side.group(1)], key)
+            mirrored = joined if joined in index else key
         if mirrored not in index:
             return None
         flipped.append(index[mirrored])

@@ -22,7 +22,9 @@ from ..skeletons import COCO_17, Skeleton
 def small_config(skeleton: Skeleton = COCO_17) -> QueryPoseConfig:
     """A full QueryPose of 9.5 million parameters: 3 stages, 20 queries, width 64, and ConvNeXt-Atto as the backbone.
 
-    The backbone has layer norms, whose results do not depend on the batch as those of batch norms do.
+    The backbone has layer norms, whose results do not depend on the batch as those of batch norms do. No query is fed
+    back: training updates matched queries alone, and a model that has seen a few pictures only does not learn what an
+    update that inference gives to all of them would do to the others (AP 0.07 instead of 0.91 on ten photographs).
     """
     return QueryPoseConfig(
         backbone_config={"model_type": "timm_backbone", "backbone": "convnext_atto", "out_indices": [0, 1, 2, 3]},
@@ -34,6 +36,7 @@ def small_config(skeleton: Skeleton = COCO_17) -> QueryPoseConfig:
         dynamic_dim=16,
         part_dim=64,
         num_pose_convs=4,
+        query_feedback="never",
         **QueryPoseConfig.skeleton_fields(skeleton),
     )
 
@@ -42,7 +45,7 @@ def fit_small_model(
     samples: Sequence[Mapping[str, Any]],
     output_dir: str | Path,
     *,
-    steps: int = 250,
+    steps: int = 300,
     shortest_edge: int = 192,
     learning_rate: float = 1e-3,
     skeleton: Skeleton = COCO_17,

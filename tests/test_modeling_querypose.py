@@ -1,0 +1,398 @@
+"""The model beyond the references: sizes, selective decoding, feedback, initialisation, precision, compilation."""
+
+import copy
+import math
+
+import goldens
+import pytest
+import torch
+from tiny import BACKBONES, people, tiny_config
+from torch import nn
+
+from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseModel
+from querypose_hf.modeling_querypose import apply_box_deltas, boxes_to_rois, pool_from_pyramid
+
+
+RESULTS = ("logits", "pred_boxes", "pred_keypoints", "keypoint_scores", "keypoint_sigmas")
+
+
+def spread_boxes(model: nn.Module) -> None:
+    """Gives queries boxes of their own, as training does: new ones all start from the whole image."""
+    with torch.no_grad():
+        boxes = model.model.decoder.initial_boxes
+        generator = torch.Generator().manual_seed(1)
+        centre = 0.2 + 0.6 * torch.rand(len(boxes), 2, generator=generator)
+        boxes.copy_(torch.cat([centre, 0.1 + 0.5 * torch.rand(len(boxes), 2, generator=generator)], dim=1))
+        for layer in model.model.decoder.box_layers:
+            layer.class_head.bias.zero_()
+
+
+def make_model(seed: int = 0, **overrides) -> QueryPoseForPoseEstimation:
+    torch.manual_seed(seed)
+    model = QueryPoseForPoseEstimation(tiny_config(**overrides)).double().eval()
+    spread_boxes(model)
+    return model
+
+
+def images(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("variant", ["r50_full", "r50_light", "hrnet_w32_light", "hrnet_w48_full", "swin_t_full"])
+def test_parameters_are_those_of_the_original(variant):
+    """Their number is the original's less the layers that nothing uses; Swin's final norm is Transformers' own."""
+    description = goldens.manifest(variant)
+    backbone, _, version = variant.rpartition("_")
+    config = QueryPoseConfig.from_variant(backbone, light=version == "light", num_queries=12)
+    with torch.device("meta"):
+        model = QueryPoseForPoseEstimation(config)
+    unused = ("updater.fc3", "updater.norm_fc3", "backbone.fpn_conv.4", "backbone.lateral_conv.0")
+    expected = description["num_parameters"] - sum(
+        math.prod(shape) for name, shape, *_ in description["state_dict"] if any(part in name for part in unused)
+    )
+    extra = {name: p.numel() for name, p in model.named_parameters() if name.endswith(("swin.layernorm.weight",))}
+    if backbone == "r50":  # frozen batch norms are buffers in timm and are not counted by the original either
+        frozen = [module for module in model.modules() if type(module).__name__ == "FrozenBatchNorm2d"]
+        assert len(frozen) == 53
+    assert model.num_parameters() == expected + 2 * sum(extra.values())
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_backbones_and_sizes(backbone):
+    overrides = {"neck_type": "hrfpn", "backbone_kwargs": {"feature_location": ""}} if backbone == "hrnet" else {}
+    model = make_model(backbone=backbone, **overrides)
+    for height, width in ((64, 96), (65, 70)):
+        with torch.no_grad():
+            outputs = model(images(2, 3, height, width))
+        assert outputs.pred_keypoints.shape == (2, 12, 17, 2)
+        assert all(outputs[name].isfinite().all() for name in RESULTS)
+
+
+def test_hrfpn_with_laterals():
+    model = make_model(backbone="hrnet", neck_type="hrfpn_lateral", backbone_kwargs={"feature_location": ""})
+    pyramid = model.model.extract_pyramid(images(1, 3, 64, 96))
+    assert [tuple(level.shape) for level in pyramid] == [(1, 32, 64 // s, 96 // s) for s in (4, 8, 16, 32)]
+
+
+@pytest.mark.parametrize(
+    ("out_indices", "message"), [([2, 3, 4], "4 feature maps"), ([0, 1, 2, 3], r"strides \(2, 4, 8, 16\)")]
+)
+def test_backbones_of_other_strides_are_refused(out_indices, message):
+    backbone = {"model_type": "timm_backbone", "backbone": "test_resnet", "out_indices": out_indices}
+    with pytest.raises(ValueError, match=message):
+        QueryPoseForPoseEstimation(tiny_config(backbone_config=backbone))
+
+
+def test_inputs_that_do_not_fit():
+    model = make_model()
+    with pytest.raises(ValueError, match="pixel_values"):
+        model(images(3, 64, 64))
+    with pytest.raises(ValueError, match=r"pixel_mask.*\(1, 64, 64\)"):
+        model(images(1, 3, 64, 64), pixel_mask=torch.ones(1, 32, 32))
+    with pytest.raises(ValueError, match="one dict per image"):
+        model(images(2, 3, 64, 64), labels=[people(1)])
+
+
+@pytest.mark.parametrize("query_feedback", ["never", "training"])
+@pytest.mark.parametrize("pose_query_interaction", ["dynamic", "none"])
+def test_selective_decoding_changes_nothing(query_feedback, pose_query_interaction):
+    model = make_model(query_feedback=query_feedback, pose_query_interaction=pose_query_interaction)
+    pixel_values = images(3, 3, 64, 96)
+    with torch.no_grad():
+        everything = model(pixel_values)
+        selected = model(pixel_values, keypoint_top_k=4)
+    scores = everything.logits.sigmoid().amax(dim=-1)
+    best = scores.argsort(dim=1, descending=True)[:, :4]
+    mask = torch.zeros(3, 12, dtype=torch.bool).scatter(1, best, True)
+    assert torch.equal(selected.keypoint_query_mask, mask)
+    for name in RESULTS:
+        torch.testing.assert_close(selected[name][mask], everything[name][mask])
+    torch.testing.assert_close(selected.part_queries[mask], everything.part_queries[mask])
+    torch.testing.assert_close(selected.logits, everything.logits)
+    torch.testing.assert_close(selected.pred_boxes, everything.pred_boxes)
+    assert (selected.keypoint_scores[~mask] == 0).all() and (selected.pred_keypoints[~mask] == 0).all()
+
+    threshold = float(scores.flatten().median())
+    with torch.no_grad():
+        selected = model(pixel_values, keypoint_score_threshold=threshold)
+        both = model(pixel_values, keypoint_score_threshold=threshold, keypoint_top_k=4)
+        nobody = model(pixel_values, keypoint_score_threshold=0.999999)
+    assert torch.equal(selected.keypoint_query_mask, scores > threshold)
+    assert torch.equal(both.keypoint_query_mask, mask & (scores > threshold))
+    torch.testing.assert_close(
+        both.pred_keypoints[both.keypoint_query_mask], everything.pred_keypoints[both.keypoint_query_mask]
+    )
+    assert not nobody.keypoint_query_mask.any() and nobody.pred_keypoints.isfinite().all()
+
+
+def test_selective_decoding_with_feedback_chooses_in_each_stage():
+    model = make_model(query_feedback="always", decoder_layers=3)
+    pixel_values = images(2, 3, 64, 64)
+    with torch.no_grad():
+        outputs = model(pixel_values, keypoint_top_k=5)
+        everything = model(pixel_values, keypoint_top_k=12)
+        plain = model(pixel_values)
+    for stage in (*outputs.auxiliary_outputs, outputs):
+        scores = stage["logits"].amax(dim=-1)
+        best = scores.argsort(dim=1, descending=True)[:, :5]
+        assert torch.equal(stage["keypoint_query_mask"], torch.zeros(2, 12).scatter(1, best, 1).bool())
+    for name in RESULTS:
+        torch.testing.assert_close(everything[name], plain[name])
+
+
+def test_selection_from_the_configuration():
+    model = make_model(keypoint_top_k=3)
+    with torch.no_grad():
+        assert model(images(1, 3, 64, 64)).keypoint_query_mask.sum() == 3
+        assert model(images(1, 3, 64, 64), keypoint_top_k=5).keypoint_query_mask.sum() == 5
+
+
+def test_query_feedback():
+    """What the keypoint decoder does to the instance queries reaches the next stage when it should, and only then."""
+    pixel_values = images(1, 3, 64, 64)
+
+    def logits(feedback: str, training: bool, changed: bool) -> torch.Tensor:
+        model = make_model(query_feedback=feedback)
+        if changed:
+            with torch.no_grad():
+                model.model.decoder.keypoint_layers[0].instance_ffn_norm.bias.add_(1.0)
+        model.train(training)
+        with torch.no_grad():
+            return model(pixel_values, labels=[people(2)] if training else None).logits
+
+    for feedback, in_training, in_inference in (("always", 1, 1), ("training", 1, 0), ("never", 0, 0)):
+        for training, expected in ((True, in_training), (False, in_inference)):
+            differs = not torch.equal(logits(feedback, training, False), logits(feedback, training, True))
+            assert differs == bool(expected), (feedback, training)
+
+
+def test_only_matched_queries_are_fed_back_in_training():
+    model = make_model(query_feedback="always").train()
+    decoder = model.model.decoder
+    seen = {}
+    decoder.box_layers[0].register_forward_hook(lambda _, inputs, output: seen.update(left=output[0]))
+    decoder.box_layers[1].register_forward_pre_hook(lambda _, inputs: seen.update(entered=inputs[0]))
+    outputs = model(images(1, 3, 64, 64), labels=[people(3)])
+    changed = (seen["left"] != seen["entered"]).any(dim=-1)
+    assert torch.equal(changed, outputs.auxiliary_outputs[0]["keypoint_query_mask"])
+    assert changed.sum() == 3
+
+
+def test_image_sizes_do_not_leak():
+    """Another image's size and content change nothing, as long as the batch's padding is the same."""
+    model = make_model()
+    pixel_values = images(2, 3, 96, 96)
+    mask = torch.zeros(2, 96, 96, dtype=torch.long)
+    mask[0, :64, :80] = 1
+    pixel_values[0] *= mask[0]
+    results = []
+    for height, width, seed in ((96, 96, 1), (40, 96, 2)):
+        mask[1] = 0
+        mask[1, :height, :width] = 1
+        pixel_values[1] = images(3, 96, 96, seed=seed) * mask[1]
+        with torch.no_grad():
+            results.append(model(pixel_values, pixel_mask=mask))
+    for name in RESULTS:
+        torch.testing.assert_close(results[0][name][0], results[1][name][0])
+        assert not torch.allclose(results[0][name][1], results[1][name][1])
+
+
+def test_sizes_come_from_the_mask():
+    """Boxes start from each image's own size: the same pixels with another mask give another result."""
+    model = make_model()
+    pixel_values = images(1, 3, 64, 64)
+    mask = torch.zeros(1, 64, 64, dtype=torch.long)
+    mask[:, :48, :32] = 1
+    with torch.no_grad():
+        masked = model(pixel_values, pixel_mask=mask)
+        whole = model(pixel_values, pixel_mask=torch.ones_like(mask))
+        unmasked = model(pixel_values)
+    torch.testing.assert_close(whole.pred_boxes, unmasked.pred_boxes)
+    assert not torch.allclose(masked.pred_boxes, unmasked.pred_boxes)
+
+
+def test_every_roi_is_pooled_from_its_level(monkeypatch):
+    """The way without host synchronisation gives what the other one does, and both what one level at a time gives."""
+    from torchvision.ops import roi_align
+
+    generator = torch.Generator().manual_seed(0)
+    pyramid = [torch.randn(2, 4, 512 // s, 512 // s, generator=generator, dtype=torch.float64) for s in (4, 8, 16, 32)]
+    sides = torch.tensor([0.0, 1e-9, 10, 111.9, 112, 112.1, 224, 300, 447.9, 448, 700, 3000], dtype=torch.float64)
+    low = 200 * torch.rand(2, len(sides), 2, generator=generator, dtype=torch.float64)
+    rois = boxes_to_rois(torch.cat([low, low + sides[:, None]], dim=-1))
+    pooled = pool_from_pyramid(pyramid, rois, 7, 2)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(pool_from_pyramid(pyramid, rois, 7, 2), pooled)
+    for roi, found in zip(rois, pooled, strict=True):
+        side = float((roi[3:] - roi[1:3]).prod().sqrt())
+        level = min(max(math.floor(4 + math.log2(side / 224 + 1e-8)), 2), 5)
+        expected = roi_align(pyramid[level - 2], roi[None], 7, 1 / 2**level, sampling_ratio=2, aligned=True)
+        torch.testing.assert_close(found, expected[0])
+
+
+def test_box_deltas():
+    boxes = torch.tensor([[10.0, 20.0, 30.0, 60.0]])
+    deltas = torch.tensor([[0.5, -0.25, math.log(2), 100.0]])
+    low_high = apply_box_deltas(boxes, deltas)[0]
+    centre = (20 + 0.25 * 20, 40 - 0.125 * 40)
+    size = (40, 40 * 100000 / 16)
+    expected = [centre[0] - size[0] / 2, centre[1] - size[1] / 2, centre[0] + size[0] / 2, centre[1] + size[1] / 2]
+    torch.testing.assert_close(low_high, torch.tensor(expected))
+
+
+def test_boxes_that_are_no_numbers_do_not_reach_roi_align():
+    boxes = torch.tensor([[[float("nan"), 0, float("inf"), 1], [-float("inf"), -1e30, 1e30, 5]]])
+    assert boxes_to_rois(boxes).isfinite().all()
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    config = tiny_config(keypoint_parts=[[0, 1, 2, 3, 4], *[[k] for k in range(5, 17)]])
+    model = QueryPoseForPoseEstimation(config)
+    decoder = model.model.decoder
+
+    def is_uniform(tensor: torch.Tensor, bound: float) -> bool:
+        # of few numbers the largest stays further from the bound
+        return (0.93 if tensor.numel() > 100 else 0.7) * bound < tensor.abs().max() <= bound
+
+    def xavier(fan_in: int, fan_out: int) -> float:
+        return math.sqrt(6 / (fan_in + fan_out))
+
+    d, d_p, ffn = config.d_model, config.part_dim, config.decoder_ffn_dim
+    torch.testing.assert_close(decoder.initial_boxes, torch.tensor([0.5, 0.5, 1, 1]).expand(12, 4))
+    for table in (decoder.instance_queries, decoder.part_queries):
+        assert 0.8 < table.std() < 1.2
+    for box_layer, keypoint_layer in zip(decoder.box_layers, decoder.keypoint_layers, strict=True):
+        assert is_uniform(box_layer.self_attn.qkv_proj.weight, xavier(d, 3 * d))
+        assert (box_layer.self_attn.qkv_proj.bias == 0).all() and (box_layer.self_attn.out_proj.bias == 0).all()
+        assert is_uniform(box_layer.ffn.fc1.weight, xavier(d, ffn))
+        assert is_uniform(box_layer.ffn.fc1.bias, 1 / math.sqrt(d))
+        torch.testing.assert_close(box_layer.class_head.bias, torch.tensor([-math.log(99)]))
+        assert is_uniform(keypoint_layer.conv_stack.convs[0].weight, xavier(9 * d, 9 * 2 * d))
+        assert is_uniform(keypoint_layer.part_embedding.upsample.weight, xavier(16 * d, 16 * d))
+        assert (keypoint_layer.part_embedding.attention_conv.bias == 0).all()
+        assert is_uniform(keypoint_layer.query_projection.projection.weight, xavier(d, d_p))
+        for head in (keypoint_layer.keypoint_head, keypoint_layer.sigma_head):
+            assert is_uniform(head.weight[:5], xavier(d_p, 10))
+            assert is_uniform(head.weight[5:], xavier(d_p, 2))
+            assert is_uniform(head.bias, 1 / math.sqrt(d_p))
+            assert head.weight[5:].abs().max() > 1.05 * xavier(d_p, 10)
+    for conv in (*model.model.neck.lateral_convs, *model.model.neck.output_convs):
+        fan_in = conv.weight[0].numel()
+        assert is_uniform(conv.weight, math.sqrt(3 / fan_in)) and (conv.bias == 0).all()
+
+
+def test_loaded_weights_are_not_initialised_again(tmp_path):
+    model = make_model().float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.125)
+    model.save_pretrained(tmp_path)
+    loaded = QueryPoseForPoseEstimation.from_pretrained(tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert not loaded.training
+    base = QueryPoseModel.from_pretrained(tmp_path)
+    assert torch.equal(base.decoder.part_queries, model.model.decoder.part_queries)
+
+
+def test_frozen_stages():
+    backbone = {**BACKBONES["resnet"], "freeze_batch_norm_2d": True}
+    model = QueryPoseForPoseEstimation(tiny_config(backbone_config=backbone, frozen_backbone_stages=2)).train()
+    trained = {name for name, p in model.model.backbone.model._backbone.named_parameters() if p.requires_grad}
+    assert trained and not any(name.startswith(("conv1", "bn1", "layer1")) for name in trained)
+    assert not model.model.backbone.model._backbone["layer1"].training
+    with pytest.raises(ValueError, match="frozen_backbone_stages"):
+        QueryPoseForPoseEstimation(tiny_config(backbone="swin", frozen_backbone_stages=2))
+
+
+def test_gradient_checkpointing_changes_nothing():
+    """Neither gradients nor batch statistics, which recomputing a batch norm would count twice."""
+    reference = make_model().train()
+    checkpointed = copy.deepcopy(reference)
+    checkpointed.activation_checkpointing_enable()
+    for model in (reference, checkpointed):
+        model(images(2, 3, 64, 64), labels=[people(2), people(1)]).loss.backward()
+    for (name, expected), found in zip(reference.named_parameters(), checkpointed.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, msg=name)
+    for (name, expected), found in zip(reference.named_buffers(), checkpointed.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_coordinates_in_float32(dtype):
+    model = make_model().float()
+    pixel_values = images(1, 3, 128, 128).float()
+    with torch.no_grad():
+        expected = model(pixel_values)
+        found = model.to(dtype)(pixel_values.to(dtype))
+    for name in ("pred_boxes", "pred_keypoints", "keypoint_sigmas"):
+        assert found[name].dtype == torch.float32
+        assert found[name].isfinite().all()
+    # a few per cent of the image: half precision is in the features, not in the coordinates' own grid
+    assert (found.pred_boxes - expected.pred_boxes).abs().median() < 0.02
+    assert len(found.pred_boxes.unique()) > 0.9 * len(expected.pred_boxes.unique())
+
+
+@pytest.mark.parametrize("query_feedback", ["always", "never"])
+def test_compiled_inference(query_feedback):
+    """One graph without breaks, and the same results. Tracing is what may fail, so no C++ compiler is asked for."""
+    model = make_model(query_feedback=query_feedback).float()
+    pixel_values = images(2, 3, 64, 96).float()
+    mask = torch.ones(2, 64, 96, dtype=torch.long)
+    with torch.no_grad():
+        expected = model(pixel_values, pixel_mask=mask, keypoint_top_k=4)
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        found = compiled(pixel_values, pixel_mask=mask, keypoint_top_k=4)
+    for name in RESULTS:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+def test_device_map(tmp_path):
+    model = make_model().float()
+    model.save_pretrained(tmp_path / "model")
+    pixel_values = images(1, 3, 64, 64).float()
+    with torch.no_grad():
+        expected = model(pixel_values)
+    for device_map in ("auto", {"model.backbone": "cpu", "model.neck": "cpu", "model.decoder": "disk", "flow": "cpu"}):
+        placed = QueryPoseForPoseEstimation.from_pretrained(
+            tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+        )
+        with torch.no_grad():
+            found = placed(pixel_values)
+        for name in RESULTS:
+            torch.testing.assert_close(found[name], expected[name])
+
+
+def test_attention_maps():
+    model = make_model()
+    with torch.no_grad():
+        outputs = model(images(2, 3, 64, 64), output_attentions=True, output_hidden_states=True)
+    assert [tuple(x.shape) for x in outputs.attentions] == [(2, 4, 12, 12)] * 2
+    # the RoIs of the tiny configuration are 8 wide, upsampled to 16
+    assert [tuple(x.shape) for x in outputs.part_attentions] == [(2, 12, 7, 16, 16)] * 2
+    for maps in outputs.part_attentions:
+        torch.testing.assert_close(maps.sum(dim=(-1, -2)), torch.ones(2, 12, 7, dtype=torch.float64))
+    assert len(outputs.hidden_states) == 3
+    torch.testing.assert_close(outputs.hidden_states[-1], outputs.last_hidden_state)
+
+
+def test_other_skeletons_and_classes():
+    config = tiny_config(num_labels=3, **QueryPoseConfig.skeleton_fields("crowdpose"))
+    torch.manual_seed(0)
+    model = QueryPoseForPoseEstimation(config)
+    labels = [people(2, num_keypoints=14)]
+    labels[0]["class_labels"] = torch.tensor([2, 0])
+    outputs = model.train()(torch.randn(1, 3, 64, 64), labels=labels)
+    outputs.loss.backward()
+    assert outputs.logits.shape == (1, 12, 3) and outputs.pred_keypoints.shape == (1, 12, 14, 2)
+
+
+def test_keypoints_come_from_their_own_part():
+    """Changing one part's query moves that part's keypoints and no other."""
+    head = make_model().model.decoder.keypoint_layers[0].keypoint_head
+    queries = images(1, 7, 16)
+    changed = queries.clone()
+    changed[:, 2] = images(1, 16, seed=5)
+    moved = (head(queries) != head(changed)).any(dim=-1)[0]
+    assert moved.nonzero().flatten().tolist() == [7, 9]
