@@ -936,11 +936,11 @@ class QueryPoseModel(QueryPosePreTrainedModel):
             pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 1 where the image is, 0 where it was padded. Without it every image fills its tensor.
             labels (`list[dict]`, *optional*):
-                People per image. In training mode only the queries matched to them are decoded into keypoints; ignored
-                in inference.
+                People per image. In training mode keypoints are decoded of the queries matched to them alone, in
+                inference of all queries.
             output_attentions, output_hidden_states (`bool`, *optional*): see the output; default to the configuration.
             keypoint_top_k (`int`, *optional*), keypoint_score_threshold (`float`, *optional*):
-                Override the configuration's fields of the same names; both are without effect in training.
+                Override the configuration's fields of the same names; without effect where labels are given.
 
         Raises:
             ValueError: if the shapes of images, mask and labels do not agree.
@@ -952,15 +952,19 @@ class QueryPoseModel(QueryPosePreTrainedModel):
         targets = None
         if self.training and labels is not None:
             targets = targets_from_labels(labels, pixel_values, config)
+        if keypoint_top_k is None:
+            keypoint_top_k = config.keypoint_top_k
+        if keypoint_score_threshold is None:
+            keypoint_score_threshold = config.keypoint_score_threshold
+        if labels is not None:  # a loss needs the keypoints of whichever queries are matched
+            keypoint_top_k = keypoint_score_threshold = None
         pyramid = self.extract_pyramid(pixel_values)
         outputs = self.decoder(
             pyramid,
             image_sizes,
             targets=targets,
-            keypoint_top_k=config.keypoint_top_k if keypoint_top_k is None else keypoint_top_k,
-            keypoint_score_threshold=(
-                config.keypoint_score_threshold if keypoint_score_threshold is None else keypoint_score_threshold
-            ),
+            keypoint_top_k=keypoint_top_k,
+            keypoint_score_threshold=keypoint_score_threshold,
             output_attentions=bool(output_attentions),
             output_hidden_states=bool(output_hidden_states),
         )
@@ -1065,15 +1069,13 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
                 decoded; in training mode only those of queries matched to people are.
             output_attentions, output_hidden_states (`bool`, *optional*): see the output; default to the configuration.
             keypoint_top_k (`int`, *optional*), keypoint_score_threshold (`float`, *optional*):
-                Override the configuration's fields of the same names.
+                Override the configuration's fields of the same names; without effect where labels are given.
 
         Raises:
             ValueError: if the shapes of images, mask and labels do not agree.
         """
         config = self.config
         targets = None if labels is None else targets_from_labels(labels, pixel_values, config)
-        if targets is not None and not self.training:
-            keypoint_top_k, keypoint_score_threshold = config.num_queries, 0.0
         outputs: QueryPoseModelOutput = self.model(
             pixel_values,
             pixel_mask=pixel_mask,

@@ -26,7 +26,7 @@ class Skeleton:
         keypoint_names (`tuple[str, ...]`): one name per keypoint; the order is that of every keypoint array.
         parts (`tuple[tuple[int, ...], ...]`): the parts of the paper's Section 3.2, each a group of keypoint indices;
             every keypoint is in exactly one of them.
-        edges (`tuple[tuple[int, ...], ...]`): limbs to draw, as pairs of keypoint indices.
+        edges (`tuple[tuple[int, int], ...]`): limbs to draw, as pairs of keypoint indices.
         flip_indices (`tuple[int, ...]` or `None`): for each keypoint the index of its mirror image; `None` where it
             is not known, and then images must not be flipped.
         sigmas (`tuple[float, ...]`): the per-keypoint constants of object keypoint similarity (OKS).
@@ -34,7 +34,7 @@ class Skeleton:
 
     keypoint_names: tuple[str, ...]
     parts: tuple[tuple[int, ...], ...]
-    edges: tuple[tuple[int, ...], ...]
+    edges: tuple[tuple[int, int], ...]
     flip_indices: tuple[int, ...] | None
     sigmas: tuple[float, ...]
 
@@ -83,7 +83,7 @@ class Skeleton:
         return cls(
             keypoint_names=names,
             parts=tuple((i,) for i in range(len(names))) if parts is None else tuple(tuple(p) for p in parts),
-            edges=() if edges is None else tuple(tuple(edge) for edge in edges),
+            edges=() if edges is None else tuple((first, second) for first, second in edges),
             flip_indices=flip_indices_from_names(names) if flip_indices is None else tuple(flip_indices),
             sigmas=tuple(float(s) for s in sigmas),
         )

@@ -1,1 +1,50 @@
 """Sources of annotated pictures, augmentation and collation."""
+
+from .augmentation import (
+    HorizontalFlip,
+    Mosaic,
+    Photometric,
+    PoseAugmentation,
+    RandomCrop,
+    RandomErasing,
+    ResizeShortSide,
+    Rotation,
+    ScaleJitter,
+)
+from .augmented_dataset import AugmentedPoseDataset, AugmentedPoseStream
+from .check import DataReport, check_data
+from .coco import CocoPoseDataset, CrowdPoseDataset
+from .collation import AspectRatioBatchSampler, PoseCollator
+from .hub_dataset import HubPoseDataset, HubPoseStream, PoseColumns
+from .pose_dataset import PoseDataset, image_sizes
+from .sample import PoseSample, UnusableImageError
+from .yolo_pose import YoloPoseDataset
+
+
+__all__ = [
+    "AspectRatioBatchSampler",
+    "AugmentedPoseDataset",
+    "AugmentedPoseStream",
+    "CocoPoseDataset",
+    "CrowdPoseDataset",
+    "DataReport",
+    "HorizontalFlip",
+    "HubPoseDataset",
+    "HubPoseStream",
+    "Mosaic",
+    "Photometric",
+    "PoseAugmentation",
+    "PoseCollator",
+    "PoseColumns",
+    "PoseDataset",
+    "PoseSample",
+    "RandomCrop",
+    "RandomErasing",
+    "ResizeShortSide",
+    "Rotation",
+    "ScaleJitter",
+    "UnusableImageError",
+    "YoloPoseDataset",
+    "check_data",
+    "image_sizes",
+]

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .json_files import read_json
+from ..json_files import read_json
+from ..record_checks import is_identifier, require_numbers, require_records, shown
 from .protocols import CROWDPOSE_AREA_RATIO, check_metric, images_by_crowd_group
-from .record_checks import is_identifier, require_numbers, require_records, shown
 
 
 @dataclass(frozen=True)

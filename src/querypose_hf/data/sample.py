@@ -1,0 +1,110 @@
+"""What every source of annotated pictures gives: one sample, and the reading of its picture."""
+
+import contextlib
+import os
+import struct
+import zlib
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+import PIL.Image
+import PIL.ImageOps
+
+from ..image_decoding_querypose import decode_image
+
+
+_EXIF_ORIENTATION = 0x0112
+_TURNED_BY_A_RIGHT_ANGLE = (5, 6, 7, 8)
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    PIL.Image.DecompressionBombError,
+)
+
+
+class PoseSample(TypedDict):
+    """One annotated picture, as every source gives it and augmentation and collation take it.
+
+    Attributes:
+        image (`PIL.Image.Image`): RGB and upright.
+        image_id (`int`): the picture's id in its source.
+        annotations (`list[dict]`): COCO objects: `bbox` (x, y, width, height in pixels), `keypoints` (3 K numbers: x,
+            y as pixel indices and visibility 0, 1 or 2), `area` in pixels, `iscrowd`, `category_id`, `id`.
+        exhaustive (`bool`): whether everybody in the picture is annotated. Where it is `False`, a person found outside
+            the annotations is not known to be wrong. `True` when left out.
+        resized (`bool`): whether augmentation has given the picture its final size, so that the image processor must
+            not resize it. `False` when left out.
+    """
+
+    image: PIL.Image.Image
+    image_id: int
+    annotations: list[dict[str, Any]]
+    exhaustive: NotRequired[bool]
+    resized: NotRequired[bool]
+
+
+class UnusableImageError(ValueError):
+    """An image that cannot be read, or is not of the size its annotations were made for."""
+
+
+def read_image(source: Any, name: str) -> PIL.Image.Image:
+    """Reads and decodes a picture.
+
+    Args:
+        source (`str`, `os.PathLike`, `PIL.Image.Image` or `dict`): a file, a PIL image, or what a column of `datasets`
+            holds undecoded: `{"bytes": bytes or None, "path": str or None}`.
+        name (`str`): what the picture is called in the error's message.
+
+    Returns:
+        `PIL.Image.Image`: RGB, upright after its EXIF orientation. Other modes are converted as
+        [`~image_processing_base_querypose.decode_image`] does it, so that training sees what inference sees.
+
+    Raises:
+        UnusableImageError: the picture cannot be read; the message gives its name and the reason.
+    """
+    try:
+        image = _open(source, everything=True)
+        if image.mode != "RGB":
+            return PIL.Image.fromarray(decode_image(image).permute(1, 2, 0).numpy())
+        image.load()
+        # `exif_transpose` copies images that are upright already
+        return PIL.ImageOps.exif_transpose(image) if image.getexif().get(_EXIF_ORIENTATION, 1) != 1 else image
+    except _DECODING_ERRORS as error:
+        raise UnusableImageError(f"{name}: the image cannot be read: {error}") from error
+
+
+def read_image_size(source: Any, name: str) -> tuple[int, int]:
+    """Reads the width and height of an upright picture from its header, without decoding it.
+
+    Arguments and errors are those of [`read_image`].
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            image = _open(source)
+            if image is not source:
+                stack.enter_context(image)
+            width, height = image.size
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in _TURNED_BY_A_RIGHT_ANGLE
+    except _DECODING_ERRORS as error:
+        raise UnusableImageError(f"{name}: the image cannot be read: {error}") from error
+    return (height, width) if turned else (width, height)
+
+
+def _open(source: Any, everything: bool = False) -> PIL.Image.Image:
+    if isinstance(source, PIL.Image.Image):
+        return source
+    if isinstance(source, Mapping):
+        if source.get("bytes") is not None:
+            return PIL.Image.open(BytesIO(source["bytes"]))
+        source = source.get("path")
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"expected a file, a PIL image or its bytes, got {type(source).__name__}")
+    # the whole file at once: an open handle for each picture in flight would run into the limit of the system
+    return PIL.Image.open(BytesIO(Path(source).read_bytes()) if everything else source)

@@ -1,0 +1,263 @@
+"""The layout that YOLO pose models are trained on: a folder of images, one of label files, and a `data.yaml`."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from tqdm.auto import tqdm
+
+from .pose_dataset import OnError, PoseFileDataset, check_flip_indices, check_on_error, logger
+from .pose_table import PoseTable
+from .sample import UnusableImageError, read_image_size
+
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+# a box may stick out of the image by a rounding error, a keypoint by as much as a person can be cut off
+_BOX_TOLERANCE = 0.01
+_KEYPOINT_TOLERANCE = 1.0
+
+
+class YoloPoseDataset(PoseFileDataset):
+    """Pictures and label files of a YOLO pose data set.
+
+    `data.yaml` has `path` (the folder of the data, by default its own), for each split a folder of images, several of
+    them, or a text file that lists images, `kpt_shape` [K, 2 or 3], `names` of the classes and, optionally,
+    `flip_idx` and `kpt_names`. The labels of `.../images/a/b.jpg` are in `.../labels/a/b.txt`, one line for each
+    object: class, box centre x and y, box width and height, and K times x, y and, with `kpt_shape` [K, 3], visibility.
+    With two numbers a keypoint counts as visible unless both are 0. An image without a label file shows nobody.
+
+    Coordinates are relative to the upright image and continuous: a keypoint at x becomes the pixel index
+    x * width - 0.5. The class numbers are the category ids, and `area` is the box's.
+
+    Attributes:
+        images_without_label_file (`int`): how many images have none.
+
+    Args:
+        data (`str` or `os.PathLike`): the `data.yaml`.
+        split (`str`, *optional*, defaults to `"train"`): which of its splits.
+        only_with_people (`bool`, *optional*, defaults to `False`): whether to leave out pictures without an object.
+        exhaustive (`bool`, *optional*, defaults to `True`): whether everybody in the pictures is annotated.
+        on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`): whether a picture that is missing or
+            broken stops the run, or is named and skipped.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        UnusableImageError: the header of a picture cannot be read, and `on_error` is `"raise"`.
+        ValueError: a field or line is wrong; the message names file, line or field, value and what is expected.
+
+    Example:
+
+    ```python
+    >>> horses = YoloPoseDataset("horses/data.yaml", split="train")
+    >>> horses.category_names
+    {0: 'horse'}
+    ```
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike,
+        split: str = "train",
+        *,
+        only_with_people: bool = False,
+        exhaustive: bool = True,
+        on_error: OnError = "raise",
+    ):
+        on_error = check_on_error(on_error)
+        path = Path(data)
+        settings = _read_settings(path)
+        num_keypoints, num_values = _keypoint_shape(settings, path)
+        category_names = _names_by_number(settings.get("names"), "names", path)
+        keypoint_names = _keypoint_names(settings.get("kpt_names"), path)
+        flip_indices = settings.get("flip_idx") or None
+        if flip_indices is not None:
+            try:
+                flip_indices = check_flip_indices(flip_indices, num_keypoints)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path}: `flip_idx`: {error}") from error
+
+        files, sizes, labels = [], [], []
+        missing_labels, unusable = 0, 0
+        for file in tqdm(
+            _image_files(settings, split, path), desc=f"reading {split} labels", unit=" images", leave=False
+        ):
+            try:
+                size = read_image_size(file, str(file))
+            except UnusableImageError as error:
+                if on_error == "raise":
+                    raise
+                logger.warning("skipped: %s", error)
+                unusable += 1
+                continue
+            label_file = _label_file(file)
+            missing_labels += not label_file.is_file()
+            files.append(str(file))
+            sizes.append(size)
+            labels.append(_read_labels(label_file, num_keypoints, num_values, len(category_names)))
+        super().__init__(
+            _make_table(sizes, labels, num_keypoints),
+            files,
+            category_names=category_names,
+            keypoint_names=keypoint_names,
+            edges=(),
+            flip_indices=flip_indices,
+            exhaustive=exhaustive,
+            on_error=on_error,
+            only_with_people=only_with_people,
+            left_out={"unusable_images": unusable},
+        )
+        self.images_without_label_file = missing_labels
+
+
+def _read_settings(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML file: {error}") from error
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{path}: expected fields such as `train`, `kpt_shape` and `names`, got {settings!r:.60}.")
+    return settings
+
+
+def _keypoint_shape(settings: Mapping[str, Any], path: Path) -> tuple[int, int]:
+    shape = settings.get("kpt_shape")
+    if (
+        not isinstance(shape, Sequence)
+        or len(shape) != 2
+        or not all(isinstance(value, int) for value in shape)
+        or shape[0] < 1
+        or shape[1] not in (2, 3)
+    ):
+        raise ValueError(f"{path}: `kpt_shape` is {shape!r}; expected [number of keypoints, 2 or 3].")
+    return shape[0], shape[1]
+
+
+def _names_by_number(names: Any, field: str, path: Path) -> dict[int, str]:
+    if isinstance(names, Sequence) and not isinstance(names, str):
+        names = dict(enumerate(names))
+    if not isinstance(names, Mapping) or not names or sorted(names) != list(range(len(names))):
+        raise ValueError(f"{path}: `{field}` is {names!r:.60}; expected a list of names, or names by numbers from 0.")
+    return {number: str(names[number]) for number in range(len(names))}
+
+
+def _keypoint_names(names: Any, path: Path) -> list[str] | None:
+    # names may be given for each class; the model's keypoints are the same for all of them
+    if isinstance(names, Mapping) and names:
+        lists = list(names.values())
+        if any(value != lists[0] for value in lists):
+            raise ValueError(f"{path}: `kpt_names` differ between classes; expected the same keypoints for all.")
+        names = lists[0]
+    if not names:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: `kpt_names` is {names!r:.60}; expected a list of names.")
+    return names
+
+
+def _image_files(settings: Mapping[str, Any], split: str, path: Path) -> list[Path]:
+    places = settings.get(split)
+    if places is None:
+        raise ValueError(f"{path}: `{split}` is missing; expected a folder of images, or a text file that lists them.")
+    # a relative `path` counts from the file itself, so that the data can be moved as a whole
+    root = path.parent / str(settings.get("path") or ".")
+    files: list[Path] = []
+    for place in [places] if isinstance(places, str) else places:
+        place = root / str(place)
+        if place.is_dir():
+            files.extend(sorted(file for file in place.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES))
+        elif place.is_file():
+            lines = place.read_text(encoding="utf-8").splitlines()
+            files.extend(place.parent / line.strip() for line in lines if line.strip())
+        else:
+            raise FileNotFoundError(f"{path}: `{split}` names {place}, which is neither a folder nor a file.")
+    if not files:
+        raise ValueError(
+            f"{path}: `{split}` has no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
+    return files
+
+
+def _label_file(image_file: Path) -> Path:
+    parts = list(image_file.parts)
+    # the last folder of that name: the path above the data may hold another one
+    for position in reversed(range(len(parts) - 1)):
+        if parts[position] == "images":
+            parts[position] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def _read_labels(file: Path, num_keypoints: int, num_values: int, num_categories: int) -> np.ndarray:
+    """(m, 5 + K * num_values): the lines of one label file, in relative coordinates."""
+    length = 5 + num_keypoints * num_values
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        values = line.split()
+        if not values:
+            continue
+        place = f"{file}, line {number}"
+        if len(values) != length:
+            raise ValueError(
+                f"{place}: {len(values)} numbers; expected {length}: class, 4 for the box and {num_values} for each "
+                f"of {num_keypoints} keypoints."
+            )
+        try:
+            row = np.array(values, dtype=np.float64)
+        except ValueError as error:
+            raise ValueError(f"{place}: expected numbers: {error}") from error
+        if not np.isfinite(row).all():
+            raise ValueError(f"{place}: expected finite numbers, got {values[int((~np.isfinite(row)).argmax())]}.")
+        if row[0] not in range(num_categories):
+            raise ValueError(f"{place}: class {values[0]}; expected a whole number from 0 to {num_categories - 1}.")
+        if row[1:5].min() < -_BOX_TOLERANCE or row[1:5].max() > 1 + _BOX_TOLERANCE:
+            raise ValueError(
+                f"{place}: box {' '.join(values[1:5])}; expected numbers from 0 to 1, relative to the image."
+            )
+        keypoints = row[5:].reshape(num_keypoints, num_values)
+        if num_values == 3:
+            strange = ~np.isin(keypoints[:, 2], (0, 1, 2))
+            if strange.any():
+                first = int(strange.argmax())
+                raise ValueError(
+                    f"{place}: visibility {keypoints[first, 2]:g} of keypoint {first}; expected 0 (not labelled), 1 "
+                    "(hidden) or 2 (visible)."
+                )
+            keypoints = keypoints[keypoints[:, 2] > 0]
+        if keypoints.size and np.abs(keypoints[:, :2] - 0.5).max() > 0.5 + _KEYPOINT_TOLERANCE:
+            raise ValueError(
+                f"{place}: a keypoint lies far outside the image; expected coordinates relative to the image."
+            )
+        rows.append(row)
+    return np.array(rows).reshape(-1, length)
+
+
+def _make_table(sizes: Sequence[tuple[int, int]], labels: Sequence[np.ndarray], num_keypoints: int) -> PoseTable:
+    size_array = np.array(sizes, dtype=np.int64).reshape(-1, 2)
+    image_rows = np.repeat(np.arange(len(labels)), [len(rows) for rows in labels])
+    rows = np.concatenate(labels) if labels else np.zeros((0, 5 + 3 * num_keypoints))
+    extent = size_array[image_rows].astype(np.float64)
+    boxes = np.concatenate([rows[:, 1:3] - rows[:, 3:5] / 2, rows[:, 3:5]], axis=1) * np.tile(extent, 2)
+    points = rows[:, 5:].reshape(len(rows), num_keypoints, -1)
+    visibility = points[..., 2] if points.shape[2] == 3 else 2.0 * (points[..., :2] != 0).any(axis=2)
+    keypoints = np.zeros((len(rows), num_keypoints, 3))
+    labelled = visibility > 0
+    keypoints[..., :2] = np.where(labelled[..., None], points[..., :2] * extent[:, None] - 0.5, 0)
+    keypoints[..., 2] = visibility
+    return PoseTable.from_rows(
+        image_ids=np.arange(len(size_array)),
+        sizes=size_array,
+        image_rows=image_rows,
+        ids=np.arange(len(rows)),
+        boxes=boxes,
+        keypoints=keypoints,
+        areas=boxes[:, 2:].prod(axis=1),
+        category_ids=rows[:, 0].astype(np.int64),
+        iscrowd=np.zeros(len(rows), dtype=bool),
+    )

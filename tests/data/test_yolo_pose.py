@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from querypose_hf.data import UnusableImageError, YoloPoseDataset
+
+
+SETTINGS = {
+    "path": ".",
+    "train": "images/train",
+    "kpt_shape": [3, 3],
+    "flip_idx": [0, 2, 1],
+    "names": {0: "horse", 1: "rider"},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(labels, settings=None):
+        """`labels` are the lines for each picture, or `None` for no label file."""
+        # a folder of this name above the data must not be taken for that of the pictures
+        root = tmp_path / "images" / "set"
+        for kind in ("images", "labels"):
+            (root / kind / "train").mkdir(parents=True, exist_ok=True)
+        for i, lines in enumerate(labels):
+            Image.new("RGB", (80, 40), (i, 0, 0)).save(root / "images" / "train" / f"{i}.png")
+            if lines is not None:
+                (root / "labels" / "train" / f"{i}.txt").write_text("\n".join(lines))
+        (root / "data.yaml").write_text(yaml.safe_dump({**SETTINGS, **(settings or {})}))
+        return root / "data.yaml"
+
+    return write
+
+
+LINE = "1 0.5 0.5 0.25 0.5 0.5 0.5 2 0.25 0.75 1 0 0 0"
+
+
+class TestReading:
+    def test_relative_coordinates_become_pixel_indices(self, write):
+        dataset = YoloPoseDataset(write([[LINE, ""], [], None]))
+        assert len(dataset) == 3
+        assert np.array_equal(dataset.sizes, [[80, 40]] * 3)
+        sample = dataset[0]
+        assert sample["image"].getpixel((0, 0)) == (0, 0, 0)
+        (entry,) = sample["annotations"]
+        assert entry["category_id"] == 1
+        assert entry["bbox"] == [30, 10, 20, 20]
+        assert entry["area"] == 400
+        # 0.5 of 80 pixels is the border between those of index 39 and 40
+        assert entry["keypoints"] == [39.5, 19.5, 2, 19.5, 29.5, 1, 0, 0, 0]
+        assert dataset[1]["annotations"] == dataset[2]["annotations"] == []
+        assert dataset.images_without_label_file == 1
+        assert dataset.category_names == {0: "horse", 1: "rider"}
+        assert dataset.flip_indices == (0, 2, 1)
+
+    def test_two_numbers_per_keypoint(self, write):
+        line = "0 0.5 0.5 0.25 0.5 0.5 0.5 0 0 0 0.25"
+        dataset = YoloPoseDataset(write([[line]], {"kpt_shape": [3, 2]}))
+        assert dataset.annotations(0)[0]["keypoints"] == [39.5, 19.5, 2, 0, 0, 0, -0.5, 9.5, 2]
+
+    def test_only_with_people(self, write):
+        dataset = YoloPoseDataset(write([[], [LINE], None, [LINE, LINE]]), only_with_people=True)
+        assert [dataset[i]["image"].getpixel((0, 0))[0] for i in range(len(dataset))] == [1, 3]
+        assert dataset.left_out["images_without_people"] == 2
+
+    def test_split_as_a_list_of_files(self, write):
+        path = write([[LINE], [], [LINE]])
+        (path.parent / "few.txt").write_text("images/train/2.png\nimages/train/0.png\n")
+        data = {**SETTINGS, "train": ["few.txt"], "kpt_names": {0: ["nose", "left_ear", "right_ear"]}, "flip_idx": []}
+        path.write_text(yaml.safe_dump(data))
+        dataset = YoloPoseDataset(path)
+        assert [dataset[i]["image"].getpixel((0, 0))[0] for i in range(2)] == [2, 0]
+        assert dataset.keypoint_names == ("nose", "left_ear", "right_ear")
+        assert dataset.flip_indices == (0, 2, 1)
+
+    def test_broken_image(self, write):
+        path = write([[LINE], [LINE]])
+        (path.parent / "images" / "train" / "0.png").write_bytes(b"no picture")
+        with pytest.raises(UnusableImageError, match=r"0\.png: the image cannot be read"):
+            YoloPoseDataset(path)
+        dataset = YoloPoseDataset(path, on_error="skip")
+        assert len(dataset) == 1 and dataset.left_out["unusable_images"] == 1
+        assert dataset[0]["image"].getpixel((0, 0)) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("1 0.5 0.5 0.25", r"0\.txt, line 2: 4 numbers; expected 14"),
+        (LINE.replace("0.75", "x"), r"0\.txt, line 2: expected numbers"),
+        (LINE.replace("0.75", "nan"), "line 2: expected finite numbers, got nan"),
+        ("2" + LINE[1:], "line 2: class 2; expected a whole number from 0 to 1"),
+        (LINE.replace("0.25 0.5 ", "25 50 ", 1), "line 2: box 0.5 0.5 25 50; expected numbers from 0 to 1"),
+        (LINE.replace("0.75 1", "30 1"), "line 2: a keypoint lies far outside"),
+        (LINE.replace("0.75 1", "0.75 4"), "line 2: visibility 4 of keypoint 1"),
+    ],
+)
+def test_label_errors_name_file_and_line(write, line, message):
+    with pytest.raises(ValueError, match=message):
+        YoloPoseDataset(write([[LINE, line]]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kpt_shape": [3, 4]}, r"`kpt_shape` is \[3, 4\]"),
+        ({"kpt_shape": None}, "`kpt_shape` is None"),
+        ({"names": {1: "horse"}}, "`names` is"),
+        ({"flip_idx": [1, 2, 0]}, "`flip_idx`"),
+        ({"train": None}, "`train` is missing"),
+        ({"kpt_names": [1, 2, 3]}, "`kpt_names` is"),
+        ({"kpt_names": ["a", "b"]}, "`keypoint_names` has 2 names where the annotations have 3"),
+    ],
+)
+def test_settings_errors_name_the_field(write, settings, message):
+    with pytest.raises(ValueError, match=message):
+        YoloPoseDataset(write([[LINE]], settings))
+
+
+def test_missing_files(write, tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a file"):
+        YoloPoseDataset(write([[LINE]], {"train": "elsewhere"}))
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        YoloPoseDataset(tmp_path / "none.yaml")
+    with pytest.raises(ValueError, match="`val` is missing"):
+        YoloPoseDataset(write([[LINE]]), split="val")
