@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import PIL.Image
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from .configuration_querypose import VARIANTS
@@ -126,7 +127,7 @@ def _find_people(options: argparse.Namespace, images: Sequence[str], model: str)
     try:
         # Transformers' annotations know its own tasks alone
         pose_estimator = pipeline("pose-estimation", model=model, device=options.device)  # type: ignore[call-overload]
-    except (OSError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(
             f"--model must be the folder or Hub id of a QueryPose checkpoint, but {model} cannot be loaded: {error}"
         ) from error
