@@ -43,7 +43,7 @@ def test_coco():
 
 def test_crowdpose():
     sides = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
-    names = tuple(f"{side}_{joint}" for joint in sides for side in ("left", "right")) + ("head", "neck")
+    names = (*(f"{side}_{joint}" for joint in sides for side in ("left", "right")), "head", "neck")
     assert CROWDPOSE_14.keypoint_names == names
     tenths = (0.79, 0.79, 0.72, 0.72, 0.62, 0.62, 1.07, 1.07, 0.87, 0.87, 0.89, 0.89, 0.79, 0.79)
     assert CROWDPOSE_14.sigmas == pytest.approx([value / 10 for value in tenths], abs=1e-12)

@@ -2,8 +2,9 @@
 
 import copy
 import pickle
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"`file` must be a file of weights, but {path} is none: {error}") from error
+            raise ValueError(f"`file` must be a whole file of weights, but {path} cannot be read: {error}") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -60,8 +61,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"`file` must hold tensors alone, but {path} holds something else, which is not loaded because it could "
             f"run code: {error}"
         ) from error
-    except (EOFError, RuntimeError) as error:
-        raise ValueError(f"`file` must be a file of weights, but {path} is none: {error}") from error
+    except (EOFError, OSError, RuntimeError) as error:  # torch has many ways to say that a file is cut off
+        raise ValueError(f"`file` must be a whole file of weights, but {path} cannot be read: {error}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -108,8 +109,12 @@ def _fill_from_pretrained(
     wrong = [f"{name} {tuple(got)} (expected {tuple(expected)})" for name, got, expected in found["mismatched_keys"]]
     if wrong:
         raise ValueError(f"The weights are those of another backbone; {len(wrong)} tensors differ in shape: {wrong}.")
-    state = {name: tensor for name, tensor in source.state_dict().items() if name not in found["missing_keys"]}
-    return _fill(backbone, state, unused=sorted(found["unexpected_keys"]))
+    # layers that the class has and does not use come without word of whether the checkpoint had them
+    idle = re.compile("|".join(backbone._keys_to_ignore_on_load_missing or ()) or "(?!)")
+    absent = {name for name in source.state_dict() if name in found["missing_keys"] or idle.search(name)}
+    state = {name: tensor for name, tensor in source.state_dict().items() if name not in absent}
+    report = _fill(backbone, state, unused=sorted(found["unexpected_keys"]))
+    return replace(report, missing=[name for name in report.missing if not idle.search(name)])
 
 
 def load_imagenet_weights(

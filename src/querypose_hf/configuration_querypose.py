@@ -283,12 +283,14 @@ class QueryPoseConfig(PreTrainedConfig):
             temporary = Path(name)
             super().save_pretrained(temporary)
             config_file = temporary / "config.json"
+            # code that itself came with a checkpoint came without what was not asked for, such as the pipeline
+            present = [code for code in HUB_FILES if (here / code).exists()]
+            for code in present:
+                shutil.copyfile(here / code, temporary / code)
             content = {**json.loads(config_file.read_text(encoding="utf-8")), **HUB_ENTRIES}
+            if "pipeline_querypose.py" not in present:
+                content.pop("custom_pipelines")
             config_file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            for code in HUB_FILES:
-                # code that itself came with a checkpoint may have come without some of the files
-                if (here / code).exists():
-                    shutil.copyfile(here / code, temporary / code)
             # the configuration last, since it is what asks for the code
             for file in sorted(temporary.iterdir(), key=lambda file: file == config_file):
                 file.replace(folder / file.name)

@@ -227,8 +227,10 @@ def read_original_checkpoint(path: str | Path) -> dict[str, Tensor]:
             f"`checkpoint_path` must hold tensors alone, but {path} holds something else, which is not loaded because "
             f"it could run code: {error}"
         ) from error
-    except (EOFError, RuntimeError) as error:
-        raise ValueError(f"`checkpoint_path` must be a checkpoint of PyTorch, but {path} is none: {error}") from error
+    except (EOFError, OSError, RuntimeError) as error:  # torch has many ways to say that a file is cut off
+        raise ValueError(
+            f"`checkpoint_path` must be a whole checkpoint of PyTorch, but {path} cannot be read: {error}"
+        ) from error
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} is not a checkpoint of QueryPose: expected a dict of tensors under the key 'model'.")
@@ -375,7 +377,7 @@ def convert_checkpoint(
     """Converts a checkpoint file of the authors into a folder for `from_pretrained`.
 
     Writes the weights as safetensors, configuration, image processor, the code for use without this package, and a
-    model card. The folder appears when all of it is complete.
+    model card. The folder appears when all of it is complete; until then its name has `.partial` at the end.
 
     Args:
         checkpoint_path (`str` or `Path`): the authors' `.pth` file.

@@ -3,6 +3,7 @@
 import base64
 import os
 import urllib.request
+from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from transformers.image_utils import ChannelDimension, infer_channel_dimension_f
 
 
 _EXIF_ORIENTATION = 0x0112
-_DOWNLOAD_SECONDS = 60
 
 
 def decode_image(
-    image: Any, do_convert_rgb: bool | None = True, input_data_format: str | ChannelDimension | None = None
+    image: Any,
+    do_convert_rgb: bool | None = True,
+    input_data_format: str | ChannelDimension | None = None,
+    timeout: float = 60,
 ) -> torch.Tensor:
     """Decodes one image into a tensor of shape `(num_channels, height, width)`.
 
@@ -34,6 +37,7 @@ def decode_image(
         do_convert_rgb (`bool`, *optional*, defaults to `True`): whether to convert to three channels.
         input_data_format (`str` or `ChannelDimension`, *optional*): where the channels of an array are; inferred from
             its shape when not given.
+        timeout (`float`, *optional*, defaults to 60): seconds to wait for a URL.
 
     Returns:
         `torch.Tensor`: uint8, or float32 for arrays of floating-point numbers. It may share the input's memory and may
@@ -46,7 +50,7 @@ def decode_image(
         `OSError`: if a URL cannot be fetched.
     """
     if isinstance(image, str | os.PathLike):
-        image = _open_image(image)
+        image = _open_image(image, timeout)
     if isinstance(image, PIL.Image.Image):
         pixels = torch.from_numpy(_pil_to_array(image, do_convert_rgb))
         input_data_format = ChannelDimension.LAST
@@ -71,7 +75,7 @@ def decode_image(
     return _to_rgb(pixels) if do_convert_rgb else pixels
 
 
-def _open_image(source: str | os.PathLike) -> PIL.Image.Image:
+def _open_image(source: str | os.PathLike, timeout: float) -> PIL.Image.Image:
     text = os.fspath(source)
     shown = repr(text if len(text) <= 100 else f"{text[:100]}...")
     not_found = (
@@ -81,9 +85,9 @@ def _open_image(source: str | os.PathLike) -> PIL.Image.Image:
     is_base64 = False
     if text.startswith(("http://", "https://")):
         try:
-            with urllib.request.urlopen(text, timeout=_DOWNLOAD_SECONDS) as response:
+            with urllib.request.urlopen(text, timeout=timeout) as response:
                 content = response.read()
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             raise OSError(f"{shown} cannot be fetched: {error}") from error
     elif os.path.isfile(text):
         content = Path(text).read_bytes()

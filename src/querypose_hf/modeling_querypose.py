@@ -152,8 +152,7 @@ class QueryPoseBackbone(nn.Module):
             )
         self.channels = list(self.model.channels)
         self.frozen_modules = self._find_frozen(config.frozen_backbone_stages)
-        for module in self.frozen_modules:
-            module.requires_grad_(False)
+        self.train(self.training)
 
     def _find_frozen(self, stages: int) -> list[nn.Module]:
         if not stages:
@@ -172,8 +171,10 @@ class QueryPoseBackbone(nn.Module):
 
     def train(self, mode: bool = True) -> "QueryPoseBackbone":
         super().train(mode)
-        for module in self.frozen_modules:  # their batch statistics stay as they are, too
-            module.eval()
+        for module in self.frozen_modules:
+            # here as well as at the start, because loading a checkpoint replaces parameters by trainable ones
+            module.requires_grad_(False)
+            module.eval()  # batch statistics stay as they are, too
         return self
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:

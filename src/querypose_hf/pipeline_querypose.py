@@ -1,10 +1,7 @@
 """The `pose-estimation` pipeline."""
 
 import os
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
-from http.client import HTTPException
-from io import BytesIO
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,6 @@ from .image_decoding_querypose import decode_image
 
 # What post-processing needs of the model's output; the rest stays where it is.
 _USED_OUTPUTS = ("logits", "pred_boxes", "pred_keypoints", "keypoint_scores", "keypoint_query_mask")
-_DOWNLOAD_SECONDS = 60
 
 
 class _Items(Dataset):
@@ -42,16 +38,6 @@ class _Items(Dataset):
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _fetch(url: str, timeout: float | None) -> PIL.Image.Image:
-    try:
-        with urllib.request.urlopen(url, timeout=_DOWNLOAD_SECONDS if timeout is None else timeout) as response:
-            image = PIL.Image.open(BytesIO(response.read()))
-            image.load()
-    except (OSError, HTTPException) as error:
-        raise OSError(f"{url!r} cannot be fetched as an image: {error}") from error
-    return image
 
 
 class PoseEstimationPipeline(Pipeline):
@@ -146,10 +132,8 @@ class PoseEstimationPipeline(Pipeline):
         custom_object_save(self, save_directory)
         super().save_pretrained(save_directory, **kwargs)
 
-    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:
-        if isinstance(image, str) and image.startswith(("http://", "https://")):
-            image = _fetch(image, timeout)
-        pixels = decode_image(image, self.image_processor.do_convert_rgb)
+    def preprocess(self, image: Any, timeout: float = 60) -> dict[str, Any]:
+        pixels = decode_image(image, self.image_processor.do_convert_rgb, timeout=timeout)
         height, width = pixels.shape[-2:]
         pixel_values = self.image_processor(
             pixels, do_pad=False, input_data_format=ChannelDimension.FIRST, return_tensors="pt"
