@@ -288,7 +288,7 @@ class QueryPoseConfig(PreTrainedConfig):
             for code in present:
                 shutil.copyfile(here / code, temporary / code)
             content = {**json.loads(config_file.read_text(encoding="utf-8")), **HUB_ENTRIES}
-            if "pipeline_querypose.py" not in present:
+            if not any((place / "pipeline_querypose.py").exists() for place in (temporary, folder)):
                 content.pop("custom_pipelines")
             config_file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             # the configuration last, since it is what asks for the code
