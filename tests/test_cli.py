@@ -359,3 +359,33 @@ def test_script_passes_the_exit_status_on(tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("querypose predict: IMAGE must be")
     assert not list(tmp_path.iterdir())
+
+
+def test_check_data(capsys, tmp_path):
+    (tmp_path / "images").mkdir()
+    PIL.Image.new("RGB", (64, 48), "gray").save(tmp_path / "images" / "one.png")
+    (tmp_path / "annotations.json").write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "one.png", "width": 64, "height": 48}],
+                "annotations": [
+                    {
+                        "id": 1,
+                        "image_id": 1,
+                        "category_id": 1,
+                        "bbox": [10, 10, 30, 30],
+                        "area": 500,
+                        "iscrowd": 0,
+                        "keypoints": [20, 20, 2] + 16 * [0, 0, 0],
+                    }
+                ],
+                "categories": [{"id": 1, "name": "person", "keypoints": list(COCO_17.keypoint_names)}],
+            }
+        )
+    )
+    arguments = ["check-data", "--annotations", str(tmp_path / "annotations.json")]
+    assert "--images" in fails(capsys, *arguments)
+    assert main([*arguments, "--images", str(tmp_path / "images"), "--output", str(tmp_path / "report")]) == 0
+    assert "nose" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["num_images"] == 1
+    assert PIL.Image.open(tmp_path / "report" / "samples.png").size[0] > 0
