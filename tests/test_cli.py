@@ -389,3 +389,23 @@ def test_check_data(capsys, tmp_path):
     assert "nose" in capsys.readouterr().out
     assert json.loads((tmp_path / "report" / "report.json").read_text())["num_images"] == 1
     assert PIL.Image.open(tmp_path / "report" / "samples.png").size[0] > 0
+
+
+def test_evaluate_a_model(capsys, model, tmp_path):
+    scene = render_sample_scene()
+    (tmp_path / "images").mkdir()
+    scene["image"].save(tmp_path / "images" / "scene.png")
+    people = [{**entry, "id": number, "image_id": 1} for number, entry in enumerate(scene["annotations"], start=1)]
+    image = {"id": 1, "file_name": "scene.png", "width": scene["image"].width, "height": scene["image"].height}
+    category = {"id": 1, "name": "person", "keypoints": list(COCO_17.keypoint_names)}
+    (tmp_path / "annotations.json").write_text(
+        json.dumps({"images": [image], "annotations": people, "categories": [category]})
+    )
+    arguments = ["evaluate", "--annotations", str(tmp_path / "annotations.json"), "--output", str(tmp_path / "scores")]
+    arguments += ["--images", str(tmp_path / "images")]
+    assert "--model" in fails(capsys, *arguments)
+    assert main([*arguments, "--model", str(model), "--workers", "0", "--device", "cpu"]) == 0
+    metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())["metrics"]
+    assert f"AP         {metrics['AP']:.4f}" in capsys.readouterr().out
+    assert {entry["image_id"] for entry in json.loads((tmp_path / "scores" / "keypoints.json").read_text())} == {1}
+    assert "<svg" in (tmp_path / "scores" / "report.html").read_text()

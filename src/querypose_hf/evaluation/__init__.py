@@ -1,4 +1,4 @@
-"""COCO and CrowdPose scoring of multi-person keypoints.
+"""COCO and CrowdPose scoring of multi-person keypoints, from results or from a model.
 
 Everything but the scoring itself (reading and writing COCO results) works without pycocotools.
 """
@@ -6,7 +6,10 @@ Everything but the scoring itself (reading and writing COCO results) works witho
 from .coco_results import coco_results_from_people, read_coco_results, write_coco_results
 from .evaluate import evaluate_predictions
 from .ground_truth import KeypointGroundTruth
+from .inference import predict_dataset, unsqueeze_annotations
+from .model_evaluation import evaluate_model
 from .protocols import BOX_METRICS, KEYPOINT_METRICS
+from .report import write_report
 from .scoring import ImageError, KeypointEvaluation, PeopleGroup, PrecisionRecall, score_boxes, score_keypoints
 
 
@@ -19,9 +22,13 @@ __all__ = [
     "PeopleGroup",
     "PrecisionRecall",
     "coco_results_from_people",
+    "evaluate_model",
     "evaluate_predictions",
+    "predict_dataset",
     "read_coco_results",
     "score_boxes",
     "score_keypoints",
+    "unsqueeze_annotations",
     "write_coco_results",
+    "write_report",
 ]

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import BatchFeature
 
 from ..configuration_querypose import QueryPoseConfig
 from ..image_processing_querypose import QueryPoseImageProcessor
@@ -47,7 +46,8 @@ def fit_small_model(
     output_dir: str | Path,
     *,
     steps: int = 350,
-    shortest_edge: int = 192,
+    height: int = 192,
+    width: int = 256,
     learning_rate: float = 1e-3,
     skeleton: Skeleton = COCO_17,
     seed: int = 0,
@@ -60,7 +60,7 @@ def fit_small_model(
             `querypose_hf.data` give them.
         output_dir (`str` or `Path`): where model and image processor are saved, for `from_pretrained`.
         steps (`int`): optimizer steps.
-        shortest_edge (`int`): shorter side that pictures are resized to, in pixels.
+        height, width (`int`): what all pictures are resized to, in pixels; multiples of 32.
         learning_rate (`float`): peak of the schedule, a linear warm-up and a cosine.
         skeleton ([`Skeleton`]): of the annotations.
         seed (`int`): of the initial weights. Sets torch's global seed.
@@ -73,20 +73,16 @@ def fit_small_model(
     torch.manual_seed(seed)
     model = QueryPoseForPoseEstimation(small_config(skeleton)).train()
     image_processor = QueryPoseImageProcessor(
-        size={"shortest_edge": shortest_edge, "longest_edge": 2 * shortest_edge},
+        # one size for all: what has been learnt by heart with the padding of a batch is missed without it
+        size={"height": height, "width": width},
         num_keypoints=skeleton.num_keypoints,
     )
-    batches = _batches_of_one_size(samples, image_processor)
-    # Flow and deviations can stand in for each other in the loss. With a slower flow it is the deviations that shrink
-    # as keypoints fit, and a person's score with them that rises.
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [*model.model.parameters()]},
-            {"params": [*model.flow.parameters()], "lr": 0.1 * learning_rate},
-        ],
-        lr=learning_rate,
-        weight_decay=1e-4,
+    batch = image_processor(
+        [sample["image"] for sample in samples],
+        annotations=[{key: sample[key] for key in ("image_id", "annotations")} for sample in samples],
+        return_tensors="pt",
     )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-4)
     warm_up = max(1, steps // 10)
 
     def factor(step: int) -> float:
@@ -96,38 +92,14 @@ def fit_small_model(
     losses = []
     with tqdm(range(steps), desc="Fitting", unit="step") as progress:
         for _ in progress:
+            loss = model(**batch).loss
             optimizer.zero_grad()
-            total = 0.0
-            for batch, share in batches:
-                loss = share * model(**batch).loss
-                loss.backward()
-                total += loss.item()
+            loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            losses.append(total)
+            losses.append(loss.item())
             progress.set_postfix(loss=f"{losses[-1]:.2f}")
     model.eval().save_pretrained(output_dir)
     image_processor.save_pretrained(output_dir)
     return losses
-
-
-def _batches_of_one_size(
-    samples: Sequence[Mapping[str, Any]], image_processor: QueryPoseImageProcessor
-) -> list[tuple[BatchFeature, float]]:
-    """Batches of pictures that need no padding beyond their own, each with its share of all people.
-
-    A model that has learnt pictures by heart knows their borders too, and would miss the padding of a larger batch.
-    """
-    by_size: dict[tuple[int, ...], list[BatchFeature]] = {}
-    for sample in samples:
-        annotation = {key: sample[key] for key in ("image_id", "annotations")}
-        encoded = image_processor(sample["image"], annotations=annotation, return_tensors="pt")
-        by_size.setdefault(tuple(encoded["pixel_values"].shape), []).append(encoded)
-    batches = []
-    for group in by_size.values():
-        tensors = {name: torch.cat([encoded[name] for encoded in group]) for name in ("pixel_values", "pixel_mask")}
-        labels = [label for encoded in group for label in encoded["labels"]]
-        batches.append((BatchFeature({**tensors, "labels": labels}), max(1, sum(len(x["boxes"]) for x in labels))))
-    people = sum(count for _, count in batches)
-    return [(batch, count / people) for batch, count in batches]

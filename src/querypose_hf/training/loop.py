@@ -1,0 +1,334 @@
+"""The training loop, on Accelerate."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from timm.utils import ModelEmaV3
+from torch.utils.data import DataLoader
+
+from ..data.collation import AspectRatioBatchSampler, PoseCollator
+from ..modeling_querypose import QueryPoseForPoseEstimation
+from .checkpoints import (
+    find_checkpoints,
+    load_checkpoint,
+    random_state,
+    save_checkpoint,
+    save_model_folder,
+    set_random_state,
+    write_whole,
+)
+from .recipe import TrainingConfig, build_optimizer
+from .training_log import TrainingLog, choose_trackers
+
+
+logger = logging.getLogger(__name__)
+
+#: Figures of a model by name, such as `{"AP": 0.68}`.
+Evaluate = Callable[[QueryPoseForPoseEstimation], Mapping[str, float]]
+
+# Settings with which the rest of a run would not be that of the run begun. The schedule may become longer.
+_SETTINGS_OF_THE_WHOLE_RUN = (
+    "learning_rate",
+    "flow_learning_rate_factor",
+    "weight_decay",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "mixed_precision",
+    "ema_decay",
+    "seed",
+)
+
+
+def train(
+    model: QueryPoseForPoseEstimation,
+    dataset: Any,
+    image_processor: Any,
+    config: TrainingConfig,
+    output_dir: str | Path,
+    *,
+    evaluate: Evaluate | None = None,
+    resume: bool = False,
+) -> dict[str, float]:
+    """Trains a model, on as many processes as the program was started with (`accelerate launch`).
+
+    In `output_dir` are then `last/` and, with `evaluate`, `best/`, to load by `from_pretrained`; `checkpoints/`, from
+    which a run that was stopped goes on; `training_log.jsonl`, see [`TrainingLog`]; and `training.yaml`, the settings.
+
+    A run that is resumed goes on as if it had never stopped: with the same data in the same order and, on a CPU, the
+    same bits in every loss and weight. For that the data set has to give the same sample for an index and epoch
+    whatever was read before, as [`AugmentedPoseDataset`] does.
+
+    Over several processes gradients are those of one process with the whole batch, every person weighing the same.
+    The exception is the batch norm of the part embedding, which in training sees the people of its own process alone,
+    as in the paper.
+
+    Args:
+        model ([`QueryPoseForPoseEstimation`]): trained in place.
+        dataset: map-style, see [`AspectRatioBatchSampler`].
+        image_processor (`QueryPoseImageProcessor`): see [`PoseCollator`].
+        config ([`TrainingConfig`]): the settings.
+        output_dir (`str` or `Path`): made if it does not exist.
+        evaluate (`Callable`, *optional*):
+            Gives figures of a model. Called in every process, with the model in evaluation mode and
+            without gradients; the figures of the main process count.
+        resume (`bool`): whether to go on from the newest checkpoint in `output_dir`, if there is one.
+
+    Returns:
+        `dict[str, float]`: the figures of the last evaluation.
+
+    Raises:
+        ValueError: `output_dir` has checkpoints and `resume` is not set, the run to resume had other settings or data,
+            or a tracker is not installed.
+        FloatingPointError: the loss became infinite or no number.
+
+    Example:
+
+    ```python
+    >>> image_processor = QueryPoseImageProcessor(num_keypoints=dataset.num_keypoints)
+    >>> train(model, dataset, image_processor, TrainingConfig.from_yaml("recipe.yaml"), "runs/first", resume=True)
+    ```
+    """
+    loop = TrainingLoop(model, dataset, image_processor, config, output_dir, evaluate=evaluate)
+    return loop.run(resume)
+
+
+class TrainingLoop:
+    """A training run and its state; see [`train`] for the arguments."""
+
+    def __init__(
+        self,
+        model: QueryPoseForPoseEstimation,
+        dataset: Any,
+        image_processor: Any,
+        config: TrainingConfig,
+        output_dir: str | Path,
+        *,
+        evaluate: Evaluate | None = None,
+    ):
+        self.config = config
+        self.output_dir = Path(output_dir)
+        self.image_processor = image_processor
+        self.evaluate = evaluate
+        self.accelerator = build_accelerator(config, self.output_dir)
+        set_seed(config.seed, device_specific=True)
+
+        self.batch_sampler = AspectRatioBatchSampler(dataset, config.batch_size, seed=config.seed)
+        if not len(self.batch_sampler):
+            raise ValueError("`dataset` is empty; expected at least one image.")
+        loader: DataLoader = DataLoader(
+            dataset,
+            batch_sampler=self.batch_sampler,
+            collate_fn=PoseCollator(image_processor),
+            num_workers=config.num_workers,
+            persistent_workers=config.num_workers > 0,
+            pin_memory=self.accelerator.device.type == "cuda",
+            # of its own: every pass through a loader draws a number, of torch's global generator by default
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+        self.model = model.to(self.accelerator.device).train()
+        if config.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.average = None
+        if config.ema_decay is not None:
+            self.average = ModelEmaV3(self.model, decay=config.ema_decay, use_warmup=True)
+            self.average.module = self.accelerator.prepare_model(self.average.module, evaluation_mode=True)
+        if config.compile:
+            self.model.model.backbone.compile()
+            self.model.model.neck.compile()
+        optimizer = build_optimizer(self.model, config)
+        self.prepared_model, self.optimizer, self.loader = self.accelerator.prepare(self.model, optimizer, loader)
+        if self.average is not None:  # only now have all processes the weights of the first
+            self.average.set(self.model)
+
+        accumulated = config.gradient_accumulation_steps
+        self.steps_per_epoch = -(-len(self.loader) // accumulated)
+        schedule = config.schedule.in_steps(self.steps_per_epoch)
+        self.total_steps = schedule.length
+        # not prepared: Accelerate would advance it once for each process
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
+        self.step = self.epoch = self.batch = 0
+        self.best: float | None = None
+        self.metrics: dict[str, float] = {}
+        self.origin = {
+            **{name: getattr(config, name) for name in _SETTINGS_OF_THE_WHOLE_RUN},
+            "number of processes": self.accelerator.num_processes,
+            "number of images": len(dataset),
+        }
+
+    @property
+    def model_to_keep(self) -> QueryPoseForPoseEstimation:
+        """The model that is evaluated and saved: the moving average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def run(self, resume: bool = False) -> dict[str, float]:
+        """Trains to the end of the schedule; see [`train`]."""
+        checkpoints = find_checkpoints(self.output_dir / "checkpoints")
+        if checkpoints and not resume:
+            raise ValueError(
+                f"`output_dir` is {str(self.output_dir)!r}, which holds checkpoints of a run; expected an empty "
+                "folder, or `resume`."
+            )
+        if checkpoints:
+            self.load_state(checkpoints[-1])
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            settings = self.config.to_yaml()
+            write_whole(self.output_dir / "training.yaml", lambda path: path.write_text(settings, encoding="utf-8"))
+        self.accelerator.wait_for_everyone()
+        self.accelerator.init_trackers("querypose", config=self._settings_for_trackers())
+        self.log = TrainingLog(self.accelerator, self.output_dir, self.step, self.total_steps)
+        try:
+            while self.step < self.total_steps:
+                self._run_epoch()
+        finally:
+            self.log.close()
+        return self.metrics
+
+    def _settings_for_trackers(self) -> dict[str, Any]:
+        # trackers know numbers and text alone
+        settings = self.config.to_mapping()
+        schedule = settings.pop("schedule")
+        settings.update({f"schedule/{name}": value for name, value in schedule.items()})
+        return {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
+
+    def _run_epoch(self) -> None:
+        self.loader.set_epoch(self.epoch)
+        batches = iter(skip_first_batches(self.loader, self.batch) if self.batch else self.loader)
+        while self.step < self.total_steps:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                self.epoch, self.batch = self.epoch + 1, 0
+                return
+            self.batch += 1
+            self._train_on(batch, time.perf_counter() - start)
+            if self.accelerator.sync_gradients:
+                self._after_step()
+
+    def _train_on(self, batch: dict[str, Any], waited: float) -> None:
+        if self.config.channels_last:
+            batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+        with self.accelerator.accumulate(self.prepared_model):
+            outputs = self.prepared_model(**batch)
+            self.log.add_micro_batch(outputs, len(batch["pixel_values"]), waited)
+            self.accelerator.backward(outputs.loss)
+            if not self.accelerator.sync_gradients:
+                return
+            norm = self.accelerator.clip_grad_norm_(self.prepared_model.parameters(), self.config.max_gradient_norm)
+            learning_rate = float(self.schedule.get_last_lr()[0])
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.step += 1
+            self.log.add_step(norm)
+        self.learning_rate = learning_rate
+        if not self.optimizer.step_was_skipped:  # where float16 overflowed
+            self.schedule.step()
+            if self.average is not None:
+                self.average.update(self.model, step=self.step)
+
+    def _after_step(self) -> None:
+        config = self.config
+        last = self.step == self.total_steps
+        evaluates = self.evaluate is not None and (last or self._is_due(config.evaluate_every))
+        saves = last or self._is_due(config.save_every)
+        if last or saves or evaluates or self._is_due(config.log_every):
+            # before every checkpoint too, so that no record spans one
+            self.log.write(self.step, self.epoch, self.learning_rate)
+        if evaluates:
+            self._evaluate()
+        if saves:
+            self.save_state()
+        if evaluates or saves:
+            self.log.restart_clock()
+
+    def _is_due(self, every: int | None) -> bool:
+        return every is not None and self.step % every == 0
+
+    def _evaluate(self) -> None:
+        assert self.evaluate is not None
+        model = self.model_to_keep
+        random_numbers = random_state()  # so that training goes on the same with and without evaluations
+        model.eval()
+        with torch.no_grad():
+            self.metrics = {name: float(value) for name, value in self.evaluate(model).items()}
+        if self.average is None:
+            model.train()
+        set_random_state(random_numbers)
+        self.log.write_evaluation(self.metrics, self.step)
+        if self.config.best_metric not in self.metrics:
+            logger.warning(
+                "`best_metric` is %r, but the evaluation gives %s: no best model is kept.",
+                self.config.best_metric,
+                sorted(self.metrics),
+            )
+            return
+        figure = self.metrics[self.config.best_metric]
+        if self.best is None or figure > self.best:
+            self.best = figure
+            if self.accelerator.is_main_process:
+                save_model_folder(self.output_dir / "best", model, self.image_processor)
+
+    def save_state(self) -> None:
+        """Writes a checkpoint, and the model to `last/`; every process has to call it."""
+        states_of_processes = gather_object([random_state()])
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = {
+                "origin": self.origin,
+                "step": self.step,
+                "epoch": self.epoch,
+                "batch": self.batch,
+                "best": self.best,
+                "metrics": self.metrics,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "average": None if self.average is None else self.average.module.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "random_states": states_of_processes,
+            }
+            save_checkpoint(self.output_dir / "checkpoints", self.step, state, self.config.keep_checkpoints)
+            save_model_folder(self.output_dir / "last", self.model_to_keep, self.image_processor)
+        self.accelerator.wait_for_everyone()
+
+    def load_state(self, path: Path) -> None:
+        """Puts the run where it was when the checkpoint was written.
+
+        Raises:
+            ValueError: the checkpoint is of a run with other settings or data.
+        """
+        state = load_checkpoint(path)
+        for name, value in self.origin.items():
+            if state["origin"][name] != value:
+                raise ValueError(
+                    f"{path}: `{name}` was {state['origin'][name]!r} in this run and is {value!r} now; expected the "
+                    "same to resume it."
+                )
+        self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
+        self.best, self.metrics = state["best"], state["metrics"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
+        if state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        set_random_state(state["random_states"][self.accelerator.process_index])
+
+
+def build_accelerator(config: TrainingConfig, output_dir: Path) -> Accelerator:
+    """An `Accelerator` with the run's precision, accumulation and trackers."""
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=choose_trackers(config.trackers) or None,
+        project_dir=str(output_dir),
+        # some backbones have layers that nothing uses, and without the loss of earlier stages their heads are unused
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )

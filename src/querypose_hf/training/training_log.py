@@ -1,0 +1,164 @@
+"""What a training run shows while it runs: a progress bar, a log file, and trackers."""
+
+import json
+import math
+import re
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from tqdm.auto import tqdm
+
+from .checkpoints import write_whole
+
+
+LOG_FILE = "training_log.jsonl"
+_STAGE = re.compile(r"_\d+$")
+
+
+def choose_trackers(names: tuple[str, ...] | None) -> list[str]:
+    """The trackers to use: those named, or TensorBoard where it is installed.
+
+    Raises:
+        ValueError: a named tracker is not installed, or Accelerate does not know it.
+    """
+    available = [str(tracker) for tracker in get_available_trackers()]
+    if names is None:
+        return [name for name in ("tensorboard",) if name in available]
+    for name in names:
+        if name not in available:
+            raise ValueError(
+                f"`trackers` holds {name!r}, which is not installed; expected any of {sorted(available)}."
+            )
+    return list(names)
+
+
+class TrainingLog:
+    """Sums up what happens between two records, and writes the records.
+
+    A record goes to the log file (`training_log.jsonl`, one JSON object per line), to the trackers and to the progress
+    bar. It holds `step`, `epoch`, the mean `loss` and its terms, each summed over the stages, over all micro batches
+    and processes since the record before, `gradient_norm` before clipping, `learning_rate`, `images_per_second` of all
+    processes, `data_wait` (the share of the time spent waiting for data) and `memory_gib` (the most of the device's
+    memory that was in use; on a CPU, of the process's).
+
+    Args:
+        accelerator (`Accelerator`): of the run.
+        folder (`Path`): where the log file is.
+        step (`int`): steps already taken; records of later ones, left by a run that was killed, are deleted.
+        total_steps (`int`): optimizer steps of the whole run.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, step: int, total_steps: int):
+        self.accelerator = accelerator
+        self.path = folder / LOG_FILE
+        if accelerator.is_main_process:
+            self._keep_records_up_to(step)
+        self.progress = tqdm(
+            desc="Training",
+            unit="step",
+            total=total_steps,
+            initial=step,
+            disable=not accelerator.is_local_main_process,
+        )
+        self._clear()
+
+    def _keep_records_up_to(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        # the last line may be half of one, if the process was killed while it was written
+        lines = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+        kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
+        write_whole(self.path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+
+    def _clear(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._micro_batches = self._images = self._steps = 0
+        self._waited = 0.0
+        self._since = time.perf_counter()
+
+    def _add(self, name: str, value: torch.Tensor) -> None:
+        # on the device: reading a number there would make the host wait at every step
+        value = value.detach().double()
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def add_micro_batch(self, outputs: Any, images: int, waited: float) -> None:
+        """Takes in a micro batch: the model's outputs, its number of images, and seconds spent waiting for it."""
+        self._add("loss", outputs.loss)
+        for name, term in outputs.loss_dict.items():
+            self._add(_STAGE.sub("", name), term)
+        self._micro_batches += 1
+        self._images += images
+        self._waited += waited
+
+    def add_step(self, gradient_norm: torch.Tensor) -> None:
+        """Takes in an optimizer step."""
+        # float16 skips the steps whose gradients overflow
+        self._add("gradient_norm", gradient_norm.nan_to_num(0.0, 0.0, 0.0))
+        self._steps += 1
+        self.progress.update()
+
+    def write(self, step: int, epoch: int, learning_rate: float) -> None:
+        """Writes a record of everything since the one before; every process has to call it.
+
+        Raises:
+            FloatingPointError: the loss is not a finite number.
+        """
+        elapsed = time.perf_counter() - self._since
+        device = self.accelerator.device
+        counts = torch.tensor([self._micro_batches, self._images, self._waited], dtype=torch.float64, device=device)
+        names = list(self._sums)
+        sums = torch.cat([torch.stack([self._sums[name] for name in names]), counts])
+        *sums_of_all, micro_batches, images, waited = self.accelerator.reduce(sums, reduction="sum").tolist()
+        record: dict[str, float] = {"step": step, "epoch": epoch}
+        for name, value in zip(names, sums_of_all, strict=True):
+            per = micro_batches
+            if name == "gradient_norm":  # the same in every process
+                per = self._steps * self.accelerator.num_processes
+            record[name] = value / per
+        record["learning_rate"] = learning_rate
+        record["images_per_second"] = images / elapsed
+        record["data_wait"] = waited / elapsed / self.accelerator.num_processes
+        record["memory_gib"] = memory_in_use(device) / 2**30
+        if not math.isfinite(record["loss"]):
+            raise FloatingPointError(
+                f"the loss at step {step} is {record['loss']}: lower `learning_rate`, or train without fp16. The "
+                "newest checkpoint is from before."
+            )
+        self._emit(record, step)
+        shown = {name: f"{value:.3g}" for name, value in record.items() if name not in ("step", "epoch")}
+        self.progress.set_postfix(shown, refresh=False)
+        self._clear()
+
+    def write_evaluation(self, metrics: dict[str, float], step: int) -> None:
+        """Writes an evaluation's figures; the time that it took does not count as training."""
+        self._emit({"step": step, **{f"evaluation/{name}": value for name, value in metrics.items()}}, step)
+
+    def restart_clock(self) -> None:
+        """Leaves what was done since the last record, such as an evaluation, out of the next record's speed."""
+        self._since = time.perf_counter()
+
+    def _emit(self, record: dict[str, float], step: int) -> None:
+        if self.accelerator.is_main_process:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        self.accelerator.log({name: value for name, value in record.items() if name != "step"}, step=step)
+
+    def close(self) -> None:
+        """Closes the progress bar and the trackers."""
+        self.progress.close()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+
+def memory_in_use(device: torch.device) -> int:
+    """The most bytes that were in use so far: of a CUDA device by this process, otherwise of its main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

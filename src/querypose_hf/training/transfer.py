@@ -1,0 +1,174 @@
+"""Carrying a trained model's weights over to one with other keypoints."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..modeling_querypose import QueryPoseForPoseEstimation
+from ..skeletons import Skeleton
+
+
+# What has a row (or a block of rows) for each keypoint, and for each part; everything else knows of neither.
+_BY_KEYPOINT = (
+    "keypoint_head.weight",
+    "keypoint_head.bias",
+    "sigma_head.weight",
+    "sigma_head.bias",
+    "heatmap_head.predictor.weight",
+    "heatmap_head.predictor.bias",
+)
+_BY_PART = (
+    "query_projection.projection.weight",
+    "query_projection.projection.bias",
+    "attention_conv.weight",
+    "attention_conv.bias",
+    "decoder.part_queries",
+)
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What [`transfer_weights`] did; as text, a summary.
+
+    Attributes:
+        keypoints (`dict[str, str | None]`): for each keypoint of the target the source's keypoint that it comes from.
+        parts (`dict[tuple[str, ...], tuple[str, ...] | None]`): for each part of the target, as the names of its
+            keypoints, the source's part that it comes from.
+        carried (`tuple[str, ...]`): tensors that came over whole.
+        carried_in_part (`tuple[str, ...]`): tensors of which the rows of known keypoints or parts came over.
+        fresh (`tuple[str, ...]`): tensors that kept the target's own values.
+        left_behind (`tuple[str, ...]`): tensors of the source that the target has no place for.
+    """
+
+    keypoints: dict[str, str | None]
+    parts: dict[tuple[str, ...], tuple[str, ...] | None]
+    carried: tuple[str, ...]
+    carried_in_part: tuple[str, ...]
+    fresh: tuple[str, ...]
+    left_behind: tuple[str, ...]
+
+    def __str__(self) -> str:
+        new_keypoints = [name for name, source in self.keypoints.items() if source is None]
+        new_parts = ["+".join(part) for part, source in self.parts.items() if source is None]
+        lines = [
+            f"{len(self.carried)} tensors carried over whole, {len(self.carried_in_part)} in part, {len(self.fresh)} "
+            f"fresh, {len(self.left_behind)} left behind",
+            f"keypoints carried over: {len(self.keypoints) - len(new_keypoints)} of {len(self.keypoints)}; "
+            f"fresh: {', '.join(new_keypoints) or 'none'}",
+            f"parts carried over: {len(self.parts) - len(new_parts)} of {len(self.parts)}; "
+            f"fresh: {', '.join(new_parts) or 'none'}",
+        ]
+        lines += [
+            f"  {'+'.join(part)} from {'+'.join(source)}" for part, source in self.parts.items() if source is not None
+        ]
+        lines += [f"fresh: {name}" for name in self.fresh]
+        lines += [f"left behind: {name}" for name in self.left_behind]
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def transfer_weights(
+    source: QueryPoseForPoseEstimation | str | Path, target: QueryPoseForPoseEstimation
+) -> TransferReport:
+    """Starts a model from one that was trained for other keypoints.
+
+    The rows of the coordinate layers are carried over between keypoints of the same name, whatever their order;
+    `left_eye`, `Left Eye` and `lefteye` are the same. What belongs to a part is carried over from the source's part
+    that has the most of its keypoints' names (the first of several). Everything else of equal name and shape is
+    carried over as it is, and the rest keeps the target's own start.
+
+    Args:
+        source ([`QueryPoseForPoseEstimation`], `str` or `Path`): a model, or its folder or Hub id.
+        target ([`QueryPoseForPoseEstimation`]): changed in place.
+
+    Returns:
+        [`TransferReport`]
+
+    Raises:
+        ValueError: no tensor of the source has a place in the target.
+
+    Example:
+
+    ```python
+    >>> horse = Skeleton.from_names(["nose", "left_eye", "right_eye", "withers"])
+    >>> model = QueryPoseForPoseEstimation(QueryPoseConfig.from_variant("r50", skeleton=horse))
+    >>> print(transfer_weights("path/to/coco/checkpoint", model))
+    ```
+    """
+    if not isinstance(source, QueryPoseForPoseEstimation):
+        source = QueryPoseForPoseEstimation.from_pretrained(source)
+    source_skeleton, target_skeleton = source.config.skeleton, target.config.skeleton
+    keypoints = match_keypoints(source_skeleton.keypoint_names, target_skeleton.keypoint_names)
+    parts = match_parts(source_skeleton, target_skeleton)
+    source_weights = source.state_dict()
+    outcome: dict[str, list[str]] = {"whole": [], "in part": [], "fresh": []}
+    for name, value in target.state_dict().items():
+        outcome[_carry(name, source_weights.get(name), value, keypoints, parts)].append(name)
+    if not outcome["whole"] and not outcome["in part"]:
+        raise ValueError("`source` and `target` have no tensor of the same name and shape; expected a like model.")
+    source_names, target_names = source_skeleton.keypoint_names, target_skeleton.keypoint_names
+    carried = {*outcome["whole"], *outcome["in part"]}
+    return TransferReport(
+        keypoints={
+            name: None if index is None else source_names[index]
+            for name, index in zip(target_names, keypoints, strict=True)
+        },
+        parts={
+            tuple(target_names[keypoint] for keypoint in part): None
+            if index is None
+            else tuple(source_names[keypoint] for keypoint in source_skeleton.parts[index])
+            for part, index in zip(target_skeleton.parts, parts, strict=True)
+        },
+        carried=tuple(outcome["whole"]),
+        carried_in_part=tuple(outcome["in part"]),
+        fresh=tuple(outcome["fresh"]),
+        left_behind=tuple(name for name in source_weights if name not in carried),
+    )
+
+
+def match_keypoints(source_names: Sequence[str], target_names: Sequence[str]) -> list[int | None]:
+    """For each target keypoint the index of the source keypoint of the same name."""
+    index = {_plain(name): position for position, name in reversed(list(enumerate(source_names)))}
+    return [index.get(_plain(name)) for name in target_names]
+
+
+def match_parts(source: Skeleton, target: Skeleton) -> list[int | None]:
+    """For each target part the index of the source part with which it shares the most keypoint names, if any."""
+    source_parts = [{_plain(source.keypoint_names[keypoint]) for keypoint in part} for part in source.parts]
+    matched: list[int | None] = []
+    for part in target.parts:
+        names = {_plain(target.keypoint_names[keypoint]) for keypoint in part}
+        shared = [len(names & source_part) for source_part in source_parts]
+        matched.append(shared.index(max(shared)) if max(shared) else None)
+    return matched
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
+
+
+def _carry(
+    name: str, source: Tensor | None, target: Tensor, keypoints: list[int | None], parts: list[int | None]
+) -> str:
+    """Copies what it can of one tensor, and says how much: `"whole"`, `"in part"` or `"fresh"`."""
+    if source is None:
+        return "fresh"
+    rows = keypoints if name.endswith(_BY_KEYPOINT) else parts if name.endswith(_BY_PART) else None
+    if rows is None:
+        if source.shape != target.shape:
+            return "fresh"
+        target.copy_(source)
+        return "whole"
+    # a part's layer is a block of rows
+    block = len(target) // len(rows)
+    if len(source) % block or source.shape[1:] != target.shape[1:]:
+        return "fresh"
+    source, target = source.unflatten(0, (-1, block)), target.unflatten(0, (-1, block))
+    known = [row for row, origin in enumerate(rows) if origin is not None]
+    if not known:
+        return "fresh"
+    target[known] = source[[origin for origin in rows if origin is not None]].to(target)
+    return "whole" if len(known) == len(rows) else "in part"

@@ -1,0 +1,193 @@
+import json
+import math
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from small_run import NoisePictures, read_log, small_config, small_loop
+
+from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
+from querypose_hf.training.checkpoints import find_checkpoints
+from querypose_hf.training.loop import TrainingLoop, train
+from querypose_hf.training.recipe import LearningRateSchedule, TrainingConfig
+
+
+def losses(folder):
+    return [record["loss"] for record in read_log(folder) if "loss" in record]
+
+
+class TestRun:
+    def test_records_and_folders(self, tmp_path):
+        figures = iter([0.2, 0.6, 0.4])
+        config = small_config(6, evaluate_every=2, save_every=4, log_every=4, keep_checkpoints=1)
+        seen = []
+
+        def evaluate(model):
+            assert not model.training and not torch.is_grad_enabled()
+            seen.append({name: value.clone() for name, value in model.state_dict().items()})
+            return {"AP": next(figures), "AP50": 0.9}
+
+        loop = small_loop(tmp_path, config, evaluate=evaluate)
+        assert loop.run() == {"AP": 0.4, "AP50": 0.9}
+        log = read_log(tmp_path)
+        records = [record for record in log if "loss" in record]
+        assert [record["step"] for record in records] == [2, 4, 6]
+        assert [record["evaluation/AP"] for record in log if "loss" not in record] == [0.2, 0.6, 0.4]
+        terms = ("loss_class", "loss_bbox", "loss_giou", "loss_keypoint")
+        for record in records:
+            assert record["loss"] == pytest.approx(sum(record[term] for term in terms), rel=1e-5)
+            assert 0 <= record["data_wait"] <= 1
+            assert record["images_per_second"] > 0 and record["memory_gib"] > 0 and record["gradient_norm"] > 0
+        assert [record["learning_rate"] for record in records] == pytest.approx([3.4e-4, 1e-4, 1e-4])
+        assert [path.name for path in find_checkpoints(tmp_path / "checkpoints")] == ["step_000000006.pt"]
+        assert TrainingConfig.from_yaml(tmp_path / "training.yaml") == config
+        for folder, expected in (("best", seen[1]), ("last", seen[2])):
+            weights = QueryPoseForPoseEstimation.from_pretrained(tmp_path / folder).state_dict()
+            assert all(torch.equal(weights[name], value) for name, value in expected.items()), folder
+            assert QueryPoseImageProcessor.from_pretrained(tmp_path / folder).num_keypoints == 17
+        assert not torch.equal(seen[1]["flow.scale.0.0.weight"], seen[2]["flow.scale.0.0.weight"])
+        assert loop.model.training
+
+    def test_learns(self, tmp_path):
+        torch.manual_seed(1)
+        config = small_config(15, batch_size=11, ema_decay=None, learning_rate=3e-4)
+        small_loop(tmp_path, config, dropout=0.0).run()
+        values = losses(tmp_path)
+        assert values[-1] < 0.7 * values[0]
+
+    def test_evaluations_workers_and_records_do_not_change_training(self, tmp_path):
+        def evaluate(model):
+            return {"AP": torch.rand(()).item()}
+
+        small_loop(tmp_path / "a", small_config(4)).run()
+        config = small_config(4, evaluate_every=1, num_workers=2, save_every=1)
+        small_loop(tmp_path / "b", config, evaluate=evaluate).run()
+        assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+    def test_clipping(self, tmp_path):
+        loop = small_loop(tmp_path, small_config(1, max_gradient_norm=0.01, schedule=one_step()))
+        norms = []
+        step = loop.optimizer.step
+
+        def step_and_note():
+            gradients = [p.grad for p in loop.model.parameters() if p.grad is not None]
+            norms.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
+            step()
+
+        loop.optimizer.step = step_and_note
+        loop.run()
+        assert norms == pytest.approx([0.01], rel=1e-3)
+        assert read_log(tmp_path)[0]["gradient_norm"] > 0.01
+
+    def test_accumulation_averages_the_gradients_of_micro_batches(self, tmp_path):
+        config = small_config(1, gradient_accumulation_steps=2, max_gradient_norm=1e9, schedule=one_step())
+        loop = small_loop(tmp_path, config, dropout=0.0)
+        gradients = {}
+        step = loop.optimizer.step
+
+        def step_and_note():
+            gradients.update({name: p.grad.clone() for name, p in loop.model.named_parameters() if p.grad is not None})
+            step()
+
+        batches = []
+        loop.model.register_forward_pre_hook(lambda module, args, kwargs: batches.append(kwargs), with_kwargs=True)
+        start = {name: value.clone() for name, value in loop.model.state_dict().items()}
+        loop.optimizer.step = step_and_note
+        loop.run()
+        assert len(batches) == 2
+        assert loop.batch == 2 and loop.step == 1
+        model = QueryPoseForPoseEstimation(loop.model.config).train()
+        model.load_state_dict(start)
+        for batch in list(batches):
+            (model(**batch).loss / 2).backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("settings", [{"mixed_precision": "bf16"}, {"channels_last": True}])
+    def test_options_change_speed_and_hardly_the_loss(self, tmp_path, settings):
+        for name, options in (("plain", {}), ("option", settings)):
+            AcceleratorState._reset_state(reset_partial_state=True)
+            config = small_config(1, batch_size=11, schedule=one_step(), **options)
+            small_loop(tmp_path / name, config, dropout=0.0).run()
+        assert losses(tmp_path / "option") == pytest.approx(losses(tmp_path / "plain"), rel=0.05)
+
+    def test_tensorboard(self, tmp_path):
+        pytest.importorskip("tensorboard", reason="the tracker of this test is not installed")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        small_loop(tmp_path, small_config(2, evaluate_every=1), evaluate=lambda model: {"AP": 0.5}).run()
+        events = EventAccumulator(str(tmp_path / "querypose")).Reload()
+        assert [event.step for event in events.Scalars("loss")] == [1, 2]
+        assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(tmp_path), rel=1e-6)
+        assert len(events.Scalars("evaluation/AP")) == 2
+
+    def test_compile_covers_backbone_and_neck(self, tmp_path):
+        loop = small_loop(tmp_path, small_config(1, schedule=one_step(), compile=True))
+        assert loop.model.model.backbone._compiled_call_impl is not None
+        assert loop.model.model.neck._compiled_call_impl is not None
+        assert loop.average.module.model.backbone._compiled_call_impl is None
+
+
+class TestErrors:
+    def test_a_folder_of_another_run(self, tmp_path):
+        small_loop(tmp_path, small_config(1, schedule=one_step())).run()
+        with pytest.raises(ValueError, match="holds checkpoints of a run; expected an empty folder, or `resume`"):
+            small_loop(tmp_path).run()
+        with pytest.raises(ValueError, match="`batch_size` was 2 in this run and is 3 now"):
+            small_loop(tmp_path, small_config(batch_size=3)).run(resume=True)
+        small_loop(tmp_path, small_config(2, schedule=one_step(2))).run(resume=True)  # a longer run goes on
+        assert [record["step"] for record in read_log(tmp_path)] == [1, 2]
+
+    def test_a_loss_that_is_no_number(self, tmp_path):
+        loop = small_loop(tmp_path)
+        torch.nn.init.constant_(loop.model.model.decoder.box_layers[0].class_head.bias, math.nan)
+        with pytest.raises(FloatingPointError, match="the loss at step 1 is nan"):
+            loop.run()
+        assert not find_checkpoints(tmp_path / "checkpoints")
+
+    def test_an_unknown_tracker(self, tmp_path):
+        with pytest.raises(ValueError, match="`trackers` holds 'nothing', which is not installed"):
+            small_loop(tmp_path, small_config(trackers=("nothing",)))
+
+    def test_no_images(self, tmp_path):
+        model = QueryPoseForPoseEstimation(small_loop(tmp_path).model.config)
+        with pytest.raises(ValueError, match="`dataset` is empty"):
+            TrainingLoop(model, NoPictures(), QueryPoseImageProcessor(), small_config(), tmp_path)
+
+    def test_a_metric_that_the_evaluation_does_not_give(self, tmp_path, caplog):
+        config = small_config(1, schedule=one_step(), best_metric="accuracy")
+        small_loop(tmp_path, config, evaluate=lambda model: {"AP": 0.5}).run()
+        assert "`best_metric` is 'accuracy', but the evaluation gives ['AP']" in caplog.text
+        assert not (tmp_path / "best").exists()
+
+    def test_half_a_record_left_by_a_kill(self, tmp_path):
+        small_loop(tmp_path, small_config(1, schedule=one_step())).run()
+        with (tmp_path / "training_log.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 2, "loss": 1.0}) + "\n" + '{"step": 3, "lo')
+        small_loop(tmp_path, small_config(2, schedule=one_step(2))).run(resume=True)
+        assert [record["step"] for record in read_log(tmp_path)] == [1, 2]
+        assert losses(tmp_path)[1] != 1.0
+
+
+class NoPictures(NoisePictures):
+    def __init__(self):
+        super().__init__(1)
+        self.sizes = self.sizes[:0]
+
+
+def one_step(length: int = 1) -> LearningRateSchedule:
+    return LearningRateSchedule(length=length, milestones=(), warmup_steps=0)
+
+
+def test_train(tmp_path):
+    torch.manual_seed(0)
+    loop = small_loop(tmp_path / "unused")
+    model = QueryPoseForPoseEstimation(loop.model.config)
+    config = small_config(1, schedule=one_step())
+    before = model.flow.scale[0][0].weight.clone()
+    image_processor = QueryPoseImageProcessor(size={"shortest_edge": 48, "longest_edge": 96}, num_keypoints=17)
+    folder = tmp_path / "run"
+    figures = train(model, NoisePictures(), image_processor, config, folder, evaluate=lambda model: {"AP": 1})
+    assert figures == {"AP": 1.0}
+    assert not torch.equal(model.flow.scale[0][0].weight, before)

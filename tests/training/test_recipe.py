@@ -1,0 +1,123 @@
+import math
+
+import pytest
+import torch
+import yaml
+from tiny import tiny_config
+
+from querypose_hf import QueryPoseForPoseEstimation
+from querypose_hf.training.recipe import (
+    RECIPES,
+    LearningRateSchedule,
+    TrainingConfig,
+    build_optimizer,
+    parameter_groups,
+)
+
+
+class TestSchedule:
+    def test_the_papers(self):
+        schedule = RECIPES["paper_3x"].schedule
+        assert (schedule.length, schedule.milestones) == (280_000, (220_000, 260_000))
+        expected = {0: 0.01, 500: 0.505, 1000: 1, 219_999: 1, 220_000: 0.1, 259_999: 0.1, 260_000: 0.01, 279_999: 0.01}
+        assert {step: schedule.factor(step) for step in expected} == pytest.approx(expected)
+        assert RECIPES["paper_1x"].schedule.milestones == (110_000, 130_000)
+        assert RECIPES["paper_1x"].schedule.length == 140_000
+
+    def test_by_epochs(self):
+        schedule = LearningRateSchedule(unit="epoch", length=12, milestones=(8, 11), warmup_steps=5)
+        in_steps = schedule.in_steps(7)
+        assert (in_steps.length, in_steps.milestones, in_steps.warmup_steps) == (84, (56, 77), 5)
+        assert in_steps.in_steps(7) == in_steps
+        with pytest.raises(ValueError, match="in_steps"):
+            schedule.factor(0)
+
+    def test_cosine(self):
+        schedule = LearningRateSchedule(kind="cosine", length=100, milestones=(), warmup_steps=10)
+        assert schedule.factor(0) == pytest.approx(0.01)
+        assert schedule.factor(50) == pytest.approx(0.5)
+        assert schedule.factor(99) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
+
+    def test_without_warm_up(self):
+        assert LearningRateSchedule(warmup_steps=0).factor(0) == 1
+
+
+class TestConfig:
+    def test_yaml_and_back(self, tmp_path):
+        path = tmp_path / "run.yaml"
+        path.write_text(
+            "recipe: paper_3x\nlearning_rate: 1e-4\nmixed_precision: no\nema_decay: 0.9998\ntrackers: [wandb]\n"
+            "schedule:\n  unit: epoch\n  length: 36\n  milestones: [27, 33]\n"
+        )
+        config = TrainingConfig.from_yaml(path)
+        assert config.learning_rate == 1e-4
+        assert config.mixed_precision == "no"
+        assert config.trackers == ("wandb",)
+        assert config.schedule == LearningRateSchedule(unit="epoch", length=36, milestones=(27, 33))
+        path.write_text(config.to_yaml())
+        assert TrainingConfig.from_yaml(path) == config
+        assert TrainingConfig.from_mapping(yaml.safe_load(RECIPES["paper_3x"].to_yaml())) == RECIPES["paper_3x"]
+
+    def test_an_empty_file_is_the_1x_recipe(self, tmp_path):
+        (tmp_path / "empty.yaml").touch()
+        assert TrainingConfig.from_yaml(tmp_path / "empty.yaml") == RECIPES["paper_1x"]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("learning_rat: 1.0", "unknown field `learning_rat` .value 1.0.; expected one of"),
+            ("batch_size: 2.5", "`batch_size` is 2.5; expected a whole number"),
+            ("batch_size: true", "`batch_size` is True; expected a whole number"),
+            ("batch_size: 0", "`batch_size` is 0; expected at least 1"),
+            ("learning_rate: fast", "`learning_rate` is 'fast'; expected a number"),
+            ("learning_rate: .nan", "`learning_rate` is nan; expected a number"),
+            ("learning_rate: -1.0", "`learning_rate` is -1.0; expected above 0"),
+            ("mixed_precision: fp8", "`mixed_precision` is 'fp8'; expected one of"),
+            ("compile: 1", "`compile` is 1; expected true or false"),
+            ("ema_decay: 2.0", "`ema_decay` is 2.0; expected between 0 and 1, or nothing"),
+            ("evaluate_every: never", "`evaluate_every` is 'never'; expected a whole number, or nothing"),
+            ("trackers: tensorboard", "`trackers` is 'tensorboard'; expected a list, each of it text, or nothing"),
+            ("recipe: paper_9x", "`recipe` is 'paper_9x'; expected one of"),
+            ("schedule: cosine", "`schedule` is 'cosine'; expected fields with values"),
+            ("schedule: {kind: linear}", "`schedule.kind` is 'linear'; expected one of"),
+            ("schedule: {lenght: 3}", "unknown field `schedule.lenght`"),
+            (
+                "schedule: {milestones: [2, x]}",
+                "`schedule.milestones` is .*; expected a list, each of it a whole number",
+            ),
+            (
+                "schedule: {length: 100}",
+                "`milestones` is .110000, 130000.; expected rising, above 0 and below `length`",
+            ),
+            ("- 3", "expected fields with values, got"),
+            ("a: [", "not a YAML file"),
+        ],
+    )
+    def test_bad_values_are_named(self, tmp_path, text, message):
+        path = tmp_path / "bad.yaml"
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message) as error:
+            TrainingConfig.from_yaml(path)
+        assert str(error.value).startswith(str(path))
+
+    def test_missing_file(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            TrainingConfig.from_yaml(tmp_path / "none.yaml")
+
+
+class TestParameterGroups:
+    def test_every_trained_parameter_once_and_the_flow_faster(self):
+        model = QueryPoseForPoseEstimation(tiny_config())
+        model.model.neck.requires_grad_(False)
+        groups = {group["name"]: group for group in parameter_groups(model, TrainingConfig())}
+        assert {id(p) for p in groups["flow"]["params"]} == {id(p) for p in model.flow.parameters()}
+        grouped = [id(p) for group in groups.values() for p in group["params"]]
+        assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+        assert groups["model"]["lr"] == 2.5e-5
+        assert groups["flow"]["lr"] == pytest.approx(2.5e-4)
+        assert {group["weight_decay"] for group in groups.values()} == {1e-4}
+
+    def test_optimizer(self):
+        optimizer = build_optimizer(QueryPoseForPoseEstimation(tiny_config()), TrainingConfig())
+        assert isinstance(optimizer, torch.optim.AdamW)
+        assert optimizer.defaults["fused"]
