@@ -12,7 +12,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from transformers import pipeline
 
-from querypose_hf.data.synthetic import SyntheticPeople
 from querypose_hf.training.small_fit import fit_small_model
 from querypose_hf.visualization import draw_poses
 
@@ -35,7 +34,7 @@ def keypoint_ap(annotations: dict, results: list[dict], folder: Path) -> float:
     return float(evaluation.stats[0])
 
 
-def find_people(folder: Path, pictures: dict[int, str | PIL.Image.Image], drawn: Path | None = None) -> list[dict]:
+def find_people(folder: Path, pictures: dict[int, str], drawn: Path | None = None) -> list[dict]:
     """The people of all pictures as COCO results."""
     pose_estimator = pipeline("pose-estimation", model=str(folder), device="cpu")
     results = []
@@ -53,9 +52,10 @@ def find_people(folder: Path, pictures: dict[int, str | PIL.Image.Image], drawn:
             )
         if drawn is not None:
             drawn.mkdir(parents=True, exist_ok=True)
-            sure = [person for person in people if person["score"] > 0.3]
-            picture = draw_poses(picture, sure, edges=pose_estimator.model.config.keypoint_edges)
-            picture.save(drawn / f"{image_id}.png")
+            # a model that has seen so little is sure of where people are, and not of how sure to be
+            sure = [person for person in people if person["score"] > 0.1]
+            edges = pose_estimator.model.config.keypoint_edges
+            draw_poses(picture, sure, edges=edges, keypoint_threshold=0.1).save(drawn / f"{image_id}.png")
     return results
 
 
@@ -82,23 +82,3 @@ def test_fit_to_photographs(tmp_path):
     print(f"AP on {len(images)} photographs: {ap:.3f}")
     assert len(images) == len(IMAGE_IDS)
     assert ap >= 0.9
-
-
-def test_fit_to_rendered_pictures(tmp_path):
-    """The same on three pictures of the synthetic source, where the photographs are not to be had."""
-    samples = [SyntheticPeople(seed=3, size=(256, 192), people=(1, 2))[index] for index in range(3)]
-    fit_small_model(samples, tmp_path / "model", steps=200, shortest_edge=128)
-    annotations = {
-        "images": [{"id": sample["image_id"], "width": 256, "height": 192} for sample in samples],
-        "annotations": [
-            {**entry, "id": number, "image_id": sample["image_id"]}
-            for number, (sample, entry) in enumerate(
-                ((sample, entry) for sample in samples for entry in sample["annotations"]), start=1
-            )
-        ],
-        "categories": [{"id": 1, "name": "person"}],
-    }
-    results = find_people(tmp_path / "model", {sample["image_id"]: sample["image"] for sample in samples})
-    ap = keypoint_ap(annotations, results, tmp_path)
-    print(f"AP on {len(samples)} rendered pictures: {ap:.3f}")
-    assert ap >= 0.8

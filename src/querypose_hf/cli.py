@@ -47,7 +47,7 @@ def _add_predict(commands: Any) -> None:
         help="picture files or URLs; the package's own sample scene when left out",
     )
     parser.add_argument("--model", help="folder or Hub id of a checkpoint")
-    parser.add_argument("--threshold", type=float, default=0.3, help="least score of a person (default: %(default)s)")
+    parser.add_argument("--threshold", type=float, help="least score of a person (0.3; 0.1 without --model)")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for drawn pictures (%(default)s)")
     parser.add_argument(
         "--json", action="store_true", help='print JSON: for each picture "image", "drawn" and "people"'
@@ -59,6 +59,8 @@ def _add_predict(commands: Any) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from .data.synthetic import SAMPLE_SCENE_PATH
 
+    if options.threshold is None:  # what is fitted on the spot has had no time to learn how sure to be
+        options.threshold = 0.1 if options.model is None else 0.3
     if not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold must be from 0 to 1, but is {options.threshold}.")
     if options.output.exists() and not options.output.is_dir():
@@ -112,11 +114,11 @@ def _fit_to_sample_scene(folder: str) -> None:
 
     print(
         "No trained checkpoint comes with this version. To show the way from annotations to people, a small model is\n"
-        "now fitted to the package's one sample scene (about a minute on two cores). It finds the people of that\n"
-        "scene because it has learnt them by heart, and would find nobody in another picture.",
+        "now fitted to the package's one sample scene (two or three minutes on two cores). It finds the people of\n"
+        "that scene, with low scores, because it has learnt them by heart, and would find nobody in another picture.",
         file=sys.stderr,
     )
-    fit_small_model([render_sample_scene()], folder)
+    fit_small_model([render_sample_scene()], folder, steps=500)
 
 
 def _find_people(options: argparse.Namespace, images: Sequence[str], model: str) -> None:
@@ -140,7 +142,9 @@ def _find_people(options: argparse.Namespace, images: Sequence[str], model: str)
         picture = PIL.Image.fromarray(decode_image(source).permute(1, 2, 0).numpy())
         people = pose_estimator(picture, threshold=options.threshold)
         drawn = options.output / _drawn_name(source, taken)
-        _save_picture(draw_poses(picture, people, edges=edges), drawn)
+        # of a person who is shown, the keypoints are shown that are as sure
+        keypoint_threshold = min(0.3, options.threshold)
+        _save_picture(draw_poses(picture, people, edges=edges, keypoint_threshold=keypoint_threshold), drawn)
         results.append({"image": source, "drawn": str(drawn), "people": people})
         if not options.json:
             # a plain `print` would break the progress bar
@@ -308,10 +312,11 @@ def _add_check_data(commands: Any) -> None:
 
 
 def _check_data(options: argparse.Namespace) -> None:
-    from .data import CocoPoseDataset, CrowdPoseDataset, YoloPoseDataset, check_data
+    from .data import CocoPoseDataset, CrowdPoseDataset, PoseDataset, YoloPoseDataset, check_data
 
     if options.annotations is not None and options.images is None:
         raise ValueError("--images must name the folder of the pictures that --annotations is about.")
+    dataset: PoseDataset
     if options.data is not None:
         dataset = YoloPoseDataset(options.data, options.split)
     elif options.format == "crowdpose":

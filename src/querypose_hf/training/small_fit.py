@@ -48,7 +48,7 @@ def fit_small_model(
     steps: int = 350,
     height: int = 192,
     width: int = 256,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     skeleton: Skeleton = COCO_17,
     seed: int = 0,
 ) -> list[float]:
@@ -79,7 +79,7 @@ def fit_small_model(
     )
     batch = image_processor(
         [sample["image"] for sample in samples],
-        annotations=[{key: sample[key] for key in ("image_id", "annotations")} for sample in samples],
+        [{key: sample[key] for key in ("image_id", "annotations")} for sample in samples],
         return_tensors="pt",
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-4)
