@@ -273,10 +273,11 @@ def check_images(
             )
         )
     wrong = [str(error) for error in found if isinstance(error, UnusableImageError)]
+    actual_sizes = [size for size in found if not isinstance(size, UnusableImageError)]
     if not wrong and not undo_squeeze:
         wrong = [
             f"{file}: has {actual[0]} x {actual[1]} pixels where its record says {size[0]} x {size[1]}"
-            for file, actual, size in zip(files, found, sizes.tolist(), strict=True)
+            for file, actual, size in zip(files, actual_sizes, sizes.tolist(), strict=True)
             if tuple(size) != actual
         ]
     if wrong:
