@@ -4,6 +4,7 @@ Weights are made up: each tensor is drawn by a rule from its name, as the refere
 in `tests/goldens/<variant>/`.
 """
 
+import gc
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -72,6 +73,7 @@ def image_sizes(variant: str) -> torch.Tensor:
 
 def convert(variant: str, name: str) -> QueryPoseForPoseEstimation:
     """The model converted from the references' weights, in float64 and eval mode."""
+    gc.collect()  # these models are large, and a failed test's traceback keeps the last one
     state = original_state(variant)
     model = QueryPoseForPoseEstimation(config_from_original(state, name)).eval()
     converted, _ = convert_state_dict(state, model)

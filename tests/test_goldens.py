@@ -73,12 +73,12 @@ def test_inference(model, pyramid, variant, query_feedback, file):
     pixel_values, pixel_mask = goldens.batch(variant)
     sizes = goldens.image_sizes(variant)
     model.config.query_feedback = query_feedback
-    model.model.extract_pyramid, extract_pyramid = (lambda _: pyramid), model.model.extract_pyramid
+    model.model.extract_pyramid = lambda _: pyramid
     try:
         with torch.no_grad():
             outputs = model(pixel_values, pixel_mask=pixel_mask)
     finally:
-        model.model.extract_pyramid = extract_pyramid
+        del model.model.extract_pyramid
 
     stages = [*outputs.auxiliary_outputs, outputs]
     scale = sizes[:, [1, 0]].double()
@@ -133,6 +133,8 @@ def test_training(variant, file):
     model.compute_loss = lambda outputs, *rest: captured.update(outputs=outputs) or compute_loss(outputs, *rest)
     outputs = model(pixel_values, pixel_mask=pixel_mask, labels=goldens.labels(expected, sizes))
     outputs.loss.backward()
+    # what captures refers to the model, whose gigabytes would stay until the garbage collector comes by
+    del model.compute_loss, compute_loss
 
     terms = {"loss_ce": "loss_class", "loss_bbox": "loss_bbox", "loss_giou": "loss_giou", "loss_kps": "loss_keypoint"}
     names = [name.removeprefix("L/") for name in expected.files if name.startswith("L/")]
