@@ -1,0 +1,163 @@
+"""`querypose predict`: finds people in pictures."""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import PIL.Image
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="find people in pictures",
+        description="Finds people in pictures, prints them, and draws them into copies of the pictures.",
+    )
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="picture files or URLs; the package's own sample scene when left out",
+    )
+    parser.add_argument("--model", help="folder or Hub id of a checkpoint")
+    parser.add_argument("--threshold", type=float, help="least score of a person (0.3; 0.1 without --model)")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for drawn pictures (%(default)s)")
+    parser.add_argument(
+        "--json", action="store_true", help='print JSON: for each picture "image", "drawn" and "people"'
+    )
+    parser.add_argument("--device", help="such as cpu or cuda:0; the first accelerator by default")
+    parser.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from ..data.synthetic import SAMPLE_SCENE_PATH
+
+    if options.threshold is None:  # what is fitted on the spot has had no time to learn how sure to be
+        options.threshold = 0.1 if options.model is None else 0.3
+    if not 0 <= options.threshold <= 1:
+        raise ValueError(f"--threshold must be from 0 to 1, but is {options.threshold}.")
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"--output must be a folder, but {options.output} is a file.")
+    images = options.images or [str(SAMPLE_SCENE_PATH)]
+    for image in images:
+        _check_picture(image)
+    if options.model is None and options.images:
+        raise ValueError(
+            "--model must name a checkpoint's folder or Hub id: this version of the package carries no trained one. "
+            "Without IMAGE and --model a small model is fitted to the sample scene on the spot."
+        )
+    _check_device(options.device)
+    if options.model is not None:
+        _find_people(options, images, options.model)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        _fit_to_sample_scene(folder)
+        _find_people(options, images, folder)
+
+
+def _is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def _check_picture(source: str) -> None:
+    if _is_url(source):
+        return
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"IMAGE must be a picture file or a URL, but there is no file {source}.")
+    try:
+        with PIL.Image.open(source):
+            pass
+    except (OSError, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(f"IMAGE must be a picture file or a URL, but {source} cannot be read: {error}") from error
+
+
+def _check_device(device: str | None) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # what torch raises differs between devices
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device must be one that torch can use here, but is {device!r}: {reason}") from error
+
+
+def _fit_to_sample_scene(folder: str) -> None:
+    from ..data.synthetic import render_sample_scene
+    from ..training.small_fit import fit_small_model
+
+    print(
+        "No trained checkpoint comes with this version. To show the way from annotations to people, a small model is\n"
+        "now fitted to the package's one sample scene (two or three minutes on two cores). It finds the people of\n"
+        "that scene, with low scores, because it has learnt them by heart, and would find nobody in another picture.",
+        file=sys.stderr,
+    )
+    fit_small_model([render_sample_scene()], folder, steps=500)
+
+
+def _find_people(options: argparse.Namespace, images: Sequence[str], model: str) -> None:
+    from transformers import pipeline
+
+    from ..image_decoding_querypose import decode_image
+    from ..visualization import draw_poses
+
+    try:
+        # Transformers' annotations know its own tasks alone
+        pose_estimator = pipeline("pose-estimation", model=model, device=options.device)  # type: ignore[call-overload]
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"--model must be the folder or Hub id of a QueryPose checkpoint, but {model} cannot be loaded: {error}"
+        ) from error
+    edges = pose_estimator.model.config.keypoint_edges
+    results = []
+    # drawn pictures must replace neither each other nor a picture they are made from
+    taken = {Path(source).name for source in images if Path(source).resolve().parent == options.output.resolve()}
+    for source in tqdm(images, desc="Finding people", unit="picture", disable=len(images) == 1):
+        picture = PIL.Image.fromarray(decode_image(source).permute(1, 2, 0).numpy())
+        people = pose_estimator(picture, threshold=options.threshold)
+        drawn = options.output / _drawn_name(source, taken)
+        # of a person who is shown, the keypoints are shown that are as sure
+        keypoint_threshold = min(0.3, options.threshold)
+        _save_picture(draw_poses(picture, people, edges=edges, keypoint_threshold=keypoint_threshold), drawn)
+        results.append({"image": source, "drawn": str(drawn), "people": people})
+        if not options.json:
+            # a plain `print` would break the progress bar
+            tqdm.write(_describe_people(source, drawn, people))
+    if options.json:
+        json.dump(results, sys.stdout, indent=2)
+        print()
+
+
+def _drawn_name(source: str, taken: set[str]) -> str:
+    stem, number = Path(urlsplit(source).path if _is_url(source) else source).stem, 1
+    name = f"{stem}_poses.jpg"
+    while name in taken:
+        number += 1
+        name = f"{stem}_{number}_poses.jpg"
+    taken.add(name)
+    return name
+
+
+def _save_picture(picture: PIL.Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}_{path.name}")
+    picture.save(temporary, quality=92)
+    temporary.replace(path)
+
+
+def _describe_people(source: str, drawn: Path, people: Sequence[dict[str, Any]]) -> str:
+    lines = [f"{source}: {len(people)} {'person' if len(people) == 1 else 'people'}, drawn to {drawn}"]
+    for person in people:
+        box = person["box"]
+        corners = ", ".join(f"{box[side]:.0f}" for side in ("xmin", "ymin", "xmax", "ymax"))
+        lines.append(f"  {person['label']} {person['score']:.2f}, box ({corners})")
+        for point in person["keypoints"]:
+            lines.append(f"    {point['name']:<16} ({point['x']:7.1f}, {point['y']:7.1f})  {point['score']:.2f}")
+    return "\n".join(lines)
