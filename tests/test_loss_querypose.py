@@ -319,6 +319,22 @@ def test_loss_terms_are_named_by_stage_and_add_up():
     assert outputs.auxiliary_outputs is None
 
 
+def test_unmatched_queries_say_nothing_where_not_everybody_is_annotated():
+    torch.manual_seed(0)
+    model = QueryPoseForPoseEstimation(tiny_config(decoder_layers=1)).train()
+    pixel_values, labels = torch.randn(2, 3, 64, 64), [people(2), people(1)]
+    everybody = model(pixel_values, labels=[{**label, "exhaustive": torch.tensor(True)} for label in labels])
+    torch.testing.assert_close(everybody.loss_dict, model(pixel_values, labels=labels).loss_dict)
+
+    labels = [labels[0], {**labels[1], "exhaustive": torch.tensor(False)}]
+    outputs = model(pixel_values, labels=labels)
+    (gradient,) = torch.autograd.grad(outputs.loss_dict["loss_class"], outputs.logits)
+    assert (gradient[0] != 0).all()
+    assert (gradient[1] != 0).sum() == 1  # the one person's query
+    for name in ("loss_bbox", "loss_giou", "loss_keypoint"):
+        torch.testing.assert_close(outputs.loss_dict[name], everybody.loss_dict[name])
+
+
 def test_validation_loss_has_all_poses():
     torch.manual_seed(0)
     model = QueryPoseForPoseEstimation(tiny_config(keypoint_top_k=2, decoder_layers=1)).eval()
@@ -369,7 +385,7 @@ def test_people_are_counted_over_processes():
         from querypose_hf.loss_querypose import Targets, number_of_people
         rank, store = int(sys.argv[1]), sys.argv[2]
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-        targets = Targets(None, None, None, [3, 0] if rank == 0 else [1])
+        targets = Targets(None, None, None, [3, 0] if rank == 0 else [1], None)
         print(float(number_of_people(targets, torch.device("cpu"))))
         dist.destroy_process_group()
         """

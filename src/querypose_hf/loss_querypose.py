@@ -26,12 +26,15 @@ class Targets(NamedTuple):
         boxes (`Tensor` of shape `(num_people, 4)`): corners x1, y1, x2, y2.
         keypoints (`Tensor` of shape `(num_people, num_keypoints, 3)`): x, y and visibility.
         people_per_image (`list[int]`)
+        exhaustive (`BoolTensor` of shape `(num_images,)`): whether everybody in the image is annotated. Where not,
+            what was matched to nobody may be a person, and says nothing.
     """
 
     class_labels: Tensor
     boxes: Tensor
     keypoints: Tensor
     people_per_image: list[int]
+    exhaustive: Tensor
 
     @classmethod
     def from_labels(
@@ -45,6 +48,8 @@ class Targets(NamedTuple):
         dtype: torch.dtype,
     ) -> "Targets":
         """Checks and joins the labels of a batch, as the image processor makes them.
+
+        A label may also hold `exhaustive`, whether everybody in the image is annotated; without it everybody is.
 
         Raises:
             ValueError: if a field is missing or does not have the shape or the range that the model expects.
@@ -89,7 +94,9 @@ class Targets(NamedTuple):
                     f"`labels` holds class labels from {lowest} to {highest}, but the model's `num_labels` is "
                     f"{num_labels}: they must be from 0 to {num_labels - 1}."
                 )
-        return cls(class_labels, center_to_corners_format(boxes), keypoints, [len(x["class_labels"]) for x in labels])
+        exhaustive = torch.tensor([bool(label.get("exhaustive", True)) for label in labels]).to(device)
+        people_per_image = [len(label["class_labels"]) for label in labels]
+        return cls(class_labels, center_to_corners_format(boxes), keypoints, people_per_image, exhaustive)
 
 
 class Matches(NamedTuple):
@@ -406,7 +413,9 @@ def pose_estimation_loss(
 
             classes = torch.zeros_like(stage_logits)
             classes[query_rows, targets.class_labels[target_rows]] = 1
-            class_loss = focal_loss(stage_logits, classes, config.focal_alpha, config.focal_gamma).sum()
+            class_loss = focal_loss(stage_logits, classes, config.focal_alpha, config.focal_gamma)
+            counts = targets.exhaustive[:, None].expand(logits.shape[1:3]).flatten().index_fill(0, query_rows, True)
+            class_loss = torch.where(counts[:, None], class_loss, 0).sum()
             bbox_loss = (stage_boxes - target_boxes).abs().sum()
             giou_loss = (1 - generalized_box_iou(stage_boxes, target_boxes)).sum()
             keypoint_loss = residual_log_likelihood_loss(
