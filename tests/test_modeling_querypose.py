@@ -306,6 +306,17 @@ def test_frozen_stages():
         QueryPoseForPoseEstimation(tiny_config(backbone="swin", frozen_backbone_stages=2))
 
 
+def test_frozen_stages_that_are_modules_within_modules():
+    backbone = {"model_type": "timm_backbone", "backbone": "mobilenetv2_035", "out_indices": [1, 2, 3, 4]}
+    model = QueryPoseForPoseEstimation(tiny_config(backbone_config=backbone, frozen_backbone_stages=2)).train()
+    network = model.model.backbone.model._backbone
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in network.named_parameters() if name.startswith("blocks.")} - {
+        name for name, _ in network.named_parameters() if name.startswith(("blocks.0.", "blocks.1."))
+    }
+    assert [block.training for block in network.blocks[:3]] == [False, False, True]
+
+
 def test_gradient_checkpointing_changes_nothing():
     """Neither gradients nor batch statistics, which recomputing a batch norm would count twice."""
     reference = make_model().train()

@@ -159,15 +159,17 @@ class QueryPoseBackbone(nn.Module):
             return []
         network = getattr(self.model, "_backbone", None)
         info = getattr(getattr(network, "feature_info", None), "info", [])
-        children = dict(network.named_children()) if network is not None else {}
-        last = info[stages - 1]["module"].replace(".", "_") if stages <= len(info) else None
-        if last not in children:
+        steps = None
+        if network is not None and stages <= len(info):
+            path = info[stages - 1]["module"]
+            # timm's wrapper around ResNet-like backbones makes one level of modules of several
+            steps = steps_up_to(network, [path.replace(".", "_")]) or steps_up_to(network, path.split("."))
+        if not steps:
             raise ValueError(
                 f"`frozen_backbone_stages` is {stages}, but this backbone has no such sequence of steps to freeze: "
-                "use 0, or a timm ResNet-like backbone."
+                "use 0, or a timm backbone whose modules follow each other."
             )
-        names = list(children)
-        return [children[name] for name in names[: names.index(last) + 1]]
+        return steps
 
     def train(self, mode: bool = True) -> "QueryPoseBackbone":
         super().train(mode)
@@ -189,6 +191,18 @@ class QueryPoseBackbone(nn.Module):
                     f"{tuple(feature_map.shape)} came where {expected} was expected for stride {stride}."
                 )
         return feature_maps
+
+
+def steps_up_to(network: nn.Module, path: list[str]) -> list[nn.Module]:
+    """The modules of a network in their order, up to and with the one at `path`; none if there is no such module."""
+    children = dict(network.named_children())
+    if path[0] not in children:
+        return []
+    names = list(children)
+    before = [children[name] for name in names[: names.index(path[0])]]
+    last = children[path[0]]
+    within = steps_up_to(last, path[1:]) if path[1:] else [last]
+    return before + within if within else []
 
 
 class QueryPoseFPN(nn.Module):

@@ -35,6 +35,7 @@ Evaluate = Callable[[QueryPoseForPoseEstimation], Mapping[str, float]]
 # Settings with which the rest of a run would not be that of the run begun. The schedule may become longer.
 _SETTINGS_OF_THE_WHOLE_RUN = (
     "learning_rate",
+    "backbone_learning_rate_factor",
     "flow_learning_rate_factor",
     "weight_decay",
     "batch_size",

@@ -83,7 +83,10 @@ class TrainingConfig:
     """Settings of a training run.
 
     Args:
-        learning_rate (`float`): of all parameters but the flow's.
+        learning_rate (`float`): of all parameters but the flow's and the backbone's.
+        backbone_learning_rate_factor (`float`):
+            What the backbone's learning rate is multiplied by; 1, as in the paper. Less keeps more of a pretrained
+            backbone where the learning rate is large.
         flow_learning_rate_factor (`float`): how much larger the flow's learning rate is.
         weight_decay (`float`): of AdamW; on every parameter, norms and biases included, as in the paper.
         max_gradient_norm (`float`): the gradient of the whole model is scaled down to this norm if it is longer.
@@ -120,6 +123,7 @@ class TrainingConfig:
     """
 
     learning_rate: float = 2.5e-5
+    backbone_learning_rate_factor: float = 1.0
     flow_learning_rate_factor: float = 10.0
     weight_decay: float = 1e-4
     max_gradient_norm: float = 1.0
@@ -140,7 +144,8 @@ class TrainingConfig:
     trackers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "flow_learning_rate_factor", "max_gradient_norm"):
+        rates = ("learning_rate", "backbone_learning_rate_factor", "flow_learning_rate_factor")
+        for name in (*rates, "max_gradient_norm"):
             _require(self, name, getattr(self, name) > 0, "above 0")
         for name in ("weight_decay", "seed", "num_workers"):
             _require(self, name, getattr(self, name) >= 0, "at least 0")
@@ -194,15 +199,23 @@ class TrainingConfig:
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: the model, and its flow (`model.flow`) at a larger learning rate.
+    """AdamW's parameter groups: the model, its backbone (`model.model.backbone`) and its flow (`model.flow`).
 
-    Parameters that are frozen are in neither.
+    Each has its own learning rate.
+
+    Parameters that are frozen are in none of them.
     """
-    groups: dict[str, list[nn.Parameter]] = {"model": [], "flow": []}
+    factors = {
+        "flow": config.flow_learning_rate_factor,
+        "model.backbone": config.backbone_learning_rate_factor,
+        "model": 1.0,
+    }
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in factors}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups["flow" if name.startswith("flow.") else "model"].append(parameter)
-    rates = {"model": config.learning_rate, "flow": config.learning_rate * config.flow_learning_rate_factor}
+            # the first that fits; "model" also takes what belongs to neither, such as the heatmap head
+            groups[next((group for group in factors if name.startswith(f"{group}.")), "model")].append(parameter)
+    rates = {name: config.learning_rate * factor for name, factor in factors.items()}
     return [
         {"name": name, "params": parameters, "lr": rates[name], "weight_decay": config.weight_decay}
         for name, parameters in groups.items()
