@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import check_data, convert, evaluate, predict
+from .commands import check_data, convert, evaluate, predict, train
 
 
-COMMANDS = (predict, convert, evaluate, check_data)
+COMMANDS = (predict, train, evaluate, convert, check_data)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         options.run(options)
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError, FloatingPointError) as error:
         print(f"querypose {options.command}: {error}", file=sys.stderr)
         return 2
     return 0

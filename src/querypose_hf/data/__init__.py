@@ -16,6 +16,7 @@ from .check import DataReport, check_data
 from .coco import CocoPoseDataset, CrowdPoseDataset
 from .collation import AspectRatioBatchSampler, PoseCollator
 from .hub_dataset import HubPoseDataset, HubPoseStream, PoseColumns
+from .joined_dataset import JoinedPoseDataset, SyntheticPasses
 from .pose_dataset import PoseDataset, image_sizes
 from .sample import PoseSample, UnusableImageError
 from .yolo_pose import YoloPoseDataset
@@ -31,6 +32,7 @@ __all__ = [
     "HorizontalFlip",
     "HubPoseDataset",
     "HubPoseStream",
+    "JoinedPoseDataset",
     "Mosaic",
     "Photometric",
     "PoseAugmentation",
@@ -43,6 +45,7 @@ __all__ = [
     "ResizeShortSide",
     "Rotation",
     "ScaleJitter",
+    "SyntheticPasses",
     "UnusableImageError",
     "YoloPoseDataset",
     "check_data",

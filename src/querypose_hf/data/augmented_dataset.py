@@ -37,7 +37,7 @@ class AugmentedPoseDataset(Dataset[PoseSample]):
         self.augmentation = augmentation
         self.seed = check_seed(seed)
         self.mosaic = mosaic
-        self._epoch = _shared_number()
+        self._epoch = shared_number()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -57,8 +57,13 @@ class AugmentedPoseDataset(Dataset[PoseSample]):
         return image_sizes(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, for worker processes that already run too. Call it before the loader is run through."""
+        """Chooses the epoch, here and in the data set, for worker processes that already run too.
+
+        Call it before the loader is run through.
+        """
         self._epoch.fill_(check_epoch(epoch))
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
 
 
 class AugmentedPoseStream(IterableDataset[PoseSample]):
@@ -76,7 +81,7 @@ class AugmentedPoseStream(IterableDataset[PoseSample]):
         self.dataset = dataset
         self.augmentation = augmentation
         self.seed = check_seed(seed)
-        self._epoch = _shared_number()
+        self._epoch = shared_number()
 
     def __iter__(self) -> Iterator[PoseSample]:
         for sample in self.dataset:
@@ -105,6 +110,7 @@ def check_epoch(epoch: int) -> int:
     return int(epoch)
 
 
-def _shared_number() -> torch.Tensor:
+def shared_number() -> torch.Tensor:
+    """A zero that a process and its workers share."""
     # in shared memory: worker processes that live on from epoch to epoch have to see the change
     return torch.zeros((), dtype=torch.int64).share_memory_()

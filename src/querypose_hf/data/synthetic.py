@@ -19,6 +19,7 @@ from .synthetic_scene import render
 
 #: The scene that ships with the package as a picture to try a model on; made by [`render_sample_scene`].
 SAMPLE_SCENE_PATH = Path(__file__).resolve().parents[1] / "assets" / "sample_scene.jpg"
+_DEFAULT_SIZE = (640, 480)
 _SAMPLE_SCENE_SEED, _SAMPLE_SCENE_INDEX = 0, 16
 
 
@@ -83,13 +84,19 @@ class SyntheticPeople(Dataset):
             raise TypeError("SyntheticPeople without a `length` has no end: give one, or use SyntheticPeopleStream")
         return self.length
 
+    def sizes(self, count: int) -> np.ndarray:
+        """(count, 2) int64: width and height of the first pictures, in pixels, without rendering them."""
+        if self.layouts is None or self._order is None or self.size is not None:
+            return np.tile(np.array(self.size or _DEFAULT_SIZE, dtype=np.int64), (count, 1))
+        return self.layouts.size[np.resize(self._order, count)].astype(np.int64)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = int(index)
         if index < 0 or (self.length is not None and index >= self.length):
             raise IndexError(f"sample {index} does not exist: expected 0 <= index < {self.length or 'infinity'}")
         rng = np.random.default_rng((self.seed, index))
         if self.layouts is None or self._order is None:
-            size = self.size or (640, 480)
+            size = self.size or _DEFAULT_SIZE
             arrangement = arrange(rng, size, self.people)
         else:
             layout = int(self._order[index % len(self._order)])

@@ -107,7 +107,7 @@ def predict_dataset(
     source, records, num_keypoints, categories = _read_annotations(annotations, metric, image_ids, undo_squeeze)
     files, sizes = check_images(records, images_dir, source, undo_squeeze, progress)
     loaded, image_processor = load_model(model, image_processor, device, dtype)
-    _check_model(loaded, image_processor, source, num_keypoints, categories, flip_test, scales)
+    check_model(loaded, image_processor, source, num_keypoints, categories, flip_test, scales)
 
     was_training = loaded.training
     loaded.eval()
@@ -424,7 +424,7 @@ def _read_annotations(
     return source, records, None if names is None else len(names), ids or None
 
 
-def _check_model(
+def check_model(
     model: Any,
     image_processor: Any,
     source: str,
@@ -433,6 +433,13 @@ def _check_model(
     flip_test: bool,
     scales: Sequence[float] | None,
 ) -> None:
+    """Raises `ValueError` unless a model finds the keypoints and categories of annotations, as the options ask.
+
+    Args:
+        model, image_processor, flip_test, scales: see [`predict_dataset`].
+        source (`str`): where the annotations are from, for messages.
+        num_keypoints (`int` or `None`), categories (`set[int]` or `None`): the annotations', where they tell.
+    """
     config = model.config
     if num_keypoints is not None and config.num_keypoints != num_keypoints:
         raise ValueError(

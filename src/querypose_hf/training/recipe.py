@@ -6,9 +6,7 @@ The defaults are those of the paper (Section 4.1) and its released code.
 import bisect
 import dataclasses
 import math
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +16,7 @@ import yaml
 from torch import nn
 
 from ..record_checks import shown
+from .settings import changed, plain_mapping, read_yaml, require
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,14 @@ class LearningRateSchedule:
     warmup_factor: float = 0.01
 
     def __post_init__(self) -> None:
-        _require(self, "length", self.length >= 1, "at least 1")
+        require(self, "length", self.length >= 1, "at least 1")
         if self.kind == "multistep":
             rising = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
             within = all(0 < milestone < self.length for milestone in self.milestones)
-            _require(self, "milestones", rising and within, f"rising, above 0 and below `length`, {self.length}")
-        _require(self, "gamma", 0 < self.gamma <= 1, "above 0 and at most 1")
-        _require(self, "warmup_steps", self.warmup_steps >= 0, "at least 0")
-        _require(self, "warmup_factor", 0 < self.warmup_factor <= 1, "above 0 and at most 1")
+            require(self, "milestones", rising and within, f"rising, above 0 and below `length`, {self.length}")
+        require(self, "gamma", 0 < self.gamma <= 1, "above 0 and at most 1")
+        require(self, "warmup_steps", self.warmup_steps >= 0, "at least 0")
+        require(self, "warmup_factor", 0 < self.warmup_factor <= 1, "above 0 and at most 1")
 
     def in_steps(self, steps_per_epoch: int) -> "LearningRateSchedule":
         """The same schedule counted in optimizer steps."""
@@ -146,15 +145,15 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         rates = ("learning_rate", "backbone_learning_rate_factor", "flow_learning_rate_factor")
         for name in (*rates, "max_gradient_norm"):
-            _require(self, name, getattr(self, name) > 0, "above 0")
+            require(self, name, getattr(self, name) > 0, "above 0")
         for name in ("weight_decay", "seed", "num_workers"):
-            _require(self, name, getattr(self, name) >= 0, "at least 0")
+            require(self, name, getattr(self, name) >= 0, "at least 0")
         for name in ("batch_size", "gradient_accumulation_steps", "log_every", "save_every", "keep_checkpoints"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
         if self.ema_decay is not None:
-            _require(self, "ema_decay", 0 < self.ema_decay < 1, "between 0 and 1, or nothing")
+            require(self, "ema_decay", 0 < self.ema_decay < 1, "between 0 and 1, or nothing")
         if self.evaluate_every is not None:
-            _require(self, "evaluate_every", self.evaluate_every >= 1, "at least 1, or nothing")
+            require(self, "evaluate_every", self.evaluate_every >= 1, "at least 1, or nothing")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "training configuration") -> "TrainingConfig":
@@ -169,29 +168,18 @@ class TrainingConfig:
         recipe = values.pop("recipe", "paper_1x")
         if recipe not in RECIPES:
             raise ValueError(f"{source}: `recipe` is {shown(recipe)}; expected one of {sorted(RECIPES)}.")
-        return _changed(RECIPES[recipe], values, source, "")
+        return changed(RECIPES[recipe], values, source, "")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "TrainingConfig":
         """Reads the settings from a YAML file, see [`from_mapping`]."""
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not a YAML file: {error}") from error
+        values = read_yaml(path)
         return cls.from_mapping({} if values is None else values, source=str(path))
 
     def to_mapping(self) -> dict[str, Any]:
         """The settings as plain values, for YAML or JSON."""
 
-        def plain(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: plain(item) for key, item in value.items()}
-            return list(value) if isinstance(value, tuple) else value
-
-        return plain(dataclasses.asdict(self))
+        return plain_mapping(self)
 
     def to_yaml(self) -> str:
         """The settings as YAML text."""
@@ -227,71 +215,6 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     """AdamW over [`parameter_groups`], fused where the model's device has a fused kernel."""
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     return torch.optim.AdamW(parameter_groups(model, config), fused=fused)
-
-
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-
-
-def _require(settings: Any, name: str, holds: bool, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"`{name}` is {shown(getattr(settings, name))}; expected {expected}.")
-
-
-def _changed(settings: Any, values: Mapping[str, Any], source: str, prefix: str) -> Any:
-    """`settings` with plain values in place of its own, each checked against its field's type."""
-    hints = typing.get_type_hints(type(settings))
-    changes = {}
-    for name, value in values.items():
-        if name not in hints:
-            raise ValueError(
-                f"{source}: unknown field `{prefix}{name}` (value {shown(value)}); expected one of {sorted(hints)}."
-            )
-        if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{source}: `{prefix}{name}` is {shown(value)}; expected fields with values.")
-            changes[name] = _changed(getattr(settings, name), value, source, f"{prefix}{name}.")
-            continue
-        try:
-            changes[name] = _read(value, hints[name])
-        except TypeError as error:
-            raise ValueError(f"{source}: `{prefix}{name}` is {shown(value)}; expected {error}.") from None
-    try:
-        return dataclasses.replace(settings, **changes)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
-
-
-def _read(value: Any, hint: Any) -> Any:
-    """`value` as a field of type `hint` holds it; a `TypeError` says what was expected."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:  # "X | None" alone is in use
-        try:
-            return None if value is None else _read(value, arguments[0])
-        except TypeError as error:
-            raise TypeError(f"{error}, or nothing") from None
-    if origin is Literal:
-        # YAML reads a bare no as a truth value
-        value = "no" if value is False and "no" in arguments else value
-        if value not in arguments:
-            raise TypeError(f"one of {list(arguments)}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise TypeError(f"a list, each of it {_NAMES[arguments[0]]}")
-        try:
-            return tuple(_read(item, arguments[0]) for item in value)
-        except TypeError as error:
-            raise TypeError(f"a list, each of it {error}") from None
-    if hint is float and isinstance(value, str):  # YAML 1.1 takes 1e-4, without a point, for text
-        try:
-            value = float(value)
-        except ValueError:
-            raise TypeError(_NAMES[float]) from None
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not hint or (hint is float and not math.isfinite(value)):
-        raise TypeError(_NAMES[hint])
-    return value
 
 
 #: The paper's two recipes: "1x" of its ablations and "3x" of its final models, 16 images a step on 8 GPUs.

@@ -1,0 +1,125 @@
+"""`querypose train`: trains or fine-tunes a model."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+# The flags that set one field of the description.
+_FIELDS = {
+    "learning_rate": "training.learning_rate",
+    "batch_size": "training.batch_size",
+    "mixed_precision": "training.mixed_precision",
+    "seed": "training.seed",
+    "workers": "training.num_workers",
+}
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train or fine-tune a model",
+        description="Trains a model as a YAML file and flags describe it; flags come after the file. Several "
+        "processes: accelerate launch scripts/train.py, with the same flags. Paths are relative to where it is run.",
+    )
+    parser.add_argument("--config", type=Path, help="YAML with model, data, augmentation, image_processor, training")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output, if any")
+    parser.add_argument("--check", action="store_true", help="stop after everything has been checked")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="assignments",
+        metavar="FIELD=VALUE",
+        help="set any field, such as training.ema_decay=0.999 or data.train.0.repeat=2; may be repeated",
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", help="checkpoint's folder or Hub id to go on from, or a variant such as r50")
+    data = parser.add_argument_group("data, in place of the file's")
+    data.add_argument("--format", choices=("coco", "crowdpose", "yolo", "hub"), default="coco", help="(%(default)s)")
+    data.add_argument("--annotations", help="JSON file, data.yaml (yolo), or name or folder of a data set (hub)")
+    data.add_argument("--images", help="folder of the pictures (coco, crowdpose)")
+    data.add_argument("--val-annotations", help="what to score on, in the same format")
+    data.add_argument("--val-images", help="folder of its pictures")
+    training = parser.add_argument_group("training")
+    length = training.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="length of training in optimizer steps; milestones move along")
+    length.add_argument("--epochs", type=int, help="length of training in epochs; milestones move along")
+    training.add_argument("--learning-rate", type=float)
+    training.add_argument("--batch-size", type=int, help="pictures per process and micro batch")
+    training.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"))
+    training.add_argument("--workers", type=int, help="processes that prepare data, for each training process")
+    training.add_argument("--seed", type=int)
+    hub = parser.add_argument_group("Hub")
+    hub.add_argument("--push-to-hub", metavar="REPO_ID", help="upload the best model, or the last, at the end")
+    hub.add_argument("--private", action="store_true", help="as a private repository, if it is a new one")
+    parser.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from accelerate import PartialState
+
+    from ..training.experiment import Experiment, set_field, with_assignments
+    from ..training.experiment_run import run_experiment
+    from ..training.settings import read_yaml
+
+    values: Any = {}
+    source = "command line"
+    if options.config is not None:
+        values, source = read_yaml(options.config) or {}, str(options.config)
+        if not isinstance(values, dict):
+            raise ValueError(f"{source}: expected fields with values, such as `model` and `data`.")
+    _apply_model(values, options.model)
+    _apply_data(values, options)
+    for flag, field in _FIELDS.items():
+        if getattr(options, flag) is not None:
+            set_field(values, field, getattr(options, flag))
+    experiment = Experiment.from_mapping(with_assignments(values, options.assignments), source)
+    if options.steps is not None:
+        experiment = experiment.with_length(options.steps, "step")
+    if options.epochs is not None:
+        experiment = experiment.with_length(options.epochs, "epoch")
+    metrics = run_experiment(
+        experiment,
+        options.output,
+        resume=options.resume,
+        push_to_hub=options.push_to_hub,
+        private=options.private,
+        only_check=options.check,
+    )
+    if PartialState().is_main_process:
+        for name, value in metrics.items():
+            print(f"{name:<10} {value:.4f}")
+
+
+def _apply_model(values: dict[str, Any], model: str | None) -> None:
+    if model is None:
+        return
+    from ..configuration_querypose import VARIANTS
+
+    kept = {
+        name: value
+        for name, value in (values.get("model") or {}).items()
+        if name not in ("checkpoint", "variant", "config", "light")
+    }
+    values["model"] = {"variant" if model in VARIANTS else "checkpoint": model, **kept}
+
+
+def _apply_data(values: dict[str, Any], options: argparse.Namespace) -> None:
+    def described(annotations: str, images: str | None, split: str) -> dict[str, Any]:
+        source = {"format": options.format, "annotations": annotations}
+        if images is not None:
+            source["images"] = images
+        return {**source, "split": split} if options.format in ("yolo", "hub") else source
+
+    for flag in ("images", "val_images"):
+        if getattr(options, flag) is not None and getattr(options, flag.replace("images", "annotations")) is None:
+            name = flag.replace("_", "-")
+            raise ValueError(f"--{name} is given without --{name.replace('images', 'annotations')}.")
+    if options.annotations is not None:
+        values["data"] = {"train": [described(options.annotations, options.images, "train")]}
+    if options.val_annotations is not None:
+        from ..training.experiment import set_field
+
+        set_field(values, "data.validation", described(options.val_annotations, options.val_images, "val"))

@@ -1,0 +1,152 @@
+"""Several sources of pictures as one data set, each counting as often as one likes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from .augmented_dataset import check_epoch, check_seed, shared_number
+from .pose_dataset import image_sizes
+from .sample import PoseSample
+from .synthetic import SyntheticPeople
+
+
+class JoinedPoseDataset(Dataset[PoseSample]):
+    """Sources of samples, joined into one data set of a fixed number of samples per epoch.
+
+    A source of n pictures with the repeat r gives about r n samples an epoch. It is gone through in passes of all
+    its pictures in a random order, which go on from epoch to epoch: with r = 0.5 every picture comes once in two
+    epochs, with r = 2 twice in each. Places of wide pictures stay places of wide pictures, so that [`sizes`] holds for
+    every epoch as to which side is longer, which is what batches are made by.
+
+    What a place holds depends on `seed`, the epoch and the index alone.
+
+    Args:
+        sources (`Sequence[Dataset]`): map-style, of a known length, and with sizes as [`image_sizes`] understands
+            them. [`SyntheticPasses`] is asked for other pictures in every pass.
+        repeats (`Sequence[float]`, *optional*): how often each source counts in an epoch; once by default.
+        category_ids (`Sequence[Sequence[int]]`, *optional*): for each source its category ids in the order of the
+            model's classes. Samples get the first source's. By default they are left as they are.
+        seed (`int`, *optional*, defaults to 0): not negative.
+
+    Raises:
+        ValueError: the lists differ in length, a repeat is not above 0, or a source is empty.
+
+    Example:
+
+    ```python
+    >>> joined = JoinedPoseDataset([photographs, SyntheticPasses(SyntheticPeople(), 5000)], repeats=[2, 0.5])
+    >>> train = AugmentedPoseDataset(joined, PoseAugmentation.from_recipe(COCO_17.flip_indices))
+    ```
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Any],
+        repeats: Sequence[float] | None = None,
+        *,
+        category_ids: Sequence[Sequence[int]] | None = None,
+        seed: int = 0,
+    ):
+        repeats = [1.0] * len(sources) if repeats is None else list(repeats)
+        if not sources or len(repeats) != len(sources):
+            raise ValueError(
+                f"there are {len(sources)} `sources` and {len(repeats)} `repeats`; expected at least one, and as many."
+            )
+        if category_ids is not None and len({len(ids) for ids in category_ids}) != 1:
+            raise ValueError(f"`category_ids` is {category_ids!r}; expected as many categories of every source.")
+        self.sources = tuple(sources)
+        self.seed = check_seed(seed)
+        self._categories = None
+        if category_ids is not None:
+            self._categories = [dict(zip(ids, category_ids[0], strict=True)) for ids in category_ids]
+        self._groups: list[tuple[int, np.ndarray, int]] = []  # source, its rows, and how many places they have
+        for number, (source, repeat) in enumerate(zip(self.sources, repeats, strict=True)):
+            if not repeat > 0:
+                raise ValueError(f"`repeats[{number}]` is {repeat!r}; expected a number above 0.")
+            sizes = image_sizes(source)
+            if not len(sizes):
+                raise ValueError(f"source {number} is empty; expected at least one image.")
+            is_wide = sizes[:, 0] > sizes[:, 1]
+            for rows in (np.flatnonzero(is_wide), np.flatnonzero(~is_wide)):
+                if len(rows):  # a place at least, so that no picture is never seen
+                    self._groups.append((number, rows, max(1, round(repeat * len(rows)))))
+        self._ends = np.cumsum([count for _, _, count in self._groups])
+        self._epoch = shared_number()
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> PoseSample:
+        index = range(len(self))[index]
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        number, rows, count = self._groups[group]
+        place = int(self._epoch) * count + index - (int(self._ends[group]) - count)
+        run, position = divmod(place, len(rows))
+        row = int(rows[self._order(group, run)[position]])
+        source = self.sources[number]
+        sample = source.in_pass(run, row) if isinstance(source, SyntheticPasses) else source[row]
+        if self._categories is None:
+            return sample
+        names = self._categories[number]
+        annotations = [{**item, "category_id": names[item["category_id"]]} for item in sample["annotations"]]
+        return {**sample, "annotations": annotations}
+
+    def _order(self, group: int, run: int) -> np.ndarray:
+        key = (group, run)
+        if key not in self._orders:
+            if len(self._orders) > 4 * len(self._groups):  # those of earlier epochs
+                self._orders.clear()
+            self._orders[key] = np.random.default_rng((self.seed, group, run)).permutation(len(self._groups[group][1]))
+        return self._orders[key]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(n, 2) int64: for every place the width and height of a picture whose longer side is the same."""
+        parts = []
+        for number, rows, count in self._groups:
+            parts.append(image_sizes(self.sources[number])[np.resize(rows, count)])
+        return np.concatenate(parts)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch, for worker processes that already run too. Call it before the loader is run through."""
+        self._epoch.fill_(check_epoch(epoch))
+
+
+class SyntheticPasses(Dataset[PoseSample]):
+    """An endless source of rendered people, cut into passes of equal length.
+
+    Args:
+        people ([`SyntheticPeople`]): the source, without a `length`.
+        length (`int`, *optional*): pictures in a pass; with layouts it is always their number.
+
+    Raises:
+        ValueError: without layouts there has to be a `length` of at least 1.
+    """
+
+    def __init__(self, people: SyntheticPeople, length: int | None = None):
+        if people.layouts is not None:
+            if length not in (None, len(people.layouts)):
+                raise ValueError(f"`length` is {length!r}; with layouts it is their number, {len(people.layouts)}.")
+            length = len(people.layouts)
+        if not isinstance(length, int) or length < 1:
+            raise ValueError(f"`length` is {length!r}; expected a whole number of at least 1.")
+        self.people = people
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> PoseSample:
+        return self.in_pass(0, range(self.length)[index])
+
+    def in_pass(self, number: int, index: int) -> PoseSample:
+        """A picture of a pass; other passes show the same layouts with other people."""
+        return self.people[number * self.length + index]  # type: ignore[return-value]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(n, 2) int64: width and height of every picture of a pass."""
+        return self.people.sizes(self.length)

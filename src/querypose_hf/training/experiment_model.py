@@ -1,0 +1,178 @@
+"""The model of a training experiment, for the keypoints of its data, and its image processor."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+
+from ..backbone_weights import load_heatmap_pretrained_hrnet, load_imagenet_weights
+from ..configuration_querypose import VARIANTS, QueryPoseConfig
+from ..image_processing_querypose import QueryPoseImageProcessor
+from ..modeling_querypose import QueryPoseForPoseEstimation
+from ..skeletons import DEFAULT_SIGMA, SKELETONS, Skeleton
+from .experiment import ModelSettings
+from .experiment_data import DataDescription
+from .transfer import match_keypoints, transfer_weights
+
+
+_SKELETON_FIELDS = (
+    "num_keypoints",
+    "keypoint_names",
+    "keypoint_parts",
+    "keypoint_edges",
+    "keypoint_flip_indices",
+    "keypoint_sigmas",
+)
+_LABEL_FIELDS = ("id2label", "label2id", "num_labels")
+
+
+def build_config(settings: ModelSettings, data: DataDescription) -> QueryPoseConfig:
+    """The configuration: the checkpoint's, the variant's or the one given, for the keypoints and classes of the data.
+
+    Fields about keypoints that the description sets come before the data's. What neither tells comes from the known
+    skeleton of the same names, and then from the checkpoint, keypoint by keypoint.
+
+    Raises:
+        ValueError: a field is wrong, or the description's keypoints are not the data's.
+    """
+    given = dict(settings.config or settings.overrides)
+    names = given.get("keypoint_names")
+    count = given.get("num_keypoints", len(names) if isinstance(names, list | tuple) else None)
+    if count not in (None, data.num_keypoints):
+        raise ValueError(f"`model`: {count} keypoints are given, and the data has {data.num_keypoints}.")
+    if names is not None and data.keypoint_names is not None and tuple(names) != data.keypoint_names:
+        raise ValueError(
+            f"`model.keypoint_names` is {list(names)}, and the data's are {list(data.keypoint_names)}; expected the "
+            "same, or none given."
+        )
+    try:
+        start: dict[str, Any] = {}
+        base = None
+        if settings.checkpoint is not None:
+            base = _read_config(settings.checkpoint)
+            start = base.to_dict()
+        elif settings.variant is not None:
+            start = {**VARIANTS[settings.variant], "pose_query_interaction": "none" if settings.light else "dynamic"}
+        for name in (*_SKELETON_FIELDS, *_LABEL_FIELDS):
+            start.pop(name, None)
+        names = tuple(names) if names is not None else data.keypoint_names
+        classes = dict(enumerate(data.category_names.values()))
+        labels = {"id2label": classes, "label2id": {name: number for number, name in classes.items()}}
+        if "id2label" in given:
+            given["label2id"] = {name: number for number, name in given["id2label"].items()}
+        skeleton = _skeleton_fields(names, data, None if base is None else base.skeleton)
+        return QueryPoseConfig.from_dict({**start, **labels, **skeleton, **given})
+    except StrictDataclassError as error:
+        raise ValueError(f"`model`: {_told(error)}") from error
+
+
+def _read_config(checkpoint: str) -> QueryPoseConfig:
+    try:
+        config, _ = QueryPoseConfig.get_config_dict(checkpoint)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`model.checkpoint` is {checkpoint!r}; expected a folder or Hub id: {error}") from error
+    if config.get("model_type") != QueryPoseConfig.model_type:
+        raise ValueError(
+            f"`model.checkpoint` is {checkpoint!r}, of type {config.get('model_type')!r}; expected a QueryPose "
+            "checkpoint."
+        )
+    return QueryPoseConfig.from_pretrained(checkpoint)
+
+
+def _skeleton_fields(names: Sequence[str] | None, data: DataDescription, base: Skeleton | None) -> dict[str, Any]:
+    """The configuration's fields about keypoints, as far as anything tells."""
+    if base is not None and data.num_keypoints == base.num_keypoints and names in (None, base.keypoint_names):
+        fields = QueryPoseConfig.skeleton_fields(base)
+        if data.flip_indices is not None:
+            fields["keypoint_flip_indices"] = list(data.flip_indices)
+        return fields
+    if names is not None and any(tuple(names) == known.keypoint_names for known in SKELETONS.values()):
+        return QueryPoseConfig.skeleton_fields(names)
+    fields = {"num_keypoints": data.num_keypoints}
+    if names is not None:
+        fields["keypoint_names"] = list(names)
+    if data.edges:
+        fields["keypoint_edges"] = [list(edge) for edge in data.edges]
+    if data.flip_indices is not None:
+        fields["keypoint_flip_indices"] = list(data.flip_indices)
+    if base is not None and names is not None:
+        fields |= _as_in(base, names)
+    return fields
+
+
+def _as_in(base: Skeleton, names: Sequence[str]) -> dict[str, Any]:
+    """Parts and OKS constants of keypoints that another skeleton has, too; new keypoints are parts of their own."""
+    origins = match_keypoints(base.keypoint_names, names)
+    if all(origin is None for origin in origins):
+        return {}
+    part_of = {keypoint: number for number, part in enumerate(base.parts) for keypoint in part}
+    parts: dict[Any, list[int]] = {}
+    for keypoint, origin in enumerate(origins):
+        parts.setdefault(("new", keypoint) if origin is None else part_of[origin], []).append(keypoint)
+    fresh = [name for name, origin in zip(names, origins, strict=True) if origin is None]
+    if fresh:
+        warnings.warn(
+            f"`keypoint_sigmas` of {', '.join(fresh)} not given: they get {DEFAULT_SIGMA}, the mean of COCO's. "
+            "Training does not use them, but OKS and AP do.",
+            stacklevel=2,
+        )
+    sigmas = [DEFAULT_SIGMA if origin is None else base.sigmas[origin] for origin in origins]
+    return {"keypoint_parts": list(parts.values()), "keypoint_sigmas": sigmas}
+
+
+def _told(error: StrictDataclassError) -> str:
+    # under a heading that names the check
+    return " ".join(line.strip() for line in str(error).splitlines()[1:]) or str(error)
+
+
+def build_model(settings: ModelSettings, config: QueryPoseConfig, weights: bool = True) -> tuple[Any, list[str]]:
+    """The model, with the weights it starts from.
+
+    Args:
+        settings ([`ModelSettings`]): the description.
+        config ([`QueryPoseConfig`]): of [`build_config`].
+        weights (`bool`): whether to read weights; not needed where a run is resumed.
+
+    Returns:
+        `tuple[QueryPoseForPoseEstimation, list[str]]`: the model in float32, and what to report about its weights.
+
+    Raises:
+        FileNotFoundError, ValueError: weights are missing or do not fit.
+    """
+    model = QueryPoseForPoseEstimation(config)
+    reports: list[str] = []
+    if not weights:
+        return model, reports
+    if settings.checkpoint is not None:
+        source = QueryPoseForPoseEstimation.from_pretrained(settings.checkpoint, dtype="float32")
+        carried = transfer_weights(source, model)
+        # where everything came over, that is all there is to say
+        shown = str(carried) if carried.left_behind or carried.fresh or carried.carried_in_part else "all carried over"
+        reports.append(f"Weights of {settings.checkpoint}: {shown}")
+    if settings.backbone_weights != "none":
+        name = settings.backbone_weights
+        is_file = settings.backbone_weights_are_a_file
+        report = load_imagenet_weights(
+            model,
+            file=name if is_file else None,
+            checkpoint=None if is_file or name == "imagenet" else name,
+        )
+        reports.append(f"Backbone weights of {name}: {report}")
+    if settings.heatmap_pretrained is not None:
+        report = load_heatmap_pretrained_hrnet(model, settings.heatmap_pretrained)
+        reports.append(f"Backbone weights of {settings.heatmap_pretrained}: {report}")
+    return model, reports
+
+
+def build_image_processor(
+    settings: ModelSettings, overrides: dict[str, Any], data: DataDescription
+) -> QueryPoseImageProcessor:
+    """The image processor: the checkpoint's or the paper's, changed, for the keypoints and categories of the data."""
+    fields = {**overrides, "num_keypoints": data.num_keypoints, "category_ids": list(data.category_names)}
+    try:
+        if settings.checkpoint is not None:
+            return QueryPoseImageProcessor.from_pretrained(settings.checkpoint, **fields)
+        return QueryPoseImageProcessor(**fields)
+    except StrictDataclassError as error:
+        raise ValueError(f"`image_processor`: {_told(error)}") from error

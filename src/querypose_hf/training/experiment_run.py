@@ -1,0 +1,173 @@
+"""A training experiment from its description to a folder of models."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from torch.utils.data import Subset
+
+from ..data import PoseDataset
+from .checkpoints import find_checkpoints, write_whole
+from .experiment import Experiment
+from .experiment_data import Validation, describe_sources, join_sources, open_source
+from .experiment_model import build_config, build_image_processor, build_model
+from .initial_boxes import start_from_typical_boxes
+from .loop import TrainingLoop
+from .training_log import choose_trackers
+
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT_FILE = "experiment.yaml"
+
+
+def run_experiment(
+    experiment: Experiment,
+    output_dir: str | Path,
+    *,
+    resume: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
+    only_check: bool = False,
+) -> dict[str, float]:
+    """Trains as described, on as many processes as the program was started with (`accelerate launch`).
+
+    Everything that can be checked without training is checked first: the description, annotations, whether pictures
+    are there, keypoints and classes of all sources against each other and the model, weights, and with `push_to_hub`
+    whether one is logged in. `output_dir` gets what [`~training.loop.train`] writes and `experiment.yaml`, the
+    description with all defaults.
+
+    Args:
+        experiment ([`Experiment`]): the description.
+        output_dir (`str` or `Path`): made if it does not exist.
+        resume (`bool`): go on from the newest checkpoint in `output_dir`, if there is one.
+        push_to_hub (`str`, *optional*): upload the best model, or without a validation the last, to this repository.
+        private (`bool`): whether that repository is made private, if it does not exist yet.
+        only_check (`bool`): stop after the checks.
+
+    Returns:
+        `dict[str, float]`: the figures of the last evaluation.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: something is wrong with the description or what it names.
+        FloatingPointError: the loss became infinite or no number.
+
+    Example:
+
+    ```python
+    >>> run_experiment(Experiment.from_yaml("configs/r50.yaml"), "runs/r50", resume=True)
+    ```
+    """
+    folder = Path(output_dir)
+    resumes = _check_output(experiment, folder, resume)
+    choose_trackers(experiment.training.trackers)
+    if push_to_hub is not None:
+        check_push(push_to_hub)
+    sources = [open_source(one, f"data.train[{n}]") for n, one in enumerate(experiment.data.train)]
+    data = describe_sources(sources)
+    config = build_config(experiment.model, data)
+    image_processor = build_image_processor(experiment.model, experiment.image_processor, data)
+    validation = None
+    if experiment.data.validation is not None:
+        validation = Validation(experiment.data.validation, image_processor, folder / "validation_images")
+    seed = experiment.training.seed
+    dataset = join_sources(sources, experiment.data.train, experiment.augmentation, config.keypoint_flip_indices, seed)
+    torch.manual_seed(seed)  # of new weights
+    model, reports = build_model(experiment.model, config, weights=not resumes)
+    if experiment.model.initial_boxes == "training_people" and not resumes:
+        start_from_typical_boxes(model, _annotated(sources), seed)
+    if validation is not None:
+        validation.check(model)
+    if PartialState().is_main_process:
+        for line in (*_summary(sources, dataset, model), *reports):
+            print(line)
+    if only_check:
+        return {}
+    loop = TrainingLoop(model, dataset, image_processor, experiment.training, folder, evaluate=validation)
+    if loop.accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        description = experiment.to_yaml()
+        write_whole(folder / EXPERIMENT_FILE, lambda path: path.write_text(description, encoding="utf-8"))
+    metrics = loop.run(resume)
+    loop.accelerator.wait_for_everyone()
+    if push_to_hub is not None and loop.accelerator.is_main_process:
+        upload(folder, push_to_hub, private)
+    return metrics
+
+
+def _check_output(experiment: Experiment, folder: Path, resume: bool) -> bool:
+    """Whether there is a run to go on with; raises `ValueError` if there is one that must not be touched."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`output` is {os.fspath(folder)!r}, which is a file; expected a folder.")
+    if not find_checkpoints(folder / "checkpoints"):
+        return False
+    if not resume:
+        raise ValueError(
+            f"`output` is {os.fspath(folder)!r}, which holds checkpoints of a run; expected an empty folder, or "
+            "`--resume`."
+        )
+    description = folder / EXPERIMENT_FILE
+    if description.is_file():
+        experiment.check_continues(Experiment.from_yaml(description), str(description))
+    return True
+
+
+def _annotated(sources: list[Any]) -> PoseDataset:
+    for source in sources:
+        dataset = source.dataset if isinstance(source, Subset) else source
+        if isinstance(dataset, PoseDataset):
+            return dataset
+    raise ValueError("`model.initial_boxes` is 'training_people', but `data.train` has rendered people alone.")
+
+
+def _summary(sources: list[Any], dataset: Any, model: Any) -> list[str]:
+    config = model.config
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    lines = [f"{len(dataset)} images in an epoch, of {sum(map(len, sources))} in {len(sources)} sources"]
+    for number, source in enumerate(sources):
+        left_out = {name: count for name, count in getattr(source, "left_out", {}).items() if count}
+        if left_out:
+            lines.append(f"  source {number} leaves out: {', '.join(f'{n} {name}' for name, n in left_out.items())}")
+    lines.append(
+        f"{config.num_keypoints} keypoints in {config.num_parts} parts, {config.num_labels} "
+        f"class{'es' if config.num_labels > 1 else ''}, {trained / 1e6:.1f} million trained parameters"
+    )
+    return lines
+
+
+def check_push(repo_id: str) -> None:
+    """Raises `ValueError` unless the repository's name is one and the Hub knows who is asking."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"`--push-to-hub` is {repo_id!r}: {error}") from error
+    try:
+        HfApi().whoami()
+    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+        raise ValueError(
+            f"`--push-to-hub` {repo_id}: the Hub does not know you; run `hf auth login`: {error}"
+        ) from error
+
+
+def upload(folder: Path, repo_id: str, private: bool = False) -> str:
+    """Uploads a run's best model, or the last without one, with its log and description, in one commit.
+
+    Returns:
+        `str`: the commit's address.
+    """
+    api = HfApi()
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    kind = "best" if (folder / "best" / "config.json").is_file() else "last"
+    commit = api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder / kind,
+        commit_message=f"QueryPose, the {kind} model of a training run",
+    )
+    logger.info("uploaded %s to %s", folder / kind, commit)
+    return str(commit)

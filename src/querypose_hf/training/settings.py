@@ -1,0 +1,163 @@
+"""Settings as frozen dataclasses, read from plain values with errors that name field, value and what is expected."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from ..record_checks import shown
+
+
+Settings = TypeVar("Settings")
+
+# what `X | None` becomes, by the kind of X
+_UNIONS = (types.UnionType, typing.Union)
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Reads a YAML file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not YAML.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML file: {error}") from error
+
+
+def plain_mapping(settings: Any) -> dict[str, Any]:
+    """Settings as plain values, for YAML or JSON: [`build`] reads them back."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+    return plain(dataclasses.asdict(settings))
+
+
+def require(settings: Any, name: str, holds: bool, expected: str) -> None:
+    """Raises `ValueError` about a field of `settings` unless what is expected of it `holds`."""
+    if not holds:
+        raise ValueError(f"`{name}` is {shown(getattr(settings, name))}; expected {expected}.")
+
+
+def build(kind: type[Settings], values: Any, source: str, prefix: str = "") -> Settings:
+    """Settings of a kind from plain values; fields that are left out have their defaults.
+
+    Args:
+        kind (`type`): a dataclass whose fields are plain values, tuples of them, mappings, dataclasses of this sort,
+            or tuples of such.
+        values (`Mapping`): what was read.
+        source (`str`): the file it was read from, for messages.
+        prefix (`str`): where in the file it was, such as `"data."`, for messages.
+
+    Raises:
+        ValueError: a field is unknown, missing, or its value is not of its type or range.
+    """
+    changes = _read_fields(kind, values, source, prefix)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if not optional and field.name not in changes:
+            raise ValueError(f"{source}: `{prefix}{field.name}` is missing.")
+    return _checked(lambda: kind(**changes), source, prefix)
+
+
+def changed(settings: Settings, values: Any, source: str, prefix: str = "") -> Settings:
+    """`settings` with plain values in place of its own; arguments and errors are those of [`build`]."""
+    changes = _read_fields(type(settings), values, source, prefix, settings)
+    return _checked(lambda: dataclasses.replace(settings, **changes), source, prefix)  # type: ignore[type-var]
+
+
+def _checked(make: Any, source: str, prefix: str) -> Any:
+    try:
+        return make()
+    except ValueError as error:
+        where = f"{source}: " if not prefix else f"{source}: in `{prefix.removesuffix('.')}`: "
+        raise ValueError(f"{where}{error}") from None
+
+
+def _read_fields(kind: Any, values: Any, source: str, prefix: str, settings: Any = None) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ValueError(
+            f"{source}: `{prefix.removesuffix('.')}` is {shown(values)}; expected fields with values."
+            if prefix
+            else f"{source}: expected fields with values, got {shown(values)}."
+        )
+    hints = typing.get_type_hints(kind)
+    changes = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise ValueError(
+                f"{source}: unknown field `{prefix}{name}` (value {shown(value)}); expected one of {sorted(hints)}."
+            )
+        hint, place = hints[name], f"{prefix}{name}"
+        inner = _settings_class(hint)
+        if dataclasses.is_dataclass(hint) and settings is not None:
+            changes[name] = changed(getattr(settings, name), value, source, f"{place}.")
+        elif inner is not None and typing.get_origin(hint) is tuple:
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise ValueError(f"{source}: `{place}` is {shown(value)}; expected a list of fields with values.")
+            changes[name] = tuple(build(inner, item, source, f"{place}[{i}].") for i, item in enumerate(value))
+        elif inner is not None:
+            optional = typing.get_origin(hint) in _UNIONS
+            changes[name] = None if value is None and optional else build(inner, value, source, f"{place}.")
+        else:
+            try:
+                changes[name] = _read(value, hint)
+            except TypeError as error:
+                raise ValueError(f"{source}: `{place}` is {shown(value)}; expected {error}.") from None
+    return changes
+
+
+def _settings_class(hint: Any) -> Any:
+    """The dataclass in `Kind`, `Kind | None` or `tuple[Kind, ...]`."""
+    return next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)
+
+
+def _read(value: Any, hint: Any) -> Any:
+    """`value` as a field of type `hint` holds it; a `TypeError` says what was expected."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in _UNIONS:  # "X | None" alone is in use
+        try:
+            return None if value is None else _read(value, arguments[0])
+        except TypeError as error:
+            raise TypeError(f"{error}, or nothing") from None
+    if origin is Literal:
+        # YAML reads a bare no as a truth value
+        value = "no" if value is False and "no" in arguments else value
+        if value not in arguments:
+            raise TypeError(f"one of {list(arguments)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise TypeError(f"a list, each of it {_NAMES[arguments[0]]}")
+        try:
+            return tuple(_read(item, arguments[0]) for item in value)
+        except TypeError as error:
+            raise TypeError(f"a list, each of it {error}") from None
+    if origin is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise TypeError("fields with values")
+        return dict(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 takes 1e-4, without a point, for text
+        try:
+            value = float(value)
+        except ValueError:
+            raise TypeError(_NAMES[float]) from None
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not hint or (hint is float and not math.isfinite(value)):
+        raise TypeError(_NAMES[hint])
+    return value
