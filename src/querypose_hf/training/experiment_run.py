@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
@@ -64,6 +65,9 @@ def run_experiment(
     >>> run_experiment(Experiment.from_yaml("configs/r50.yaml"), "runs/r50", resume=True)
     ```
     """
+    # The first state made is everybody's. `Accelerator` asks for the CPU as `accelerate launch --cpu` says, which a
+    # state made without a word would not: each process would then train on its own.
+    PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     folder = Path(output_dir)
     resumes = _check_output(experiment, folder, resume)
     choose_trackers(experiment.training.trackers)
