@@ -116,6 +116,7 @@ class TestParameterGroups:
         assert groups["model"]["lr"] == 2.5e-5
         assert groups["flow"]["lr"] == pytest.approx(2.5e-4)
         assert {group["weight_decay"] for group in groups.values()} == {1e-4}
+        assert next(iter(groups)) == "model"  # its learning rate is logged
         backbone = {id(p) for p in model.model.backbone.parameters()}
         assert {id(p) for p in groups["model.backbone"]["params"]} == backbone
         assert groups["model.backbone"]["lr"] == 2.5e-5  # as in the paper

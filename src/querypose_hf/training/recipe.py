@@ -189,20 +189,20 @@ class TrainingConfig:
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
     """AdamW's parameter groups: the model, its backbone (`model.model.backbone`) and its flow (`model.flow`).
 
-    Each has its own learning rate.
-
-    Parameters that are frozen are in none of them.
+    Each has its own learning rate; the model's group comes first, whose rate is the one that is logged. Parameters that
+    are frozen are in none of them.
     """
     factors = {
-        "flow": config.flow_learning_rate_factor,
-        "model.backbone": config.backbone_learning_rate_factor,
         "model": 1.0,
+        "model.backbone": config.backbone_learning_rate_factor,
+        "flow": config.flow_learning_rate_factor,
     }
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in factors}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            # the first that fits; "model" also takes what belongs to neither, such as the heatmap head
-            groups[next((group for group in factors if name.startswith(f"{group}.")), "model")].append(parameter)
+            # "model" also takes what belongs to none, such as the heatmap head
+            fitting = [group for group in factors if name.startswith(f"{group}.")]
+            groups[fitting[-1] if fitting else "model"].append(parameter)
     rates = {name: config.learning_rate * factor for name, factor in factors.items()}
     return [
         {"name": name, "params": parameters, "lr": rates[name], "weight_decay": config.weight_decay}
