@@ -189,8 +189,8 @@ class TrainingConfig:
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
     """AdamW's parameter groups: the model, its backbone (`model.model.backbone`) and its flow (`model.flow`).
 
-    Each has its own learning rate; the model's group comes first, whose rate is the one that is logged. Parameters that
-    are frozen are in none of them.
+    Each has its own learning rate; the model's group comes first, whose rate is the one that is logged. Parameters
+    that are frozen are in none of them.
     """
     factors = {
         "model": 1.0,
