@@ -9,7 +9,7 @@ import torch
 from tiny import BACKBONES, people, tiny_config
 from torch import nn
 
-from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseModel
+from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessorPil, QueryPoseModel
 from querypose_hf.modeling_querypose import apply_box_deltas, boxes_to_rois, pool_from_pyramid
 
 
@@ -123,6 +123,84 @@ def test_selective_decoding_changes_nothing(query_feedback, pose_query_interacti
         both.pred_keypoints[both.keypoint_query_mask], everything.pred_keypoints[both.keypoint_query_mask]
     )
     assert not nobody.keypoint_query_mask.any() and nobody.pred_keypoints.isfinite().all()
+
+
+@pytest.mark.parametrize(("threshold", "max_people"), [(None, 1), (None, 4), (0.5, 4), (0.5, None), (0.999, 3)])
+def test_the_best_people_are_found_without_decoding_everybody(threshold, max_people):
+    """Exactly the people of full decoding, whatever the confidences; and the choice leaves somebody out at all."""
+    decoded = 0
+    for seed in range(4):
+        model = make_model(seed=seed, num_queries=40, pose_query_interaction="none", keypoint_flip_indices=None)
+        for layer in model.model.decoder.keypoint_layers:  # confidences far apart, so that class scores mislead
+            layer.sigma_head.weight.data.mul_(8)
+        pixel_values = images(3, 3, 64, 96, seed=seed)
+        with torch.no_grad():
+            everything = model(pixel_values)
+            found = model(pixel_values, person_threshold=threshold, max_people=max_people)
+        processor = QueryPoseImageProcessorPil()
+        wanted = {"threshold": threshold or 0.0, "top_k": max_people, "target_sizes": [(480, 640)] * 3}
+        for expected, people_found in zip(
+            processor.post_process_pose_estimation(everything, **wanted),
+            processor.post_process_pose_estimation(found, **wanted),
+            strict=True,
+        ):
+            assert len(people_found) == len(expected)
+            for person, other in zip(people_found, expected, strict=True):
+                for name in person:
+                    torch.testing.assert_close(person[name], other[name])
+        decoded += int(found.keypoint_query_mask.sum())
+        everybody = found.keypoint_query_mask
+        torch.testing.assert_close(found.part_queries[everybody], everything.part_queries[everybody])
+    assert decoded < 4 * 3 * 40
+
+
+def test_people_outside_the_image_do_not_count_as_found():
+    """Post-processing drops them, so that a query behind them may be the last one wanted."""
+    model = make_model(num_queries=12, pose_query_interaction="none", decoder_layers=1)
+    decoder = model.model.decoder
+    with torch.no_grad():
+        decoder.initial_boxes[:6, :2] = 5.0
+        decoder.box_layers[0].box_head.weight.zero_()
+        decoder.box_layers[0].box_head.bias.zero_()
+        pixel_values = images(2, 3, 64, 64)
+        everything = model(pixel_values)
+        found = model(pixel_values, max_people=6)
+    processor = QueryPoseImageProcessorPil()
+    expected = processor.post_process_pose_estimation(everything, threshold=0.0, top_k=6)
+    for people_found, others in zip(
+        processor.post_process_pose_estimation(found, threshold=0.0, top_k=6), expected, strict=True
+    ):
+        assert len(people_found) == len(others) == 6
+        for person, other in zip(people_found, others, strict=True):
+            torch.testing.assert_close(person["keypoints"], other["keypoints"])
+
+
+def test_wanted_people_change_nothing_where_queries_feed_back():
+    model = make_model(query_feedback="always")
+    pixel_values = images(2, 3, 64, 64)
+    with torch.no_grad():
+        found = model(pixel_values, max_people=2, person_threshold=0.9)
+        with pytest.raises(ValueError, match="max_people"):
+            model(pixel_values, max_people=0)
+    assert found.keypoint_query_mask.all()
+
+
+def test_autocast_keeps_coordinates_in_float32():
+    model = make_model(pose_query_interaction="none").float()
+    pixel_values = images(2, 3, 96, 128).float()
+    with torch.no_grad():
+        expected = model(pixel_values)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = model(pixel_values)
+            few = model(pixel_values, max_people=3)
+    for name in ("pred_boxes", "pred_keypoints", "keypoint_sigmas"):
+        assert found[name].dtype == few[name].dtype == torch.float32
+    assert (found.pred_boxes - expected.pred_boxes).abs().median() < 0.02
+    # not on bfloat16's grid, which knows 8 bits
+    assert (found.pred_keypoints != found.pred_keypoints.bfloat16().float()).float().mean() > 0.9
+    mask = few.keypoint_query_mask
+    # a batch of other RoIs may be rounded otherwise
+    torch.testing.assert_close(few.pred_keypoints[mask], found.pred_keypoints[mask], atol=0.02, rtol=0)
 
 
 def test_selective_decoding_with_feedback_chooses_in_each_stage():
@@ -343,6 +421,21 @@ def test_half_precision_keeps_coordinates_in_float32(dtype):
     # a few per cent of the image: half precision is in the features, not in the coordinates' own grid
     assert (found.pred_boxes - expected.pred_boxes).abs().median() < 0.02
     assert len(found.pred_boxes.unique()) > 0.9 * len(expected.pred_boxes.unique())
+
+
+def test_one_compiled_graph_serves_all_sizes():
+    """A graph compiled for dynamic sizes is not compiled again for another image size of the same batch size."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    model = make_model(pose_query_interaction="none").float()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for height, width in ((64, 96), (128, 96), (96, 160)):
+            pixel_values = images(2, 3, height, width).float()
+            found = compiled(pixel_values, keypoint_top_k=4)
+            torch.testing.assert_close(found.pred_keypoints, model(pixel_values, keypoint_top_k=4).pred_keypoints)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("query_feedback", ["always", "never"])

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -681,7 +681,10 @@ class QueryPoseDecoder(nn.Module):
         return self.config.query_feedback == "always" or (self.config.query_feedback == "training" and self.training)
 
     def select_queries(self, logits: Tensor, top_k: int | None, threshold: float | None) -> Tensor | None:
-        """Rows (image * N + query) of the queries to decode in inference; `None` is all of them."""
+        """Rows (image * N + query) of the queries to decode in inference; `None` is all of them.
+
+        With `top_k` alone their number is fixed, and nothing waits for the device.
+        """
         if top_k is None and threshold is None:
             return None
         batch_size, num_queries = logits.shape[:2]
@@ -693,7 +696,7 @@ class QueryPoseDecoder(nn.Module):
             scores, best = scores.topk(min(top_k, num_queries), dim=-1)
             rows = offsets + best
         if threshold is not None:
-            rows = rows[scores.sigmoid() > threshold]
+            rows = rows[class_probability(scores) > threshold]
         return rows.flatten()
 
     def forward(
@@ -703,6 +706,8 @@ class QueryPoseDecoder(nn.Module):
         targets: Targets | None = None,
         keypoint_top_k: int | None = None,
         keypoint_score_threshold: float | None = None,
+        max_people: int | None = None,
+        person_threshold: float | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> QueryPoseModelOutput:
@@ -711,7 +716,10 @@ class QueryPoseDecoder(nn.Module):
             pyramid (`list[Tensor]`): P2 to P5.
             image_sizes (`Tensor` of shape `(B, 2)`): unpadded heights and widths.
             targets ([`Targets`], *optional*): in training, keypoints are decoded of the queries matched to them.
+            keypoint_top_k, keypoint_score_threshold, max_people, person_threshold: see [`QueryPoseModel.forward`].
         """
+        if torch.compiler.is_compiling():  # how many queries may matter is not known to a graph of static shape
+            max_people = person_threshold = None
         stages = _Stages(self, pyramid, image_sizes, output_attentions)
         hidden_states = [stages.queries]
         num_layers = len(self.box_layers)
@@ -740,10 +748,18 @@ class QueryPoseDecoder(nn.Module):
             for stage in range(num_layers):
                 stages.run_box_layer(stage)
                 hidden_states.append(stages.queries)
-            chosen = rows_of_stage(num_layers - 1) if targets is None else None
-            for stage in range(num_layers):
-                rows = chosen if targets is None else rows_of_stage(stage)
-                stages.run_keypoint_layer(stage, rows, feed_back=False)
+            if targets is not None:
+                for stage in range(num_layers):
+                    stages.run_keypoint_layer(stage, rows_of_stage(stage), feed_back=False)
+            elif keypoint_top_k is not None:
+                stages.decode_keypoints(rows_of_stage(num_layers - 1))
+            else:
+                thresholds = [x for x in (keypoint_score_threshold, person_threshold) if x is not None]
+                threshold = max(thresholds) if thresholds else None
+                if max_people is not None and max_people < self.config.num_queries:
+                    stages.decode_best_people(max_people, threshold)
+                else:
+                    stages.decode_keypoints(self.select_queries(stages.logits[-1], None, threshold))
 
         return QueryPoseModelOutput(
             last_hidden_state=stages.queries,
@@ -758,6 +774,28 @@ class QueryPoseDecoder(nn.Module):
             attentions=tuple(stages.attentions) if output_attentions else None,
             part_attentions=tuple(stages.part_attentions) if output_attentions else None,
         )
+
+
+def class_probability(logits: Tensor) -> Tensor:
+    """As post-processing computes it: in half precision another value could be on the other side of a threshold."""
+    return logits.to(coordinate_dtype(logits.dtype)).sigmoid()
+
+
+class _Decoded(NamedTuple):
+    """What the keypoint layers of all stages found for some of the queries.
+
+    Attributes:
+        rows (`LongTensor` of shape `(R,)`): image * N + query.
+        part_queries (`Tensor` of shape `(R, M, d_p)`): those of the last stage.
+        keypoints, sigmas (`list[Tensor]`): of every stage, `(R, K, 2)`.
+        attention_maps (`list[Tensor]`): of every stage, `(R, M, height, width)`; none unless they are wanted.
+    """
+
+    rows: Tensor
+    part_queries: Tensor
+    keypoints: list[Tensor]
+    sigmas: list[Tensor]
+    attention_maps: list[Tensor]
 
 
 class _Stages:
@@ -811,12 +849,27 @@ class _Stages:
 
     def run_keypoint_layer(self, stage: int, rows: Tensor | None, feed_back: bool) -> None:
         """Decodes the keypoints of the queries in `rows` (all for `None`) in a stage's own boxes."""
+        part_queries = self.part_queries if rows is None else self.part_queries[rows]
+        queries, part_queries, keypoints, sigmas, attention_maps = self._apply_keypoint_layer(
+            stage, rows, part_queries
+        )
+        self.part_queries = self._put(part_queries, rows, self.part_queries)
+        if feed_back:
+            updated = self._put(queries, rows, self.stage_queries[stage].flatten(0, 1))
+            self.queries = updated.unflatten(0, self.shape)
+        self.keypoints.append(self._put(keypoints, rows).unflatten(0, self.shape))
+        self.sigmas.append(self._put(sigmas, rows).unflatten(0, self.shape))
+        decoded = torch.ones(len(keypoints), dtype=torch.bool, device=keypoints.device)
+        self.query_masks.append(self._put(decoded, rows).unflatten(0, self.shape))
+        if self.output_attentions:
+            self.part_attentions.append(self._put(attention_maps, rows).unflatten(0, self.shape))
+
+    def _apply_keypoint_layer(self, stage: int, rows: Tensor | None, part_queries: Tensor) -> tuple[Tensor, ...]:
         config = self.decoder.config
         rois = boxes_to_rois(self.boxes[stage])
         queries = self.stage_queries[stage].flatten(0, 1)
-        part_queries = self.part_queries
         if rows is not None:
-            rois, queries, part_queries = rois[rows], queries[rows], part_queries[rows]
+            rois, queries = rois[rows], queries[rows]
         roi_features = roi_align(
             self.pyramid[0],
             rois,
@@ -825,19 +878,79 @@ class _Stages:
             sampling_ratio=config.pooler_sampling_ratio,
             aligned=True,
         ).to(self.feature_dtype)
-        queries, part_queries, keypoints, sigmas, attention_maps = self.decoder.keypoint_layers[stage](
-            queries, part_queries, roi_features
-        )
-        self.part_queries = self._put(part_queries, rows, self.part_queries)
-        if feed_back:
-            updated = self._put(queries, rows, self.stage_queries[stage].flatten(0, 1))
-            self.queries = updated.unflatten(0, self.shape)
-        self.keypoints.append(self._put(keypoints, rows).unflatten(0, self.shape))
-        self.sigmas.append(self._put(sigmas, rows).unflatten(0, self.shape))
-        decoded = torch.ones(len(rois), dtype=torch.bool, device=rois.device)
-        self.query_masks.append(self._put(decoded, rows).unflatten(0, self.shape))
-        if self.output_attentions:
-            self.part_attentions.append(self._put(attention_maps, rows).unflatten(0, self.shape))
+        return self.decoder.keypoint_layers[stage](queries, part_queries, roi_features)
+
+    def decode_keypoints(self, rows: Tensor | None) -> None:
+        """Takes the queries in `rows` (all for `None`) through the keypoint layers of all stages."""
+        if rows is None:
+            for stage in range(len(self.boxes)):
+                self.run_keypoint_layer(stage, None, feed_back=False)
+        else:
+            self._collect([self._decode(rows)])
+
+    def _decode(self, rows: Tensor) -> _Decoded:
+        # part queries go from stage to stage as they are: only what comes out is laid out by query
+        part_queries = self.part_queries[rows]
+        keypoints, sigmas, attention_maps = [], [], []
+        for stage in range(len(self.boxes)):
+            _, part_queries, stage_keypoints, stage_sigmas, stage_maps = self._apply_keypoint_layer(
+                stage, rows, part_queries
+            )
+            keypoints.append(stage_keypoints)
+            sigmas.append(stage_sigmas)
+            if self.output_attentions:
+                attention_maps.append(stage_maps)
+        return _Decoded(rows, part_queries, keypoints, sigmas, attention_maps)
+
+    def _collect(self, parts: list[_Decoded]) -> None:
+        """Lays out what was found by query; zero, or the learned part queries, where nothing was decoded."""
+        rows = torch.cat([part.rows for part in parts])
+
+        def put(name: str) -> list[Tensor]:
+            by_stage = zip(*(getattr(part, name) for part in parts), strict=True)
+            return [self._put(torch.cat(values), rows).unflatten(0, self.shape) for values in by_stage]
+
+        self.part_queries = self._put(torch.cat([part.part_queries for part in parts]), rows, self.part_queries)
+        self.keypoints, self.sigmas, self.part_attentions = put("keypoints"), put("sigmas"), put("attention_maps")
+        decoded = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        self.query_masks = [self._put(decoded, rows).unflatten(0, self.shape)] * len(self.boxes)
+
+    def decode_best_people(self, count: int, threshold: float | None) -> None:
+        """Decodes what may be among the `count` best people of each image, and for certain all of them.
+
+        A person's score is the class score times a mean confidence of at most 1. The queries are taken by falling
+        class score, some at a time; once the `count`-th best person so far has a higher score than the class scores
+        of all that is left, the rest cannot enter. People whose boxes do not reach into the image count for nothing,
+        because post-processing drops them. Each round costs one word from the device.
+        """
+        batch_size, num_queries = self.shape
+        class_scores = class_probability(self.logits[-1].amax(dim=-1))
+        class_scores, order = class_scores.sort(dim=1, descending=True)
+        rows = order + torch.arange(batch_size, device=order.device)[:, None] * num_queries
+        corners = self.relative_boxes[-1].detach().clamp(0, 1)
+        # a little more than what post-processing asks for, which computes in pixels
+        inside = (corners[..., 2:] - corners[..., :2] > 1e-6).all(dim=-1).flatten()
+        scores = class_scores.new_full((batch_size * num_queries,), -1.0)
+        undecided = torch.ones_like(class_scores, dtype=torch.bool)
+        if threshold is not None:
+            undecided &= class_scores > threshold
+        parts: list[_Decoded] = []
+        start, end = 0, count
+        while not parts or start < num_queries:
+            chosen = undecided[:, start:end].nonzero(as_tuple=True)
+            part_rows = rows[:, start:end][chosen]
+            if parts and not len(part_rows):
+                break
+            part = self._decode(part_rows)
+            parts.append(part)
+            confidence = (1 - part.sigmas[-1].mean(dim=-1)).mean(dim=-1)
+            found = (class_scores[:, start:end][chosen] * confidence).masked_fill(~inside[part_rows], -1.0)
+            scores[part_rows] = found.to(scores.dtype)
+            least = scores.view(batch_size, num_queries).topk(count, dim=1).values[:, -1:]
+            # of an equal score the earlier query comes first, so that the last place may still change hands
+            undecided &= class_scores >= least
+            start, end = end, end + max(count // 2, 4)
+        self._collect(parts)
 
     def _put(self, values: Tensor, rows: Tensor | None, into: Tensor | None = None) -> Tensor:
         """Values of the queries in `rows` among those of all queries, which are `into` or zero elsewhere."""
@@ -942,6 +1055,8 @@ class QueryPoseModel(QueryPosePreTrainedModel):
         output_hidden_states: bool | None = None,
         keypoint_top_k: int | None = None,
         keypoint_score_threshold: float | None = None,
+        max_people: int | None = None,
+        person_threshold: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> QueryPoseModelOutput:
         r"""
@@ -956,6 +1071,12 @@ class QueryPoseModel(QueryPosePreTrainedModel):
             output_attentions, output_hidden_states (`bool`, *optional*): see the output; default to the configuration.
             keypoint_top_k (`int`, *optional*), keypoint_score_threshold (`float`, *optional*):
                 Override the configuration's fields of the same names; without effect where labels are given.
+            max_people (`int`, *optional*), person_threshold (`float`, *optional*):
+                Only so many best people of each image, and only people of a higher score, are wanted. Keypoints are
+                then decoded of no more queries than it takes to find exactly those: a person's score is at most the
+                class score. Without effect, since every query matters, where keypoints feed back into the box decoder
+                (`query_feedback="always"` with an interaction); where labels are given; with `keypoint_top_k`, whose
+                number of queries is fixed; and in compiled and exported graphs.
 
         Raises:
             ValueError: if the shapes of images, mask and labels do not agree.
@@ -972,7 +1093,9 @@ class QueryPoseModel(QueryPosePreTrainedModel):
         if keypoint_score_threshold is None:
             keypoint_score_threshold = config.keypoint_score_threshold
         if labels is not None:  # a loss needs the keypoints of whichever queries are matched
-            keypoint_top_k = keypoint_score_threshold = None
+            keypoint_top_k = keypoint_score_threshold = max_people = person_threshold = None
+        if max_people is not None and max_people < 1:
+            raise ValueError(f"`max_people` must be None or at least 1, but is {max_people}.")
         pyramid = self.extract_pyramid(pixel_values)
         outputs = self.decoder(
             pyramid,
@@ -980,6 +1103,8 @@ class QueryPoseModel(QueryPosePreTrainedModel):
             targets=targets,
             keypoint_top_k=keypoint_top_k,
             keypoint_score_threshold=keypoint_score_threshold,
+            max_people=max_people,
+            person_threshold=person_threshold,
             output_attentions=bool(output_attentions),
             output_hidden_states=bool(output_hidden_states),
         )
@@ -1069,6 +1194,8 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
         output_hidden_states: bool | None = None,
         keypoint_top_k: int | None = None,
         keypoint_score_threshold: float | None = None,
+        max_people: int | None = None,
+        person_threshold: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> QueryPosePoseEstimationOutput:
         r"""
@@ -1085,6 +1212,12 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
             output_attentions, output_hidden_states (`bool`, *optional*): see the output; default to the configuration.
             keypoint_top_k (`int`, *optional*), keypoint_score_threshold (`float`, *optional*):
                 Override the configuration's fields of the same names; without effect where labels are given.
+            max_people (`int`, *optional*), person_threshold (`float`, *optional*):
+                Only so many best people of each image, and only people of a higher score, are wanted. Keypoints are
+                then decoded of no more queries than it takes to find exactly those: a person's score is at most the
+                class score. Without effect, since every query matters, where keypoints feed back into the box decoder
+                (`query_feedback="always"` with an interaction); where labels are given; with `keypoint_top_k`, whose
+                number of queries is fixed; and in compiled and exported graphs.
 
         Raises:
             ValueError: if the shapes of images, mask and labels do not agree.
@@ -1099,6 +1232,8 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
             output_hidden_states=output_hidden_states,
             keypoint_top_k=keypoint_top_k,
             keypoint_score_threshold=keypoint_score_threshold,
+            max_people=max_people,
+            person_threshold=person_threshold,
             return_dict=True,
         )
         stages = [read_stage(outputs, stage) for stage in range(config.decoder_layers)]

@@ -21,6 +21,8 @@ from .image_decoding_querypose import decode_image
 
 # What post-processing needs of the model's output; the rest stays where it is.
 _USED_OUTPUTS = ("logits", "pred_boxes", "pred_keypoints", "keypoint_scores", "keypoint_query_mask")
+# least score of a person unless another is asked for
+_THRESHOLD = 0.3
 
 
 class _Items(Dataset):
@@ -83,7 +85,13 @@ class PoseEstimationPipeline(Pipeline):
 
         return (
             given(timeout=timeout),
-            given(keypoint_top_k=keypoint_top_k, keypoint_score_threshold=keypoint_score_threshold),
+            given(
+                keypoint_top_k=keypoint_top_k,
+                keypoint_score_threshold=keypoint_score_threshold,
+                # nobody below the threshold or beyond the number is reported, so that they need no keypoints
+                person_threshold=threshold,
+                max_people=top_k,
+            ),
             given(threshold=threshold, top_k=top_k),
         )
 
@@ -122,6 +130,8 @@ class PoseEstimationPipeline(Pipeline):
             inputs = (item for item in inputs)
         if isinstance(inputs, list) and not inputs:
             return []
+        if kwargs.get("threshold") is None:  # the model is to know the threshold, too
+            kwargs["threshold"] = self._postprocess_params.get("threshold", _THRESHOLD)
         return super().__call__(inputs, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -152,7 +162,7 @@ class PoseEstimationPipeline(Pipeline):
         return {**{name: outputs[name] for name in _USED_OUTPUTS}, "target_size": model_inputs["target_size"]}
 
     def postprocess(
-        self, model_outputs: dict[str, Tensor], threshold: float = 0.3, top_k: int | None = None
+        self, model_outputs: dict[str, Tensor], threshold: float = _THRESHOLD, top_k: int | None = None
     ) -> list[dict[str, Any]]:
         people = self.image_processor.post_process_pose_estimation(
             model_outputs, threshold=threshold, target_sizes=model_outputs["target_size"], top_k=top_k
