@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import check_data, convert, evaluate, predict, train
+from .commands import check_data, convert, evaluate, export, predict, train
 
 
-COMMANDS = (predict, train, evaluate, convert, check_data)
+COMMANDS = (predict, train, evaluate, convert, check_data, export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

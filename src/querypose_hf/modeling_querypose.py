@@ -859,7 +859,7 @@ class _Stages:
             self.queries = updated.unflatten(0, self.shape)
         self.keypoints.append(self._put(keypoints, rows).unflatten(0, self.shape))
         self.sigmas.append(self._put(sigmas, rows).unflatten(0, self.shape))
-        decoded = torch.ones(len(keypoints), dtype=torch.bool, device=keypoints.device)
+        decoded = keypoints.new_ones(keypoints.shape[0], dtype=torch.bool)
         self.query_masks.append(self._put(decoded, rows).unflatten(0, self.shape))
         if self.output_attentions:
             self.part_attentions.append(self._put(attention_maps, rows).unflatten(0, self.shape))
@@ -912,7 +912,7 @@ class _Stages:
 
         self.part_queries = self._put(torch.cat([part.part_queries for part in parts]), rows, self.part_queries)
         self.keypoints, self.sigmas, self.part_attentions = put("keypoints"), put("sigmas"), put("attention_maps")
-        decoded = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        decoded = rows.new_ones(rows.shape[0], dtype=torch.bool)
         self.query_masks = [self._put(decoded, rows).unflatten(0, self.shape)] * len(self.boxes)
 
     def decode_best_people(self, count: int, threshold: float | None) -> None:
