@@ -47,7 +47,7 @@ def fuse_for_inference(
         for module in base.modules():
             if isinstance(module, SpatialPartEmbedding) and not isinstance(module.upsample_norm, nn.Identity):
                 _fold(module.upsample, module.upsample_norm)
-                module.upsample_norm = nn.Identity()
+                setattr(module, "upsample_norm", nn.Identity())  # noqa: B010 - of another type than it is declared
     model.requires_grad_(False)
     if channels_last:
         for module in base.modules():

@@ -79,7 +79,7 @@ class ExportedPoseEstimator(PreTrainedModel):
     def dtype(self) -> torch.dtype:
         return torch.float32
 
-    def to(self, *args: Any, **kwargs: Any) -> "ExportedPoseEstimator":
+    def to(self, *args: Any, **kwargs: Any) -> "ExportedPoseEstimator":  # type: ignore[override]
         """Takes the CPU and float32 alone, where an exported model runs."""
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         if (device is not None and device.type != "cpu") or dtype not in (None, torch.float32):
@@ -103,10 +103,10 @@ class ExportedPoseEstimator(PreTrainedModel):
                 raise ValueError(
                     f"`{name}` is {kwargs[name]!r}, but the model was exported with {self.metadata.get(name)!r}."
                 )
-        outputs = self.run_graph(self._arrays(pixel_values, pixel_mask))
-        return QueryPosePoseEstimationOutput(
-            **{name: torch.from_numpy(np.array(array)) for name, array in outputs.items()}
-        )
+        found = self.run_graph(self._arrays(pixel_values, pixel_mask))
+        # an engine may use its arrays again at the next call
+        tensors: dict[str, Any] = {name: torch.from_numpy(np.array(array)) for name, array in found.items()}
+        return QueryPosePoseEstimationOutput(**tensors)
 
     def find_people(
         self, pixel_values: Tensor, target_sizes: Tensor, pixel_mask: Tensor | None = None

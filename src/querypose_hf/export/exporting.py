@@ -97,7 +97,7 @@ def export_model(
         "input_names": list(_inputs(outputs)),
         "output_names": list(graph.output_names),
         "size_divisor": _DIVISOR,
-        "id2label": {str(index): label for index, label in config.id2label.items()},
+        "id2label": {str(index): label for index, label in (config.id2label or {}).items()},
         "keypoint_names": config.keypoint_names,
         "keypoint_edges": config.keypoint_edges,
         "keypoint_flip_indices": config.keypoint_flip_indices,
