@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import check_data, convert, evaluate, predict, train
+from .commands import card, check_data, convert, evaluate, predict, push, train
 
 
-COMMANDS = (predict, train, evaluate, convert, check_data)
+COMMANDS = (predict, train, evaluate, convert, check_data, card, push)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
