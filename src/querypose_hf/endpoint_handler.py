@@ -129,7 +129,7 @@ class EndpointHandler:
             is_number = isinstance(value, Real) and not isinstance(value, bool)
             if name.endswith("threshold") and not (is_number and 0 <= value <= 1):
                 raise ValueError(f"`parameters.{name}` is {value!r}; expected a number from 0 to 1.")
-            if name.endswith("top_k") and not (is_number and isinstance(value, Integral) and value >= 1):
+            if name.endswith("top_k") and not (is_number and isinstance(value, Integral) and int(value) >= 1):
                 raise ValueError(f"`parameters.{name}` is {value!r}; expected an integer of at least 1.")
         return given
 
@@ -238,7 +238,7 @@ class _CheckedTLSConnection(_CheckedConnection, http.client.HTTPSConnection):
 class _HTTPHandler(urllib.request.HTTPHandler):
     def __init__(self, allow_private: bool):
         super().__init__()
-        self.connection = type("Connection", (_CheckedConnection,), {"allow_private": allow_private})
+        self.connection: Any = type("Connection", (_CheckedConnection,), {"allow_private": allow_private})
 
     def http_open(self, request: urllib.request.Request) -> Any:
         return self.do_open(self.connection, request)
@@ -247,7 +247,7 @@ class _HTTPHandler(urllib.request.HTTPHandler):
 class _HTTPSHandler(urllib.request.HTTPSHandler):
     def __init__(self, allow_private: bool):
         super().__init__()
-        self.connection = type("Connection", (_CheckedTLSConnection,), {"allow_private": allow_private})
+        self.connection: Any = type("Connection", (_CheckedTLSConnection,), {"allow_private": allow_private})
 
     def https_open(self, request: urllib.request.Request) -> Any:
         return self.do_open(self.connection, request)

@@ -10,7 +10,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import PIL.Image
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationCopy,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+)
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
@@ -222,7 +229,7 @@ def draw_examples(
         pose_estimator = pipeline("pose-estimation", model=os.fspath(folder))  # type: ignore[call-overload]
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"`folder` must be a QueryPose checkpoint, but {folder} cannot be loaded: {error}") from error
-    drawn = []
+    drawn: list[Path] = []
     for source, picture in zip(sources, decoded, strict=True):
         people = pose_estimator(picture, threshold=threshold)
         shown = draw_poses(picture, people, edges=pose_estimator.model.config.keypoint_edges)
@@ -306,7 +313,7 @@ def _commit(
         for entry in api.list_repo_tree(repo_id, revision=revision)
         if isinstance(entry, RepoFile) and entry.path not in new and _is_weights(entry.path)
     ]
-    operations = [
+    operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
         *(CommitOperationDelete(path, is_folder=False) for path in outdated),
         *(CommitOperationAdd(upload.path_in_repo, upload.source) for upload in uploads),
     ]
