@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ from querypose_hf.configuration_querypose import HUB_FILES
 from querypose_hf.hub import copy_handler, push_checkpoint
 
 
+HUB_PAGE = Path(__file__).resolve().parents[1] / "docs" / "hub.md"
 METRICS = {
     "metrics": {"AP": 0.4321, "AP50": 0.75, "APM": None},
     "protocol": {"metric": "coco", "images": 12, "people": 30},
@@ -234,19 +237,24 @@ def test_the_handler_is_copied_with_what_it_requires(checkpoint, tmp_path):
 # Transformers reads HF_ENDPOINT when it is imported, so that what follows runs in processes of its own: the first has
 # the package, pushes and loads; the second has not.
 
-PUSH = """
+PUSH = r"""
+import json
+import shlex
 import sys
-from huggingface_hub import HfApi
-from transformers import AutoImageProcessor, AutoModelForPoseEstimation
+from pathlib import Path
 
 from querypose_hf.cli import main
 
 folder, other, *_ = sys.argv[4:]
 assert main(["push", folder, "user/pose", "--examples"]) == 0
 assert main(["push", other, "user/pose", "--examples", "--revision", "v2"]) == 0
-# as every model of Transformers is pushed
-AutoModelForPoseEstimation.from_pretrained(other).push_to_hub("user/parts", private=True)
-AutoImageProcessor.from_pretrained(other).push_to_hub("user/parts")
+# the page about the Hub, as it stands there
+for language, block in json.loads(Path("page.json").read_text()):
+    if language == "python":
+        exec(block)
+    else:
+        for command in block.replace("\\\n", " ").splitlines():
+            assert main(shlex.split(command)[1:]) == 0, command
 """
 
 LOAD = """
@@ -270,7 +278,7 @@ else:
         else:
             sys.exit("the repository's code ran without being trusted")
 found = {}
-for repo, revision in (("user/pose", "main"), ("user/pose", "v2"), ("user/parts", "main")):
+for repo, revision in (("user/pose", "main"), ("user/pose", "v2"), ("user/querypose-parts", "main")):
     model = AutoModelForPoseEstimation.from_pretrained(repo, revision=revision, **options).eval()
     image_processor = AutoImageProcessor.from_pretrained(repo, revision=revision, **options)
     assert type(model).__module__.startswith("querypose_hf" if how == "package" else "transformers_modules"), model
@@ -316,6 +324,13 @@ def pushed(checkpoint, other_checkpoint, tmp_path_factory):
     picture = home / "picture.png"
     y, x = np.mgrid[:90, :120]
     PIL.Image.fromarray((127 + 127 * np.sin(x / 9) * np.cos(y / 7)).astype(np.uint8)).convert("RGB").save(picture)
+    for place in ("path/to/checkpoint", "runs/r50/best"):
+        shutil.copytree(other_checkpoint, home / place)
+    (home / "scores").mkdir()
+    known = {**METRICS, "protocol": {"metric": "coco", "images": 5000}}
+    (home / "scores" / "metrics.json").write_text(json.dumps(known))
+    found = re.findall(r"^```(bash|python)\n(.*?)^```", HUB_PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
+    (home / "page.json").write_text(json.dumps(found))
     with run_hub() as hub:
         arguments = ("package", picture, home / "package.json", checkpoint, other_checkpoint)
         printed = run(PUSH + LOAD, *arguments, hub=hub, home=home)
@@ -326,14 +341,20 @@ def test_the_command_pushes_and_prints_the_commits(pushed):
     hub, _, _, printed = pushed
     repository = hub.repositories["user/pose"]
     commits = [f"{hub.endpoint}/user/pose/commit/{repository.refs[name]}" for name in ("main", "v2")]
-    assert printed.split() == commits
+    assert printed.split()[:2] == commits
 
 
-def test_push_to_hub_works_as_everywhere(pushed, other_checkpoint):
-    hub = pushed[0]
-    assert hub.repositories["user/parts"].private
-    files = contents(hub, "user/parts")
-    assert {*HUB_FILES, "config.json", "model.safetensors", "preprocessor_config.json"} <= set(files)
+def test_the_page_about_the_hub_does_what_it_says(pushed):
+    hub, home, _, _ = pushed
+    files = contents(hub, "user/querypose-r50")
+    assert hub.repositories["user/querypose-r50"].private and hub.repositories["user/querypose"].private
+    assert {"README.md", "metrics.json", "examples/sample_scene_poses.jpg", "handler.py"} <= set(files)
+    assert ModelCard(files["README.md"].decode()).data.eval_results[0].dataset_name == "COCO val2017"
+    card = ModelCard.load(home / "runs" / "r50" / "best" / "README.md")
+    assert (card.data.license, card.data.base_model) == ("apache-2.0", "user/base")
+    # Transformers' own way
+    assert len(hub.repositories["user/querypose-parts"].history()) == 3
+    assert {*HUB_FILES, "config.json", "model.safetensors"} <= set(contents(hub, "user/querypose-parts"))
 
 
 @pytest.mark.parametrize("how", ["package", "trust_remote_code"])
@@ -345,7 +366,11 @@ def test_loaded_back_by_name_and_revision(pushed, checkpoint, other_checkpoint, 
     found = json.loads(output.read_text())
     image_processor = QueryPoseImageProcessor.from_pretrained(checkpoint)
     inputs = image_processor(str(picture), return_tensors="pt")
-    places = {"user/pose@main": checkpoint, "user/pose@v2": other_checkpoint, "user/parts@main": other_checkpoint}
+    places = {
+        "user/pose@main": checkpoint,
+        "user/pose@v2": other_checkpoint,
+        "user/querypose-parts@main": other_checkpoint,
+    }
     for place, folder in places.items():
         model = QueryPoseForPoseEstimation.from_pretrained(folder).eval()
         with torch.no_grad():

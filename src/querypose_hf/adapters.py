@@ -26,8 +26,8 @@ def lora_config(rank: int = 16, alpha: float | None = None, dropout: float = 0.0
 
     Low-rank updates go to the linear layers of both decoders' attention, dynamic interaction and feed-forward
     networks; the heads, the keypoint decoder's batch norm and the flow of the loss are small and are trained whole.
-    The backbone is not trained. Where it has batch norms that are not frozen, as HRNet has, keep it in evaluation mode in training
-    (`model.model.backbone.eval()` after each `model.train()`): their statistics would change and not be saved.
+    The backbone is not trained. Where it has batch norms that are not frozen, as HRNet has, keep it in evaluation mode
+    in training (`model.model.backbone.eval()` after each `train()`): their statistics would change and not be saved.
 
     Args:
         rank (`int`, defaults to 16): of the updates.
