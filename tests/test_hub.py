@@ -22,6 +22,7 @@ from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.cli import main
 from querypose_hf.configuration_querypose import HUB_FILES
 from querypose_hf.hub import copy_handler, push_checkpoint
+from querypose_hf.training.experiment_run import upload
 
 
 HUB_PAGE = Path(__file__).resolve().parents[1] / "docs" / "hub.md"
@@ -223,6 +224,22 @@ def test_a_checkpoint_without_its_code_gets_it(hub, tmp_path):
     assert set(HUB_FILES) <= set(files)
     assert "AutoModelForPoseEstimation" in json.loads(files["config.json"])["auto_map"]
     assert sorted(path.name for path in folder.glob("*.py")) == []
+
+
+def test_a_training_run_uploads_its_best_model_or_the_last(hub, checkpoint, other_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    shutil.copytree(checkpoint, tmp_path / "last")
+    assert upload(tmp_path, "user/run", private=True).startswith(f"{hub.endpoint}/user/run/commit/")
+    shutil.copytree(other_checkpoint, tmp_path / "best")
+    upload(tmp_path, "user/run")
+    best, last, _ = hub.repositories["user/run"].history()
+    assert hub.repositories["user/run"].private
+    assert (best.message, last.message) == tuple(
+        f"QueryPose, the {kind} model of a training run" for kind in ("best", "last")
+    )
+    assert contents(hub, "user/run")["model.safetensors"] == (other_checkpoint / "model.safetensors").read_bytes()
+    assert {"README.md", "handler.py"} <= set(best.files)
 
 
 def test_the_handler_is_copied_with_what_it_requires(checkpoint, tmp_path):
