@@ -975,6 +975,9 @@ class QueryPosePreTrainedModel(PreTrainedModel):
     # the loss is divided by the number of people itself
     accepts_loss_kwargs = False
 
+    def get_input_embeddings(self) -> None:
+        """`None`: images are not embedded from a vocabulary. Quantisers and adapters ask every model for its."""
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # Transformers leaves out modules without parameters of their own, so that layers carry what they start from

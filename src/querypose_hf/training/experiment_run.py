@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch.utils.data import Subset
 
 from ..data import PoseDataset
+from ..hub import push_checkpoint
 from .checkpoints import find_checkpoints, write_whole
 from .experiment import Experiment
 from .experiment_data import Validation, describe_sources, join_sources, open_source
@@ -160,18 +161,13 @@ def check_push(repo_id: str) -> None:
 
 
 def upload(folder: Path, repo_id: str, private: bool = False) -> str:
-    """Uploads a run's best model, or the last without one, with its log and description, in one commit.
+    """Uploads a run's best model, or the last without one, as [`~hub.push_checkpoint`] does.
 
     Returns:
         `str`: the commit's address.
     """
-    api = HfApi()
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     kind = "best" if (folder / "best" / "config.json").is_file() else "last"
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder / kind,
-        commit_message=f"QueryPose, the {kind} model of a training run",
-    )
-    logger.info("uploaded %s to %s", folder / kind, commit)
-    return str(commit)
+    message = f"QueryPose, the {kind} model of a training run"
+    commit = push_checkpoint(folder / kind, repo_id, private=private, commit_message=message)
+    logger.info("uploaded %s to %s", folder / kind, commit.commit_url)
+    return commit.commit_url
