@@ -1,5 +1,6 @@
 """The model of a training experiment, for the keypoints of its data, and its image processor."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +54,10 @@ def build_config(settings: ModelSettings, data: DataDescription) -> QueryPoseCon
             base = _read_config(settings.checkpoint)
             start = base.to_dict()
         elif settings.variant is not None:
-            start = {**VARIANTS[settings.variant], "pose_query_interaction": "none" if settings.light else "dynamic"}
+            start = {
+                **copy.deepcopy(VARIANTS[settings.variant]),
+                "pose_query_interaction": "none" if settings.light else "dynamic",
+            }
         for name in (*_SKELETON_FIELDS, *_LABEL_FIELDS):
             start.pop(name, None)
         names = tuple(names) if names is not None else data.keypoint_names
