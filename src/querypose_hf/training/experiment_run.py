@@ -156,7 +156,7 @@ def check_push(repo_id: str) -> None:
         HfApi().whoami()
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
         raise ValueError(
-            f"`--push-to-hub` {repo_id}: the Hub does not know you; run `hf auth login`: {error}"
+            f"`--push-to-hub` is {repo_id!r}, but the Hub does not know who asks; run `hf auth login` first: {error}"
         ) from error
 
 
