@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--short-sides", type=int, nargs="+", default=list(range(480, 801, 32)), help="in training")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--cpu", action="store_true", help="use no accelerator")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
     options = parser.parse_args()
 
@@ -61,6 +62,7 @@ def main() -> None:
         warmup_steps=0.05,  # of all steps
         lr_scheduler_type="cosine",
         bf16=options.bf16,
+        use_cpu=options.cpu,
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=2,

@@ -18,6 +18,7 @@ from transformers import AutoModelForPoseEstimation
 from querypose_hf import CROWDPOSE_14, QueryPoseImageProcessor
 from querypose_hf.cli import main
 from querypose_hf.training import experiment_run
+from querypose_hf.training.checkpoints import find_checkpoints, load_checkpoint
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -126,18 +127,25 @@ def test_two_processes(config, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = tmp_path / "run"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", str(port)]
+    # what `accelerate launch` does with several GPUs; it starts no more than one process on CPUs
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     script = [str(REPOSITORY / "scripts" / "train.py"), "--config", str(config), "--output", str(folder)]
     done = subprocess.run(
-        [*launch, *script, "--steps", "2"], env=environment(), capture_output=True, text=True, timeout=200, check=False
+        [*launch, *script, "--steps", "3"],
+        env={**environment(), "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("6 images in an epoch") == 1  # the first process alone speaks
-    records = computed(folder)
-    assert [record["step"] for record in records if "loss" in record] == [1, 2]
-    assert [record["step"] for record in records if "evaluation/AP" in record] == [2]
+    records = [record for record in computed(folder) if "loss" in record]
+    # six images in batches of two: with two processes an epoch has two steps, with one it has three
+    assert [(record["step"], record["epoch"]) for record in records] == [(1, 0), (2, 0), (3, 1)]
+    (checkpoint,) = find_checkpoints(folder / "checkpoints")[-1:]
+    assert load_checkpoint(checkpoint)["origin"]["number of processes"] == 2
+    assert [record["step"] for record in computed(folder) if "evaluation/AP" in record] == [2, 3]
     weights(folder / "best")
 
 
