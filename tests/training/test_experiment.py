@@ -97,8 +97,6 @@ class TestDescription:
             ("model.num_queries=3", r"\['num_queries'\] beside `config`"),
             ("model.config.num_query=3", "unknown field `num_query` .value 3. of `config`"),
             ("model.chekpoint=x", "unknown field `model.chekpoint` .value 'x'."),
-            ("model.backbone_weights=none.pth", "`backbone_weights` is 'none.pth'; expected a file"),
-            ("model.heatmap_pretrained=none.pth", "`heatmap_pretrained` is 'none.pth'; expected a file"),
             ("model=3", "`model` is 3; expected fields with values"),
             ("data.train=[]", "`train` is ..; expected at least one source"),
             ("data.train=x", "`data.train` is 'x'; expected a list"),
@@ -238,6 +236,12 @@ class TestConfig:
         assert all(torch.equal(found[name], value) for name, value in backbone.items())
         assert f"{len(backbone)} tensors used, 0 unused, 0 missing" in reports[0]
         assert build_model(settings, config, weights=False)[1] == []
+
+    @pytest.mark.parametrize("field", ["backbone_weights", "heatmap_pretrained"])
+    def test_no_such_weights(self, field):
+        settings = ModelSettings(config={}, **{field: "none.pth"})
+        with pytest.raises(FileNotFoundError, match=rf"`model.{field}` is 'none.pth'; there is no such file"):
+            build_model(settings, tiny_config())
 
 
 def sources_of(*train):

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -144,6 +145,12 @@ def build_model(settings: ModelSettings, config: QueryPoseConfig, weights: bool 
     Raises:
         FileNotFoundError, ValueError: weights are missing or do not fit.
     """
+    files = {"heatmap_pretrained": settings.heatmap_pretrained}
+    if settings.backbone_weights_are_a_file:
+        files["backbone_weights"] = settings.backbone_weights
+    for name, file in files.items():
+        if weights and file is not None and not Path(file).is_file():
+            raise FileNotFoundError(f"`model.{name}` is {file!r}; there is no such file.")
     model = QueryPoseForPoseEstimation(config)
     reports: list[str] = []
     if not weights:
