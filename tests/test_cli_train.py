@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -220,30 +221,23 @@ class TestErrors:
         assert computed(finished) == before
 
 
-class FakeHub:
-    """Takes down what is asked of the Hub."""
-
-    calls: list = []  # noqa: RUF012
-
+class KnownUser:
     def whoami(self):
         return {"name": "me"}
 
-    def create_repo(self, repo_id, **kwargs):
-        self.calls.append((repo_id, kwargs))
-        return type("Repository", (), {"repo_id": repo_id})
-
-    def upload_folder(self, **kwargs):
-        self.calls.append({**kwargs, "files": sorted(path.name for path in Path(kwargs["folder_path"]).iterdir())})
-
 
 def test_push_to_hub(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment_run, "HfApi", FakeHub)
-    monkeypatch.setattr(FakeHub, "calls", [])
+    # how a checkpoint is uploaded is tested in tests/test_hub.py
+    uploads = []
+
+    def push(folder, repo_id, **options):
+        uploads.append((folder, repo_id, options["private"], sorted(path.name for path in folder.iterdir())))
+        return SimpleNamespace(commit_url="address")
+
+    monkeypatch.setattr(experiment_run, "HfApi", KnownUser)
+    monkeypatch.setattr(experiment_run, "push_checkpoint", push)
     flags = ["--steps", 1, "--push-to-hub", "me/model", "--private", "--set", "training.trackers=[]"]
     assert train("--config", config, "--output", tmp_path / "run", *flags) == 0
-    created, uploaded = FakeHub.calls  # one commit
-    assert created == ("me/model", {"private": True, "exist_ok": True})
-    assert uploaded["folder_path"] == tmp_path / "run" / "best"
-    assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_querypose.py"} <= set(
-        uploaded["files"]
-    )
+    ((folder, repo_id, private, files),) = uploads
+    assert (folder, repo_id, private) == (tmp_path / "run" / "best", "me/model", True)
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_querypose.py"} <= set(files)
