@@ -20,7 +20,8 @@ from querypose_hf.data.synthetic import SAMPLE_SCENE_PATH, render_sample_scene
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
+# the script for Transformers' Trainer shows how to use it, and is no command
+SCRIPTS = sorted(set((REPOSITORY / "scripts").glob("*.py")) - {REPOSITORY / "scripts" / "train_with_trainer.py"})
 
 
 def script_command(script):

@@ -166,6 +166,17 @@ class QueryPoseConfig(PreTrainedConfig):
 
     model_type = "querypose"
     sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
+    # what `Trainer` would otherwise carry along through a whole evaluation
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "loss_dict",
+        "keypoint_sigmas",
+        "auxiliary_outputs",
+        "last_hidden_state",
+        "part_queries",
+        "hidden_states",
+        "attentions",
+        "part_attentions",
+    ]
     attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "d_model",
         "num_attention_heads": "decoder_attention_heads",

@@ -58,10 +58,9 @@ def add_parser(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from accelerate import PartialState
-
     from ..training.experiment import Experiment, set_field, with_assignments
     from ..training.experiment_run import run_experiment
+    from ..training.processes import this_process
     from ..training.settings import read_yaml
 
     values: Any = {}
@@ -88,7 +87,7 @@ def _train(options: argparse.Namespace) -> None:
         private=options.private,
         only_check=options.check,
     )
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         for name, value in metrics.items():
             print(f"{name:<10} {value:.4f}")
 

@@ -104,10 +104,6 @@ class ModelSettings:
                     )
         if self.config is not None and self.overrides:
             raise ValueError(f"{sorted(self.overrides)} beside `config`; expected them in it.")
-        if self.heatmap_pretrained is not None:
-            require(self, "heatmap_pretrained", Path(self.heatmap_pretrained).is_file(), "a file")
-        if self.backbone_weights_are_a_file:
-            require(self, "backbone_weights", Path(self.backbone_weights).is_file(), "a file that exists")
 
     @property
     def backbone_weights_are_a_file(self) -> bool:

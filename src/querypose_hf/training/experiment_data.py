@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import Subset
 
@@ -31,6 +30,7 @@ from ..modeling_querypose import QueryPoseForPoseEstimation
 from ..record_checks import shown
 from ..skeletons import COCO_17, SKELETONS
 from .experiment import AugmentationSettings, SourceSettings, TrainingSource, ValidationSource
+from .processes import this_process
 
 
 @dataclass(frozen=True)
@@ -260,10 +260,10 @@ class Validation:
             num_workers=settings.num_workers,
         )
         figures: list[Any] = [None]
-        if PartialState().is_main_process:
+        if this_process().is_main_process:
             metrics = score_keypoints(truth, results, self._sigmas(model), progress=False).metrics
             figures = [{name: value for name, value in metrics.items() if value is not None}]
-        if PartialState().num_processes > 1:
+        if this_process().num_processes > 1:
             broadcast_object_list(figures)
         return figures[0]
 
@@ -284,7 +284,7 @@ def _as_coco(dataset: Any, category_ids: Sequence[int], folder: Path) -> Mapping
     has_files = isinstance(plain, YoloPoseDataset)
     folder.mkdir(parents=True, exist_ok=True)
     images, people = [], []
-    with PartialState().main_process_first():
+    with this_process().main_process_first():
         for index, (width, height) in enumerate(image_sizes(dataset).tolist()):
             if has_files:
                 name, image_id = str(Path(plain.image_name(index)).resolve()), plain.image_id(index)

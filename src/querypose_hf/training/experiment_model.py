@@ -1,7 +1,9 @@
 """The model of a training experiment, for the keypoints of its data, and its image processor."""
 
+import copy
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -53,7 +55,10 @@ def build_config(settings: ModelSettings, data: DataDescription) -> QueryPoseCon
             base = _read_config(settings.checkpoint)
             start = base.to_dict()
         elif settings.variant is not None:
-            start = {**VARIANTS[settings.variant], "pose_query_interaction": "none" if settings.light else "dynamic"}
+            start = {
+                **copy.deepcopy(VARIANTS[settings.variant]),
+                "pose_query_interaction": "none" if settings.light else "dynamic",
+            }
         for name in (*_SKELETON_FIELDS, *_LABEL_FIELDS):
             start.pop(name, None)
         names = tuple(names) if names is not None else data.keypoint_names
@@ -140,6 +145,12 @@ def build_model(settings: ModelSettings, config: QueryPoseConfig, weights: bool 
     Raises:
         FileNotFoundError, ValueError: weights are missing or do not fit.
     """
+    files = {"heatmap_pretrained": settings.heatmap_pretrained}
+    if settings.backbone_weights_are_a_file:
+        files["backbone_weights"] = settings.backbone_weights
+    for name, file in files.items():
+        if weights and file is not None and not Path(file).is_file():
+            raise FileNotFoundError(f"`model.{name}` is {file!r}; there is no such file.")
     model = QueryPoseForPoseEstimation(config)
     reports: list[str] = []
     if not weights:

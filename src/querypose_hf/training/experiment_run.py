@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
@@ -21,6 +19,7 @@ from .experiment_data import Validation, describe_sources, join_sources, open_so
 from .experiment_model import build_config, build_image_processor, build_model
 from .initial_boxes import start_from_typical_boxes
 from .loop import TrainingLoop
+from .processes import this_process
 from .training_log import choose_trackers
 
 
@@ -66,9 +65,6 @@ def run_experiment(
     >>> run_experiment(Experiment.from_yaml("configs/r50.yaml"), "runs/r50", resume=True)
     ```
     """
-    # The first state made is everybody's. `Accelerator` asks for the CPU as `accelerate launch --cpu` says, which a
-    # state made without a word would not: each process would then train on its own.
-    PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     folder = Path(output_dir)
     resumes = _check_output(experiment, folder, resume)
     choose_trackers(experiment.training.trackers)
@@ -89,7 +85,7 @@ def run_experiment(
         start_from_typical_boxes(model, _annotated(sources), seed)
     if validation is not None:
         validation.check(model)
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         for line in (*_summary(sources, dataset, model), *reports):
             print(line)
     if only_check:
@@ -156,7 +152,7 @@ def check_push(repo_id: str) -> None:
         HfApi().whoami()
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
         raise ValueError(
-            f"`--push-to-hub` {repo_id}: the Hub does not know you; run `hf auth login`: {error}"
+            f"`--push-to-hub` is {repo_id!r}, but the Hub does not know who asks; run `hf auth login` first: {error}"
         ) from error
 
 

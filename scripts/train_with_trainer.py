@@ -1,0 +1,94 @@
+#!/usr/bin/env python
+"""Fine-tunes a QueryPose checkpoint with Transformers' `Trainer`, with AP in its evaluations.
+
+Pictures are annotated in COCO's format, with any keypoints; what these have in common with the checkpoint's is carried
+over by name. Everything else that `Trainer` can do is a matter of its `TrainingArguments`, below. `querypose train`
+does the same on the paper's recipe, with batches of similar aspect ratio and several sources of data.
+
+    python scripts/train_with_trainer.py --model CHECKPOINT --annotations train.json --images train \
+        --val-annotations val.json --val-images val --output runs/trainer
+"""
+
+import argparse
+
+from transformers import TrainingArguments
+
+from querypose_hf.data import AugmentedPoseDataset, CocoPoseDataset, PoseAugmentation
+from querypose_hf.training.experiment import ModelSettings
+from querypose_hf.training.experiment_data import describe_sources
+from querypose_hf.training.experiment_model import build_config, build_image_processor, build_model
+from querypose_hf.training.hf_trainer import build_trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub id of a checkpoint")
+    parser.add_argument("--annotations", required=True, help="COCO keypoints JSON to train on")
+    parser.add_argument("--images", required=True, help="folder of its pictures")
+    parser.add_argument("--val-annotations", required=True, help="COCO keypoints JSON to score on")
+    parser.add_argument("--val-images", required=True, help="folder of its pictures")
+    parser.add_argument("--output", required=True, help="folder of the run")
+    parser.add_argument("--epochs", type=float, default=20)
+    parser.add_argument("--max-steps", type=int, default=-1, help="stop after so many optimizer steps")
+    parser.add_argument("--batch-size", type=int, default=2, help="pictures per device and micro batch")
+    parser.add_argument("--gradient-accumulation-steps", type=int, default=1)
+    parser.add_argument("--learning-rate", type=float, default=2.5e-5)
+    parser.add_argument("--short-sides", type=int, nargs="+", default=list(range(480, 801, 32)), help="in training")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--cpu", action="store_true", help="use no accelerator")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
+    options = parser.parse_args()
+
+    people = CocoPoseDataset(options.annotations, options.images, only_with_people=True)
+    validation = CocoPoseDataset(options.val_annotations, options.val_images)
+    data = describe_sources([people])
+    settings = ModelSettings(checkpoint=options.model)
+    config = build_config(settings, data)
+    model, reports = build_model(settings, config)
+    print(*reports, sep="\n")
+
+    augmentation = PoseAugmentation.from_recipe(config.keypoint_flip_indices, short_sides=options.short_sides)
+    arguments = TrainingArguments(
+        output_dir=options.output,
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        learning_rate=options.learning_rate,
+        weight_decay=1e-4,
+        max_grad_norm=1.0,
+        warmup_steps=0.05,  # of all steps
+        lr_scheduler_type="cosine",
+        bf16=options.bf16,
+        use_cpu=options.cpu,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="AP",
+        greater_is_better=True,
+        logging_steps=20,
+        dataloader_num_workers=options.workers,
+        ddp_find_unused_parameters=True,  # some backbones have layers that nothing uses
+        report_to="none",
+        # labels are lists of people, of all lengths
+        remove_unused_columns=False,
+        eval_do_concat_batches=False,
+    )
+    trainer = build_trainer(
+        model,
+        build_image_processor(settings, {}, data),
+        arguments,
+        AugmentedPoseDataset(people, augmentation),
+        validation,
+        options.val_annotations,
+    )
+    trainer.train(resume_from_checkpoint=options.resume or None)
+    trainer.save_model()
+    trainer.log_metrics("eval", trainer.evaluate())
+
+
+if __name__ == "__main__":
+    main()
