@@ -10,13 +10,18 @@ from .commands import card, check_data, convert, evaluate, export, predict, push
 COMMANDS = (predict, train, evaluate, convert, check_data, export, card, push)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a `querypose` command; returns its exit status."""
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line; what it gives has as `run` the function that the options are for."""
     parser = argparse.ArgumentParser(prog="querypose", description="Sparse multi-person pose estimation.")
     commands = parser.add_subparsers(dest="command", required=True)
     for module in COMMANDS:
         module.add_parser(commands)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a `querypose` command; returns its exit status."""
+    options = build_parser().parse_args(arguments)
     try:
         options.run(options)
     except (ImportError, OSError, ValueError, FloatingPointError) as error:
