@@ -83,7 +83,7 @@ class VideoReader:
             if sys.platform not in _WEBCAMS:
                 raise ValueError(f"a webcam cannot be opened by its number on {sys.platform}; got {source}.")
             container_format, place = _WEBCAMS[sys.platform]
-            name = place.format(int(source))
+            name = place.format(int(os.fspath(source) if not isinstance(source, int) else source))
         self.is_live = is_webcam or name.startswith(STREAM_SCHEMES)
         if not self.is_live and "://" not in name and not Path(name).is_file():
             raise FileNotFoundError(f"there is no video file {name}.")
