@@ -64,6 +64,14 @@ def test_overlay_lies_where_the_map_says(model_and_processor, scene):
     assert xs.min() >= 144 and xs.max() <= 166 and ys.min() >= 244 and ys.max() <= 266
 
 
+def test_a_map_that_looks_everywhere_is_dark(model_and_processor, scene):
+    [found] = explain_people(*model_and_processor, scene, threshold=0.0, top_k=1)
+    moved = with_one_bright_cell(found, row=0, column=0)
+    moved.maps[:] = 1 / 784
+    dark = overlay_part_attention(scene, [])
+    assert np.abs(np.asarray(overlay_part_attention(scene, [moved]), int) - np.asarray(dark, int)).max() <= 6
+
+
 def test_panels(model_and_processor, scene):
     [found] = explain_people(*model_and_processor, scene, threshold=0.0, top_k=1)
     every, last = (draw_part_attention(scene, found, stages=stages) for stages in (None, [-1]))

@@ -177,16 +177,19 @@ def build_demo(
 
     from .explanation import name_parts
 
-    class Picture(gr.Image):
-        """A picture that says so when it is none."""
+    def picture_input(**options: Any) -> Any:
+        component = gr.Image(type="pil", **options)
+        read = component.preprocess
 
-        is_template = True  # the page shows it as `gr.Image`
-
-        def preprocess(self, payload: Any) -> Any:
+        # on the object, because Gradio writes a stub file beside the module of every class made from one of its own
+        def preprocess(payload: Any) -> Any:
             try:
-                return super().preprocess(payload)
+                return read(payload)
             except Exception as error:
                 raise gr.Error("This file cannot be read as a picture.", title="Not a picture") from error
+
+        component.preprocess = preprocess
+        return component
 
     # annotations tell Gradio to pass the request and the progress bar
     def show(seen: Any, threshold: float, what: list[str], attention: bool, part: str, request: gr.Request) -> tuple:
@@ -214,8 +217,10 @@ def build_demo(
         with gr.Tab("Image"):
             seen = gr.State()
             with gr.Row():
-                picture = Picture(type="pil", sources=["upload", "clipboard"], label="Photograph", elem_id="picture")
-                drawn = gr.Image(type="pil", format="png", label="People", interactive=False, elem_id="drawn")
+                picture = picture_input(sources=["upload", "clipboard"], label="Photograph", elem_id="picture")
+                drawn = gr.Image(
+                    type="pil", format="png", label="People", show_label=False, interactive=False, elem_id="drawn"
+                )
             summary = gr.Markdown(elem_id="summary")
             with gr.Row():
                 attention = gr.Checkbox(label="Show where the model looks", elem_id="attention")
@@ -240,7 +245,7 @@ def build_demo(
         with gr.Tab("Webcam"):
             tracker = gr.State()
             with gr.Row():
-                webcam = Picture(type="pil", sources=["webcam"], streaming=True, label="Webcam")
+                webcam = picture_input(sources=["webcam"], streaming=True, label="Webcam")
                 live = gr.Image(type="pil", label="People", interactive=False)
             webcam.stream(
                 app.follow,

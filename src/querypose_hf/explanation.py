@@ -19,6 +19,7 @@ from .visualization import draw_poses
 
 # black over red and yellow to white: brighter is always more, in grey too
 _HEAT = np.array([(0, 0, 0), (110, 10, 60), (225, 50, 20), (255, 165, 0), (255, 235, 90), (255, 255, 240)], float)
+_FOCUSED = 6.0  # times the mean
 _INK, _PAPER = (30, 30, 34), (255, 255, 255)
 _GAP = 6  # pixels between panels
 
@@ -164,13 +165,14 @@ def overlay_part_attention(
         stage (`int`, *optional*, defaults to -1): index into the stages.
 
     Returns:
-        `PIL.Image.Image`: RGB, of the photograph's size; each map is as bright as its own maximum lets it be.
+        `PIL.Image.Image`: RGB, of the photograph's size. What a map weighs no more than its mean is dark, its
+        maximum bright; a map that looks everywhere alike is dark all over.
     """
     picture = _open(image)
     heat = np.zeros((picture.height, picture.width))
     for found in people:
         chosen = found.maps[stage] if part is None else found.maps[stage, [part]]
-        scaled = (chosen / np.maximum(chosen.max(axis=(1, 2), keepdims=True), 1e-12)).max(axis=0)
+        scaled = _brightness(chosen).max(axis=0)
         heat = np.maximum(heat, _place(scaled, found.boxes[stage], (0, 0, *picture.size), picture.size))
     return _blend(picture, heat)
 
@@ -191,7 +193,8 @@ def draw_part_attention(
         panel_height (`int`, *optional*, defaults to 220): pixels.
 
     Returns:
-        `PIL.Image.Image`: RGB. A frame shows the box of the stage, and dots the part's keypoints in the end.
+        `PIL.Image.Image`: RGB. A frame shows the box of the stage, and dots the part's keypoints in the end. Maps are
+        as bright as in [`overlay_part_attention`].
 
     Raises:
         ValueError: a stage does not exist.
@@ -232,7 +235,7 @@ def draw_part_attention(
         corners = to_panel(found.boxes[row].reshape(2, 2))
         for column, part in enumerate(found.parts):
             attention = found.maps[row, column]
-            heat = _place(attention / max(attention.max(), 1e-12), found.boxes[row], view, size)
+            heat = _place(_brightness(attention), found.boxes[row], view, size)
             panel = _blend(crop, heat)
             pen = ImageDraw.Draw(panel)
             pen.rectangle((*corners[0], *corners[1]), outline=(255, 255, 255))
@@ -253,6 +256,16 @@ def _view(boxes: Sequence[np.ndarray], person: Mapping[str, torch.Tensor]) -> tu
     width, height = max(width, 0.5 * height), max(height, 0.5 * width)
     x, y = (x1 + x2) / 2, (y1 + y2) / 2
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _brightness(maps: np.ndarray) -> np.ndarray:
+    """Maps `(..., 28, 28)` to 0..1: 0 up to what a place gets that looks everywhere alike, 1 at the map's maximum.
+
+    A map without a clear maximum, of less than [`_FOCUSED`] times that, stays dark instead of glowing all over.
+    """
+    per_place = maps * (maps.shape[-1] * maps.shape[-2])
+    most = np.maximum(per_place.max(axis=(-2, -1), keepdims=True), _FOCUSED)
+    return np.clip((per_place - 1.0) / (most - 1.0), 0.0, 1.0)
 
 
 def _place(

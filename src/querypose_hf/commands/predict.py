@@ -14,7 +14,7 @@ import PIL.Image
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from . import predict_video
+from . import predict_dataset, predict_video
 
 
 def add_parser(commands: Any) -> None:
@@ -39,6 +39,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--device", help="such as cpu or cuda:0; the first accelerator by default")
     predict_video.add_options(parser)
+    predict_dataset.add_options(parser)
     parser.set_defaults(run=_predict)
 
 
@@ -49,6 +50,11 @@ def _predict(options: argparse.Namespace) -> None:
         options.threshold = 0.1 if options.model is None else 0.3
     if not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold must be from 0 to 1, but is {options.threshold}.")
+    if options.dataset is not None or options.output_parquet is not None:
+        predict_dataset.check_options(options)
+        _check_device(options.device)
+        predict_dataset.run(options)
+        return
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output must be a folder, but {options.output} is a file.")
     images = predict_video.expand_sources(options.images) or [str(SAMPLE_SCENE_PATH)]

@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     videos.add_argument("--no-track", action="store_true", help="do not follow people from frame to frame")
     videos.add_argument("--max-frames", type=int, help="stop each video after so many frames")
-    videos.add_argument("--batch-size", type=int, default=1, help="frames per forward pass (%(default)s)")
+    videos.add_argument("--batch-size", type=int, default=1, help="frames or pictures per forward pass (%(default)s)")
 
 
 def check_options(options: argparse.Namespace, videos: Sequence[str]) -> None:
