@@ -141,8 +141,9 @@ class QueryPoseConfig(PreTrainedConfig):
             paper, Figure 3b), `"training"` (the released code: in training only, so that nothing feeds back in
             inference), `"never"` (Figure 3a).
         class_cost, bbox_cost, giou_cost (`float`, defaults to 2.0, 5.0, 2.0): weights of the matching cost.
-        class_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient, keypoint_loss_coefficient (`float`,
-            defaults to 2.0, 5.0, 2.0, 1.0): weights of the loss terms.
+        class_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient (`float`, defaults to 2.0, 5.0, 2.0):
+            weights of the loss terms of the boxes.
+        keypoint_loss_coefficient (`float`, defaults to 1.0): weight of the loss term of the keypoints.
         heatmap_loss_coefficient (`float`, defaults to 0.0):
             Weight of the optional auxiliary heatmap head; the head exists where it is above 0 (the authors tried 0.5).
         focal_alpha, focal_gamma (`float`, defaults to 0.25, 2.0): of the focal loss and its matching cost.

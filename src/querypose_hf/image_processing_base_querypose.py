@@ -364,16 +364,16 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
 
         Returns:
             `list[list[dict[str, torch.Tensor]]]`: per image a list of people, on the CPU, in float32 (float64 if the
-            model ran in it). Each has
-            - `score` (): the person's score;
-            - `label` (), int64: index of the class;
-            - `bbox` (4,): x and y of two corners, clipped to the image;
-            - `keypoints` (K, 2): x and y, not clipped. With `target_sizes` they are pixel indices as COCO has them
-              (continuous coordinate minus 0.5);
-            - `scores` (K,): confidence of each keypoint;
-            - `labels` (K,), int64: index of each keypoint.
+                model ran in it). Each has
+                - `score` (): the person's score;
+                - `label` (), int64: index of the class;
+                - `bbox` (4,): x and y of two corners, clipped to the image;
+                - `keypoints` (K, 2): x and y, not clipped. With `target_sizes` they are pixel indices as COCO has them
+                  (continuous coordinate minus 0.5);
+                - `scores` (K,): confidence of each keypoint;
+                - `labels` (K,), int64: index of each keypoint.
 
-            `supervision.KeyPoints.from_transformers` takes the list of one image as it is.
+                `supervision.KeyPoints.from_transformers` takes the list of one image as it is.
 
         Raises:
             `ValueError`: if a field is missing or shapes do not go together, or `target_sizes` or `top_k` is wrong.

@@ -52,7 +52,8 @@ def draw_poses(
         people (`Sequence[Mapping]`):
             One picture's people, as [`PoseEstimationPipeline`] returns them or as
             [`~QueryPoseImageProcessor.post_process_pose_estimation`] does. Keypoints are pixel indices, boxes
-            continuous coordinates, both in the upright picture.
+            continuous coordinates, both in the upright picture. A `track_id` chooses the box's colour and is written
+            before the label.
         edges (`Iterable[Sequence[int]]`):
             The limbs, as pairs of keypoint indices: `model.config.keypoint_edges`.
         keypoint_names (`Sequence[str]`, *optional*):
@@ -88,7 +89,9 @@ def draw_poses(
             raise ValueError(f"`edges` holds {wrong[0]}, but people[{index}] has the keypoints 0 to {last}.")
 
     boxes = [pose.pixel_box(picture.size) for pose in poses]
-    person_colors = [_rgb(200.0 + index * _GOLDEN_ANGLE, lightness=0.7) for index in range(len(poses))]
+    # a person who is followed through a video keeps a colour
+    numbers = [index if (track := person.get("track_id")) is None else track for index, person in enumerate(people)]
+    person_colors = [_rgb(200.0 + number * _GOLDEN_ANGLE, lightness=0.7) for number in numbers]
     boxed = [(pose, box, color) for pose, box, color in zip(poses, boxes, person_colors, strict=True) if box]
     if draw_boxes:
         for _, box, color in reversed(boxed):
@@ -220,6 +223,8 @@ class _Pose:
         if names is not None and len(names) != len(points):
             raise ValueError(f"`keypoint_names` has {len(names)} names, but people[{index}] {len(points)} keypoints.")
         text = f"{label} {score:.2f}" if isinstance(label, str) else f"{score:.2f}"
+        if person.get("track_id") is not None:
+            text = f"#{person['track_id']} {text}"
         return cls(text, box, points + 0.5, scores, None if names is None else tuple(names))
 
     def pixel_box(self, picture_size: tuple[int, int]) -> PixelBox | None:

@@ -1,4 +1,4 @@
-"""`querypose predict`: finds people in pictures."""
+"""`querypose predict`: finds people in pictures and videos."""
 
 import argparse
 import json
@@ -14,18 +14,22 @@ import PIL.Image
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from . import predict_dataset, predict_video
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
-        help="find people in pictures",
-        description="Finds people in pictures, prints them, and draws them into copies of the pictures.",
+        help="find people in pictures and videos",
+        description="Finds people in pictures, prints them, and draws them into copies of the pictures. In videos it "
+        "follows them, too.",
     )
     parser.add_argument(
         "images",
         nargs="*",
         metavar="IMAGE",
-        help="picture files or URLs; the package's own sample scene when left out",
+        help="picture or video files, folders or patterns of them, URLs, streams such as rtsp://..., or a webcam's "
+        "number; the package's own sample scene when left out",
     )
     parser.add_argument("--model", help="folder or Hub id of a checkpoint")
     parser.add_argument("--threshold", type=float, help="least score of a person (0.3; 0.1 without --model)")
@@ -34,6 +38,8 @@ def add_parser(commands: Any) -> None:
         "--json", action="store_true", help='print JSON: for each picture "image", "drawn" and "people"'
     )
     parser.add_argument("--device", help="such as cpu or cuda:0; the first accelerator by default")
+    predict_video.add_options(parser)
+    predict_dataset.add_options(parser)
     parser.set_defaults(run=_predict)
 
 
@@ -44,11 +50,18 @@ def _predict(options: argparse.Namespace) -> None:
         options.threshold = 0.1 if options.model is None else 0.3
     if not 0 <= options.threshold <= 1:
         raise ValueError(f"--threshold must be from 0 to 1, but is {options.threshold}.")
+    if options.dataset is not None or options.output_parquet is not None:
+        predict_dataset.check_options(options)
+        _check_device(options.device)
+        predict_dataset.run(options)
+        return
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output must be a folder, but {options.output} is a file.")
-    images = options.images or [str(SAMPLE_SCENE_PATH)]
+    images = predict_video.expand_sources(options.images) or [str(SAMPLE_SCENE_PATH)]
     for image in images:
-        _check_picture(image)
+        if not predict_video.is_video(image):
+            _check_picture(image)
+    predict_video.check_options(options, [image for image in images if predict_video.is_video(image)])
     if options.model is None and options.images:
         raise ValueError(
             "--model must name a checkpoint's folder or Hub id: this version of the package carries no trained one. "
@@ -119,28 +132,35 @@ def _find_people(options: argparse.Namespace, images: Sequence[str], model: str)
     results = []
     # drawn pictures must replace neither each other nor a picture they are made from
     taken = {Path(source).name for source in images if Path(source).resolve().parent == options.output.resolve()}
-    for source in tqdm(images, desc="Finding people", unit="picture", disable=len(images) == 1):
-        picture = PIL.Image.fromarray(decode_image(source).permute(1, 2, 0).numpy())
-        people = pose_estimator(picture, threshold=options.threshold)
-        drawn = options.output / _drawn_name(source, taken)
-        # of a person who is shown, the keypoints are shown that are as sure
-        keypoint_threshold = min(0.3, options.threshold)
-        _save_picture(draw_poses(picture, people, edges=edges, keypoint_threshold=keypoint_threshold), drawn)
-        results.append({"image": source, "drawn": str(drawn), "people": people})
-        if not options.json:
-            # a plain `print` would break the progress bar
-            tqdm.write(_describe_people(source, drawn, people))
+    with predict_video.json_lines(options.jsonl) as lines:
+        for source in tqdm(images, desc="Finding people", unit="source", disable=len(images) == 1):
+            if predict_video.is_video(source):
+                drawn = options.output / _drawn_name(source, taken, ".mp4") if options.save_video else None
+                predict_video.find_people_in_video(options, pose_estimator, source, drawn, lines)
+                continue
+            picture = PIL.Image.fromarray(decode_image(source).permute(1, 2, 0).numpy())
+            people = pose_estimator(picture, threshold=options.threshold)
+            drawn = options.output / _drawn_name(source, taken)
+            # of a person who is shown, the keypoints are shown that are as sure
+            keypoint_threshold = min(0.3, options.threshold)
+            _save_picture(draw_poses(picture, people, edges=edges, keypoint_threshold=keypoint_threshold), drawn)
+            predict_video.write_line(lines, {"source": source, "drawn": str(drawn), "people": people})
+            if options.json:
+                results.append({"image": source, "drawn": str(drawn), "people": people})
+            elif options.jsonl != "-":
+                # a plain `print` would break the progress bar
+                tqdm.write(_describe_people(source, drawn, people))
     if options.json:
         json.dump(results, sys.stdout, indent=2)
         print()
 
 
-def _drawn_name(source: str, taken: set[str]) -> str:
+def _drawn_name(source: str, taken: set[str], suffix: str = ".jpg") -> str:
     stem, number = Path(urlsplit(source).path if _is_url(source) else source).stem, 1
-    name = f"{stem}_poses.jpg"
+    name = f"{stem}_poses{suffix}"
     while name in taken:
         number += 1
-        name = f"{stem}_{number}_poses.jpg"
+        name = f"{stem}_{number}_poses{suffix}"
     taken.add(name)
     return name
 
