@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import check_data, convert, evaluate, export, predict, train
+from .commands import benchmark, check_data, convert, evaluate, export, predict, train
 
 
-COMMANDS = (predict, train, evaluate, convert, check_data, export)
+COMMANDS = (predict, train, evaluate, convert, check_data, export, benchmark)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
