@@ -352,6 +352,40 @@ def test_original_sizes_of_a_batch_are_not_mixed_up(pose_estimator):
     assert_same_people(results, [pose_estimator(large, **ALL), pose_estimator(small, **ALL)])
 
 
+def test_images_of_similar_shape_share_a_batch(pose_estimator, tmp_path, monkeypatch):
+    """Wide with wide and tall with tall, given as files, pictures and arrays, upright or not; results stay in order."""
+    wide, tall = make_picture(60, 150, seed=1), make_picture(150, 60, seed=2)
+    turned = make_picture(60, 150, seed=3)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # shown turned by a quarter: tall
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    pictures = [wide, tall, np.asarray(make_picture(60, 150, seed=4)), str(tmp_path / "turned.jpg")]
+    shapes = []
+    pad_to_batch = pose_estimator.image_processor.pad_to_batch
+
+    def noting(images, **kwargs):
+        shapes.append([image.shape[-1] > image.shape[-2] for image in images])
+        return pad_to_batch(images, **kwargs)
+
+    alone = [pose_estimator(picture, **ALL) for picture in pictures]
+    monkeypatch.setattr(pose_estimator.image_processor, "pad_to_batch", noting)
+    found = pose_estimator(pictures, batch_size=2, **ALL)
+    assert shapes == [[False, False], [True, True]]
+    assert_same_people(found, alone)
+
+
+def test_only_people_who_are_wanted_are_decoded(pose_estimator, monkeypatch):
+    """The pipeline tells the model its threshold and number of people, given in the call or at the start."""
+    seen = []
+    forward = pose_estimator.model.forward
+    monkeypatch.setattr(pose_estimator.model, "forward", lambda *args, **kw: seen.append(kw) or forward(*args, **kw))
+    picture = make_picture()
+    pose_estimator(picture)
+    pose_estimator(picture, threshold=0.1, top_k=2)
+    assert seen[0]["person_threshold"] == 0.3 and "max_people" not in seen[0]
+    assert seen[1]["person_threshold"] == 0.1 and seen[1]["max_people"] == 2
+
+
 def test_threshold_and_top_k(pose_estimator, folder):
     picture = make_picture()
     people = pose_estimator(picture, **ALL)

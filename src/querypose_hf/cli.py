@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import card, check_data, convert, demo, evaluate, explain, export, predict, push, train
+from .commands import benchmark, card, check_data, convert, demo, evaluate, explain, export, predict, push, train
 
 
-COMMANDS = (predict, explain, demo, train, evaluate, convert, check_data, export, card, push)
+COMMANDS = (predict, explain, demo, train, evaluate, check_data, convert, export, benchmark, card, push)
 
 
 def build_parser() -> argparse.ArgumentParser:

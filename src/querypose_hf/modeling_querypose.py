@@ -720,7 +720,7 @@ class QueryPoseDecoder(nn.Module):
         """
         if torch.compiler.is_compiling():  # how many queries may matter is not known to a graph of static shape
             max_people = person_threshold = None
-        stages = _Stages(self, pyramid, image_sizes, output_attentions)
+        stages = QueryPoseStages(self, pyramid, image_sizes, output_attentions)
         hidden_states = [stages.queries]
         num_layers = len(self.box_layers)
         matches: list[Matches] = []
@@ -798,7 +798,7 @@ class _Decoded(NamedTuple):
     attention_maps: list[Tensor]
 
 
-class _Stages:
+class QueryPoseStages:
     """What the decoder's stages hand on to each other, and what each of them found."""
 
     def __init__(self, decoder: QueryPoseDecoder, pyramid: list[Tensor], image_sizes: Tensor, output_attentions: bool):

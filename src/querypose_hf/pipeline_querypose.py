@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import torch
 from torch import Tensor
@@ -36,6 +37,25 @@ class _Items(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         return self.items[index]
+
+
+def _aspect_ratio(image: Any) -> float:
+    """Width over height as far as it can be told without decoding; 1 where it cannot, as of an image in the web."""
+    if isinstance(image, (str, os.PathLike)):
+        try:
+            with PIL.Image.open(image) as opened:
+                return _aspect_ratio(opened)
+        except (OSError, ValueError, PIL.Image.DecompressionBombError):  # told about where it is decoded
+            return 1.0
+    if isinstance(image, PIL.Image.Image):
+        width, height = image.size
+        turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return height / max(width, 1) if turned else width / max(height, 1)
+    shape = getattr(image, "shape", ())
+    if len(shape) != 3:
+        return 1.0
+    height, width = shape[:2] if shape[-1] in (1, 3, 4) else shape[1:]
+    return width / max(height, 1)
 
 
 def _is_number(value: Any) -> bool:
@@ -104,7 +124,9 @@ class PoseEstimationPipeline(Pipeline):
                 are asked for.
             threshold (`float`, *optional*, defaults to 0.3): least score of a person.
             top_k (`int`, *optional*): at most so many people per image.
-            batch_size (`int`, *optional*, defaults to 1): images per forward pass; they are padded to a common size.
+            batch_size (`int`, *optional*, defaults to 1): images per forward pass; they are padded to a common size,
+                for which those of a list are sorted by aspect ratio.
+            num_workers (`int`, *optional*, defaults to 0): processes that decode and resize while the model runs.
             timeout (`float`, *optional*): seconds to wait for an image from the web (60 by default).
             keypoint_top_k (`int`, *optional*), keypoint_score_threshold (`float`, *optional*):
                 decode the keypoints of fewer queries, see [`QueryPoseConfig`].
@@ -132,6 +154,13 @@ class PoseEstimationPipeline(Pipeline):
             return []
         if kwargs.get("threshold") is None:  # the model is to know the threshold, too
             kwargs["threshold"] = self._postprocess_params.get("threshold", _THRESHOLD)
+        batch_size = kwargs.get("batch_size") or self._batch_size or 1
+        if isinstance(inputs, list) and 1 < batch_size < len(inputs):
+            # images of similar shape share a batch, so that little of it is padding
+            order = sorted(range(len(inputs)), key=[_aspect_ratio(item) for item in inputs].__getitem__)
+            found = super().__call__([inputs[index] for index in order], **kwargs)
+            people_of = dict(zip(order, found, strict=True))
+            return [people_of[index] for index in range(len(inputs))]
         return super().__call__(inputs, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
