@@ -353,7 +353,7 @@ def test_original_sizes_of_a_batch_are_not_mixed_up(pose_estimator):
 
 
 def test_images_of_similar_shape_share_a_batch(pose_estimator, tmp_path, monkeypatch):
-    """Wide with wide and tall with tall, given as files, pictures and arrays, upright or not; results stay in order."""
+    """Wide with wide, tall with tall, given as files, pictures or arrays, upright or not; results stay in order."""
     wide, tall = make_picture(60, 150, seed=1), make_picture(150, 60, seed=2)
     turned = make_picture(60, 150, seed=3)
     exif = turned.getexif()
