@@ -193,10 +193,12 @@ def _find(pose_estimator: Any, dataset: Any, batch: Sequence[int], threshold: fl
 
     from .image_decoding_querypose import decode_image
 
-    rows, pictures = [], []
+    rows: list[dict[str, Any]] = []
+    pictures: list[tuple[int, PIL.Image.Image]] = []
     for index in batch:
         entry = dataset[index]["image"] or {}
-        row = {"index": index, "path": entry.get("path"), "width": None, "height": None, "people": [], "error": None}
+        row: dict[str, Any] = {"index": index, "path": entry.get("path")}
+        row.update(width=None, height=None, people=[], error=None)
         try:
             source = entry.get("path") if entry.get("bytes") is None else PIL.Image.open(io.BytesIO(entry["bytes"]))
             pixels = decode_image(source)

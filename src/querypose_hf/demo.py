@@ -192,19 +192,26 @@ def build_demo(
         return component
 
     # annotations tell Gradio to pass the request and the progress bar
-    def show(seen: Any, threshold: float, what: list[str], attention: bool, part: str, request: gr.Request) -> tuple:
+    def show(
+        seen: Any,
+        threshold: float,
+        what: list[str],
+        attention: bool,
+        part: str,
+        request: gr.Request,  # type: ignore[name-defined]
+    ) -> tuple:
         return app.show(seen, threshold, what, attention, part, request)
 
     def watch(
         video: str | None,
         threshold: float,
         what: list[str],
-        request: gr.Request,
+        request: gr.Request,  # type: ignore[name-defined]
         progress: Any = gr.Progress(),  # noqa: B008 (how Gradio is told to pass one)
     ) -> tuple:
         return app.watch(video, threshold, what, progress, request)
 
-    def forget(request: gr.Request) -> None:
+    def forget(request: gr.Request) -> None:  # type: ignore[name-defined]
         app.forget(request)
 
     with gr.Blocks(title="QueryPose", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
