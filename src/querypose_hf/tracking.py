@@ -79,9 +79,10 @@ class PersonTracker:
             data={"position": np.arange(len(people))},
         )
         followed = self._tracker.update(detections, timestamp=time)
+        track_ids = () if followed.tracker_id is None else followed.tracker_id
         numbers = {
             int(position): int(number)
-            for position, number in zip(followed.data.get("position", ()), followed.tracker_id, strict=False)
+            for position, number in zip(followed.data.get("position", ()), track_ids, strict=False)
             if number >= 0
         }
         result = []
