@@ -153,6 +153,10 @@ def _random_model(settings: BenchmarkSettings, queries: int) -> QueryPoseForPose
     with torch.no_grad():  # new queries all look at the whole image; trained ones look at people
         boxes = model.model.decoder.initial_boxes
         boxes.copy_(torch.cat([0.1 + 0.8 * torch.rand(queries, 2), 0.1 + 0.4 * torch.rand(queries, 2)], dim=1))
+        # and random deltas would move them out of the picture, where RoIAlign has nothing to do
+        for layer in model.model.decoder.box_layers:
+            layer.box_head.weight.zero_()
+            layer.box_head.bias.zero_()
     return model
 
 
