@@ -103,16 +103,23 @@ def _check_device(device: str | None) -> None:
 
 
 def _fit_to_sample_scene(folder: str) -> None:
+    import torch
+
     from ..data.synthetic import render_sample_scene
     from ..training.small_fit import fit_small_model
 
     print(
         "No trained checkpoint comes with this version. To show the way from annotations to people, a small model is\n"
-        "now fitted to the package's one sample scene (two or three minutes on two cores). It finds the people of\n"
+        "now fitted to the package's one sample scene (two or three minutes). It finds the people of\n"
         "that scene, with low scores, because it has learnt them by heart, and would find nobody in another picture.",
         file=sys.stderr,
     )
-    fit_small_model([render_sample_scene()], folder, steps=500)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # one small picture: threads would wait for each other, on a busy machine without end
+    try:
+        fit_small_model([render_sample_scene()], folder, steps=500)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _find_people(options: argparse.Namespace, images: Sequence[str], model: str) -> None:
