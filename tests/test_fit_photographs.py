@@ -59,6 +59,7 @@ def find_people(folder: Path, pictures: dict[int, str], drawn: Path | None = Non
     return results
 
 
+@pytest.mark.slow
 def test_fit_to_photographs(tmp_path):
     if not PHOTOGRAPHS.is_dir():
         pytest.skip("the shared COCO photographs are not here")
