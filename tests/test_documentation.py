@@ -9,7 +9,6 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from clips import panned_scene, write_clip
 from tiny import people, tiny_config
 
 from querypose_hf import (
@@ -156,6 +155,9 @@ def test_explain(in_folder, capsys):
 
 def test_video(in_folder, capsys):
     pytest.importorskip("trackers", reason="trackers is not installed", exc_type=ImportError)
+    pytest.importorskip("av", reason="PyAV is not installed", exc_type=ImportError)
+    from clips import panned_scene, write_clip
+
     write_clip(in_folder / "clip.mp4", panned_scene(3))
     run("docs/video.md")
     lines = capsys.readouterr().out.splitlines()
