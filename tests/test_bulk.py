@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from tiny import tiny_config
+from tiny import save_tiny_checkpoint
 from transformers import pipeline
 
-from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.bulk import open_image_dataset, predict_to_parquet
 from querypose_hf.cli import main
 from querypose_hf.data.synthetic import SyntheticPeople
@@ -24,9 +22,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    QueryPoseForPoseEstimation(tiny_config()).save_pretrained(folder)
-    QueryPoseImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
+    save_tiny_checkpoint(folder)
     return str(folder)
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from tiny import people, tiny_config
+from tiny import people, save_tiny_checkpoint, tiny_config
 
 from querypose_hf import (
     COCO_17,
     CROWDPOSE_14,
     QueryPoseConfig,
     QueryPoseForPoseEstimation,
-    QueryPoseImageProcessor,
     backbone_weights,
 )
 from querypose_hf.cli import build_parser
@@ -79,13 +78,8 @@ def test_links_lead_somewhere():
 def in_folder(tmp_path, monkeypatch):
     """A folder with what the pages speak of."""
     checkpoint = tmp_path / "path" / "to" / "checkpoint"
-    torch.manual_seed(0)
-    model = QueryPoseForPoseEstimation(tiny_config())
     # sure of itself, so that there are people to speak of
-    for layer in model.model.decoder.box_layers:
-        layer.class_head.bias.data.fill_(4.0)
-    model.save_pretrained(checkpoint)
-    QueryPoseImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(checkpoint)
+    save_tiny_checkpoint(checkpoint, class_bias=4.0, longest_edge=96)
     (tmp_path / "photo.jpg").write_bytes(SAMPLE_SCENE_PATH.read_bytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -15,7 +15,7 @@ import torch
 from hub_server import TOKEN, run_hub
 from huggingface_hub import HfApi, ModelCard, constants
 from test_hub_code import WITHOUT_PACKAGE
-from tiny import tiny_config
+from tiny import save_tiny_checkpoint
 
 import querypose_hf
 from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
@@ -33,10 +33,7 @@ METRICS = {
 
 
 def save_checkpoint(folder, seed=0, **options):
-    torch.manual_seed(seed)
-    model = QueryPoseForPoseEstimation(tiny_config())
-    model.save_pretrained(folder, **options)
-    QueryPoseImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
+    save_tiny_checkpoint(folder, seed=seed, **options)
     return folder
 
 

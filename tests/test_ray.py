@@ -6,10 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
-from tiny import tiny_config
+from tiny import save_tiny_checkpoint
 
-from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.data.synthetic import SyntheticPeople
 
 
@@ -19,13 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def test_recipe(tmp_path):
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
-    torch.manual_seed(0)
-    model = QueryPoseForPoseEstimation(tiny_config())
-    with torch.no_grad():
-        for layer in model.model.decoder.box_layers:
-            layer.class_head.bias.fill_(5.0)
-    model.save_pretrained(tmp_path / "model")
-    QueryPoseImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(tmp_path / "model")
+    save_tiny_checkpoint(tmp_path / "model", class_bias=5.0)
     (tmp_path / "photos").mkdir()
     people = SyntheticPeople(seed=1, size=(96, 80))
     for number in range(3):

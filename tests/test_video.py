@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-import torch
-from tiny import tiny_config
+from tiny import save_tiny_checkpoint
 from transformers import pipeline
 
-from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.cli import main
 from querypose_hf.video import VideoReader, VideoWriter, find_people_in_frames
 
@@ -25,9 +23,7 @@ from clips import panned_scene, write_clip  # noqa: E402
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    QueryPoseForPoseEstimation(tiny_config()).save_pretrained(folder)
-    QueryPoseImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
+    save_tiny_checkpoint(folder)
     return str(folder)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from querypose_hf import QueryPoseConfig
+from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessor
 
 
 BACKBONES = {
@@ -36,6 +36,20 @@ def tiny_config(backbone: str = "convnext", **overrides) -> QueryPoseConfig:
         **overrides,
     }
     return QueryPoseConfig(**fields)
+
+
+def save_tiny_checkpoint(
+    folder, *, seed: int = 0, class_bias: float | None = None, longest_edge: int = 128, **options
+):
+    """Writes a tiny model with random weights; a high `class_bias` makes it sure of a person for every query."""
+    torch.manual_seed(seed)
+    model = QueryPoseForPoseEstimation(tiny_config())
+    if class_bias is not None:
+        with torch.no_grad():
+            for layer in model.model.decoder.box_layers:
+                layer.class_head.bias.fill_(class_bias)
+    model.save_pretrained(folder, **options)
+    QueryPoseImageProcessor(size={"shortest_edge": 64, "longest_edge": longest_edge}).save_pretrained(folder)
 
 
 def people(count: int, num_keypoints: int = 17, seed: int = 0) -> dict[str, torch.Tensor]:
