@@ -78,15 +78,19 @@ def _is_batch_norm(module: nn.Module) -> bool:
     )
 
 
+def norm_tail(norm: nn.Module) -> list[nn.Module]:
+    """What follows within a batch norm's module: timm has norms that go on with dropout and an activation."""
+    return [module for module in (getattr(norm, "drop", None), getattr(norm, "act", None)) if module is not None]
+
+
 def _fuse_network(network: nn.Module) -> None:
     parameter = next(network.parameters())
     generator = torch.Generator().manual_seed(0)
     picture = torch.randn(1, 3, _PROBE_SIDE, _PROBE_SIDE, generator=generator).to(parameter)
-    pairs, expected = _find_pairs(network, picture)
+    pairs, expected = find_norm_pairs(network, picture)
     for convolution, name, norm in pairs:
         _fold(convolution, norm)
-        # timm has norms that go on with dropout and an activation
-        rest = [module for module in (getattr(norm, "drop", None), getattr(norm, "act", None)) if module is not None]
+        rest = norm_tail(norm)
         parent, _, child = name.rpartition(".")
         setattr(network.get_submodule(parent), child, nn.Sequential(*rest) if rest else nn.Identity())
     tolerance = 1e-3 if parameter.dtype in (torch.float32, torch.float64) else 0.1
@@ -98,7 +102,7 @@ def _fuse_network(network: nn.Module) -> None:
             )
 
 
-def _find_pairs(
+def find_norm_pairs(
     network: nn.Module, picture: torch.Tensor
 ) -> tuple[list[tuple[nn.Conv2d, str, nn.Module]], list[torch.Tensor]]:
     """Convolutions with the batch norm that takes just their output, and what the network makes of the picture."""

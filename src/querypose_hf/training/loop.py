@@ -23,6 +23,7 @@ from .checkpoints import (
     set_random_state,
     write_whole,
 )
+from .frozen_norms import fold_frozen_norms, unfold_frozen_norms
 from .recipe import TrainingConfig, build_optimizer
 from .training_log import TrainingLog, choose_trackers
 
@@ -135,6 +136,7 @@ class TrainingLoop:
         self.model = model.to(self.accelerator.device).train()
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
+        fold_frozen_norms(self.model.model.backbone)
         self.average = None
         if config.ema_decay is not None:
             self.average = ModelEmaV3(self.model, decay=config.ema_decay, use_warmup=True)
@@ -189,6 +191,9 @@ class TrainingLoop:
                 self._run_epoch()
         finally:
             self.log.close()
+            unfold_frozen_norms(self.model)
+            if self.average is not None:
+                unfold_frozen_norms(self.average)
         return self.metrics
 
     def _settings_for_trackers(self) -> dict[str, Any]:
