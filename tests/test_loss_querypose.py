@@ -22,6 +22,7 @@ from querypose_hf.loss_querypose import (
     generalized_box_iou,
     heatmap_focal_loss,
     keypoint_heatmaps,
+    part_attention_loss,
     residual_log_likelihood_loss,
 )
 
@@ -235,6 +236,45 @@ def test_heatmaps_are_centernets():
     assert float(heatmap_focal_loss(logits, found)) == pytest.approx(by_hand / 8)
 
 
+def test_part_attention_loss_by_hand():
+    """One cell after the other; the loss is least, and is the target's entropy, where the maps are the target."""
+    torch.manual_seed(0)
+    height, width, parts = 6, 8, [[0, 1], [2]]
+    boxes = torch.tensor([[10.0, 20.0, 50.0, 80.0], [0.0, 0.0, 8.0, 6.0]], dtype=torch.float64)
+    keypoints = torch.tensor(
+        [
+            [[15.0, 30.0, 2.0], [40.0, 70.0, 1.0], [5.0, 30.0, 2.0]],  # the last one is outside
+            [[4.0, 3.0, 2.0], [1.0, 1.0, 0.0], [8.0, 6.0, 2.0]],  # one is not labelled, one on the edge
+        ],
+        dtype=torch.float64,
+    )
+    logits = torch.randn(2, 2, height, width, dtype=torch.float64, requires_grad=True)
+    maps = logits.flatten(2).softmax(-1).view_as(logits)
+    targets = np.zeros((2, 2, height, width))
+    for person, part in itertools.product(range(2), range(2)):
+        left, top, right, bottom = boxes[person].tolist()
+        inside = [
+            keypoint
+            for keypoint in parts[part]
+            if not (keypoints[person, keypoint, 2] == 0 or (person == 0 and keypoint == 2))
+        ]
+        for keypoint in inside:
+            x = (float(keypoints[person, keypoint, 0]) - left) / (right - left) * width
+            y = (float(keypoints[person, keypoint, 1]) - top) / (bottom - top) * height
+            hill = np.zeros((height, width))
+            for row, column in itertools.product(range(height), range(width)):
+                hill[row, column] = math.exp(-((column + 0.5 - x) ** 2 + (row + 0.5 - y) ** 2) / 2)
+            targets[person, part] += hill / hill.sum() / len(inside)
+    expected = -(targets * maps.detach().log().numpy()).sum()
+    loss = part_attention_loss(maps, boxes.requires_grad_(), keypoints, parts)
+    assert loss.item() == pytest.approx(expected)
+    loss.backward()
+    assert boxes.grad is None and not logits.grad[0, 1].any() and logits.grad[1].any()
+    best = part_attention_loss(torch.from_numpy(targets), boxes, keypoints, parts)
+    entropy = -sum(value * math.log(value) for value in targets.flatten() if value > 0)
+    assert float(best) == pytest.approx(entropy, rel=1e-6) and best < loss
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -318,6 +358,10 @@ def test_loss_terms_are_named_by_stage_and_add_up():
     assert list(outputs.loss_dict) == ["loss_class", "loss_bbox", "loss_giou", "loss_keypoint", "loss_heatmap"]
     assert outputs.auxiliary_outputs is None
 
+    model.config.part_attention_loss_coefficient = 2.0
+    loss_dict = model(torch.randn(2, 3, 64, 64), labels=[people(2), people(1)]).loss_dict
+    assert list(loss_dict)[-2:] == ["loss_part_attention", "loss_heatmap"]
+
 
 def test_unmatched_queries_say_nothing_where_not_everybody_is_annotated():
     torch.manual_seed(0)
@@ -336,13 +380,17 @@ def test_unmatched_queries_say_nothing_where_not_everybody_is_annotated():
         torch.testing.assert_close(outputs.loss_dict[name], everybody.loss_dict[name])
 
 
-def test_validation_loss_has_all_poses():
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+def test_validation_loss_has_all_poses(weight):
     torch.manual_seed(0)
-    model = QueryPoseForPoseEstimation(tiny_config(keypoint_top_k=2, decoder_layers=1)).eval()
+    config = tiny_config(keypoint_top_k=2, decoder_layers=1, part_attention_loss_coefficient=weight)
+    model = QueryPoseForPoseEstimation(config).eval()
     pixel_values, labels = torch.randn(2, 3, 64, 64), [people(2), people(1)]
     with torch.no_grad():
         outputs = model(pixel_values, labels=labels)
     assert outputs.loss.isfinite() and outputs.keypoint_query_mask.all()
+    assert outputs.part_attentions is None  # nobody asked for them
+    assert ("loss_part_attention" in outputs.loss_dict) == (weight > 0)
     # of the first stage's matched queries, training computes the same where batch norms stand still
     with torch.no_grad():
         validation = model(pixel_values, labels=labels).loss

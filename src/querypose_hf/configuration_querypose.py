@@ -146,6 +146,9 @@ class QueryPoseConfig(PreTrainedConfig):
         keypoint_loss_coefficient (`float`, defaults to 1.0): weight of the loss term of the keypoints.
         heatmap_loss_coefficient (`float`, defaults to 0.0):
             Weight of the optional auxiliary heatmap head; the head exists where it is above 0 (the authors tried 0.5).
+        part_attention_loss_coefficient (`float`, defaults to 0.0):
+            Weight of a loss that has the part attention maps look at their parts' keypoints. It is not the paper's:
+            without it the maps learn from the coordinates alone, which takes long.
         focal_alpha, focal_gamma (`float`, defaults to 0.25, 2.0): of the focal loss and its matching cost.
         prior_prob (`float`, defaults to 0.01): class probability that a new model starts from.
         auxiliary_loss (`bool`, defaults to `True`): whether the loss covers all stages or the last alone.
@@ -219,6 +222,7 @@ class QueryPoseConfig(PreTrainedConfig):
     giou_loss_coefficient: float | int = 2.0
     keypoint_loss_coefficient: float | int = 1.0
     heatmap_loss_coefficient: float | int = 0.0
+    part_attention_loss_coefficient: float | int = 0.0
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
     prior_prob: float = 0.01
@@ -398,6 +402,7 @@ class QueryPoseConfig(PreTrainedConfig):
             "giou_loss_coefficient": 0,
             "keypoint_loss_coefficient": 0,
             "heatmap_loss_coefficient": 0,
+            "part_attention_loss_coefficient": 0,
             "focal_gamma": 0,
         }
         for field, minimum in least.items():

@@ -290,6 +290,43 @@ def residual_log_likelihood_loss(
     return torch.where(counts, log_sigma - log_phi + laplace, 0).sum()
 
 
+def part_attention_loss(
+    attention_maps: Tensor, boxes: Tensor, keypoints: Tensor, parts: Sequence[Sequence[int]]
+) -> Tensor:
+    """Cross-entropy between part attention maps and where their parts' keypoints are, summed over people and parts.
+
+    Not a term of the paper. The target of a part is the mean of one Gaussian for each of its keypoints that is
+    labelled and inside the box, with a deviation of one cell of the map, normalised; parts without any do not count.
+
+    Args:
+        attention_maps (`Tensor` of shape `(num_matches, num_parts, height, width)`): each sums to 1.
+        boxes (`Tensor` of shape `(num_matches, 4)`): the corners of what the maps cover; no gradient flows into them.
+        keypoints (`Tensor` of shape `(num_matches, num_keypoints, 3)`): x, y in the boxes' coordinates, visibility.
+        parts (`Sequence[Sequence[int]]`): the keypoints of each part.
+    """
+    boxes = boxes.detach()
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    size = high - low
+    position = keypoints[..., :2]
+    counts = (keypoints[..., 2] > 0) & ((position >= low) & (position <= high) & (size > 0)).all(-1)
+    relative = torch.where(counts[..., None], (position - low) / torch.where(size > 0, size, 1), 0)
+
+    def gaussian(place: Tensor, length: int) -> Tensor:
+        centers = torch.arange(length, device=place.device, dtype=place.dtype) + 0.5
+        values = torch.exp(-((centers - place[..., None] * length).square()) / 2)
+        return values / values.sum(-1, keepdim=True)
+
+    height, width = attention_maps.shape[-2:]
+    rows, columns = gaussian(relative[..., 1], height), gaussian(relative[..., 0], width)
+    loss = attention_maps.new_zeros(())
+    for part, members in enumerate(parts):
+        weights = counts[:, members].to(rows.dtype)
+        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
+        target = torch.einsum("rk,rkh,rkw->rhw", weights, rows[:, members], columns[:, members])
+        loss = loss - (target * attention_maps[:, part].to(target.dtype).clamp(min=1e-8).log()).sum()
+    return loss
+
+
 def centernet_radius(width: Tensor, height: Tensor, min_overlap: float = 0.7) -> Tensor:
     """Radius by which both corners of a box may move for it to keep `min_overlap` IoU (Law and Deng, 2018; CenterNet).
 
@@ -381,6 +418,7 @@ def pose_estimation_loss(
     matches: list[Matches],
     targets: Targets,
     flow: QueryPoseFlow,
+    part_attentions: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted loss terms of all stages and their sum (Section 3.4).
 
@@ -393,6 +431,9 @@ def pose_estimation_loss(
         matches (`list[Matches]`): one per stage.
         targets ([`Targets`])
         flow ([`QueryPoseFlow`])
+        part_attentions (`Sequence[Tensor]`, *optional*):
+            Of every stage, `(batch_size, num_queries, num_parts, height, width)`; then there is the term
+            `loss_part_attention`, see [`part_attention_loss`].
 
     Returns:
         `tuple`: the loss, and its terms by name: `loss_class`, `loss_bbox`, `loss_giou` and `loss_keypoint` of the
@@ -432,4 +473,14 @@ def pose_estimation_loss(
             terms[f"loss_keypoint{suffix}"] = (
                 config.keypoint_loss_coefficient * keypoint_loss / people / config.num_keypoints
             )
+            if part_attentions is not None:
+                attention_loss = part_attention_loss(
+                    part_attentions[stage].flatten(0, 1)[query_rows],
+                    stage_boxes,
+                    targets.keypoints[target_rows].to(boxes.dtype),
+                    config.keypoint_parts,
+                )
+                terms[f"loss_part_attention{suffix}"] = (
+                    config.part_attention_loss_coefficient * attention_loss / people / config.num_parts
+                )
     return torch.stack(list(terms.values())).sum(), terms

@@ -99,7 +99,8 @@ class QueryPosePoseEstimationOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`, *optional*): sum of `loss_dict`, where labels were given.
         loss_dict (`dict[str, torch.FloatTensor]`, *optional*):
             Weighted loss terms: `loss_class`, `loss_bbox`, `loss_giou`, `loss_keypoint` of the last stage, with the
-            stage's index appended those of the earlier ones, and `loss_heatmap` with the auxiliary head.
+            stage's index appended those of the earlier ones, `loss_heatmap` with the auxiliary head, and
+            `loss_part_attention` where the configuration gives it a weight.
         logits (`torch.FloatTensor` of shape `(batch_size, num_queries, num_labels)`):
             Class logits; there is no background class, the score is their sigmoid.
         pred_boxes (`torch.FloatTensor` of shape `(batch_size, num_queries, 4)`):
@@ -709,6 +710,7 @@ class QueryPoseDecoder(nn.Module):
         max_people: int | None = None,
         person_threshold: float | None = None,
         output_attentions: bool = False,
+        output_part_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> QueryPoseModelOutput:
         """
@@ -720,7 +722,7 @@ class QueryPoseDecoder(nn.Module):
         """
         if torch.compiler.is_compiling():  # how many queries may matter is not known to a graph of static shape
             max_people = person_threshold = None
-        stages = QueryPoseStages(self, pyramid, image_sizes, output_attentions)
+        stages = QueryPoseStages(self, pyramid, image_sizes, output_attentions, output_part_attentions)
         hidden_states = [stages.queries]
         num_layers = len(self.box_layers)
         matches: list[Matches] = []
@@ -772,7 +774,7 @@ class QueryPoseDecoder(nn.Module):
             matches=matches or None,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(stages.attentions) if output_attentions else None,
-            part_attentions=tuple(stages.part_attentions) if output_attentions else None,
+            part_attentions=tuple(stages.part_attentions) or None,
         )
 
 
@@ -801,10 +803,18 @@ class _Decoded(NamedTuple):
 class QueryPoseStages:
     """What the decoder's stages hand on to each other, and what each of them found."""
 
-    def __init__(self, decoder: QueryPoseDecoder, pyramid: list[Tensor], image_sizes: Tensor, output_attentions: bool):
+    def __init__(
+        self,
+        decoder: QueryPoseDecoder,
+        pyramid: list[Tensor],
+        image_sizes: Tensor,
+        output_attentions: bool,
+        output_part_attentions: bool,
+    ):
         config = decoder.config
         self.decoder = decoder
         self.output_attentions = output_attentions
+        self.output_part_attentions = output_part_attentions
         # RoIAlign wants RoIs and features of one type, and RoIs are coordinates. It also reads the features row by
         # row: a channels-last P2 would be copied at every call.
         self.dtype = coordinate_dtype(pyramid[0].dtype)
@@ -861,7 +871,7 @@ class QueryPoseStages:
         self.sigmas.append(self._put(sigmas, rows).unflatten(0, self.shape))
         decoded = keypoints.new_ones(keypoints.shape[0], dtype=torch.bool)
         self.query_masks.append(self._put(decoded, rows).unflatten(0, self.shape))
-        if self.output_attentions:
+        if self.output_part_attentions:
             self.part_attentions.append(self._put(attention_maps, rows).unflatten(0, self.shape))
 
     def _apply_keypoint_layer(self, stage: int, rows: Tensor | None, part_queries: Tensor) -> tuple[Tensor, ...]:
@@ -898,7 +908,7 @@ class QueryPoseStages:
             )
             keypoints.append(stage_keypoints)
             sigmas.append(stage_sigmas)
-            if self.output_attentions:
+            if self.output_part_attentions:
                 attention_maps.append(stage_maps)
         return _Decoded(rows, part_queries, keypoints, sigmas, attention_maps)
 
@@ -1109,6 +1119,9 @@ class QueryPoseModel(QueryPosePreTrainedModel):
             max_people=max_people,
             person_threshold=person_threshold,
             output_attentions=bool(output_attentions),
+            # their loss needs them, too
+            output_part_attentions=bool(output_attentions)
+            or (labels is not None and config.part_attention_loss_coefficient > 0),
             output_hidden_states=bool(output_hidden_states),
         )
         if config.heatmap_loss_coefficient > 0:
@@ -1227,6 +1240,7 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
         """
         config = self.config
         targets = None if labels is None else targets_from_labels(labels, pixel_values, config)
+        wants_attentions = config.output_attentions if output_attentions is None else output_attentions
         outputs: QueryPoseModelOutput = self.model(
             pixel_values,
             pixel_mask=pixel_mask,
@@ -1252,7 +1266,7 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
             part_queries=outputs.part_queries,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            part_attentions=outputs.part_attentions,
+            part_attentions=outputs.part_attentions if wants_attentions else None,
         )
 
     def compute_loss(
@@ -1273,6 +1287,7 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
             matches,
             targets,
             self.flow,
+            outputs.part_attentions if self.config.part_attention_loss_coefficient > 0 else None,
         )
         if self.heatmap_head is not None:
             heatmap_logits = self.heatmap_head(outputs.heatmap_features).to(boxes.dtype)
