@@ -254,6 +254,11 @@ def test_labels():
         ({"d_model": 100}, "d_model", "divisible by `decoder_attention_heads`"),
         ({"part_dim": 100}, "part_dim", "divisible by `decoder_attention_heads`"),
         ({"part_dim": 6, "decoder_attention_heads": 2}, "part_dim", "divisible by 4"),
+        (
+            {"d_model": 6, "part_dim": 8, "decoder_attention_heads": 2, "part_position_encoding": True},
+            "d_model",
+            "divisible by 4 for a position encoding",
+        ),
         ({"dropout": 1.0}, "dropout", "1.0"),
         ({"focal_alpha": 2}, "focal_alpha", "2"),
         ({"prior_prob": 0.0}, "prior_prob", "0.0"),

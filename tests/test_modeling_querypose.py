@@ -10,7 +10,7 @@ from tiny import BACKBONES, people, tiny_config
 from torch import nn
 
 from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessorPil, QueryPoseModel
-from querypose_hf.modeling_querypose import apply_box_deltas, boxes_to_rois, pool_from_pyramid
+from querypose_hf.modeling_querypose import apply_box_deltas, boxes_to_rois, pool_from_pyramid, sine_encoding
 
 
 RESULTS = ("logits", "pred_boxes", "pred_keypoints", "keypoint_scores", "keypoint_sigmas")
@@ -479,6 +479,36 @@ def test_attention_maps():
         torch.testing.assert_close(maps.sum(dim=(-1, -2)), torch.ones(2, 12, 7, dtype=torch.float64))
     assert len(outputs.hidden_states) == 3
     torch.testing.assert_close(outputs.hidden_states[-1], outputs.last_hidden_state)
+
+
+def test_position_encoding_is_detrs():
+    """Cell by cell, by the formula of DETR's sine encoding at the cells' centres."""
+    height, width, dim = 3, 5, 16
+    found = sine_encoding(height, width, dim, torch.device("cpu")).view(height, width, dim)
+    for row in range(height):
+        for column in range(width):
+            for axis, place in enumerate(((row + 0.5) / height, (column + 0.5) / width)):
+                for index in range(dim // 4):
+                    angle = place * 2 * math.pi / 10000 ** (2 * index / (dim // 2))
+                    pair = found[row, column, axis * dim // 2 + 2 * index :][:2].tolist()
+                    assert pair == pytest.approx([math.sin(angle), math.cos(angle)], abs=1e-6)
+
+
+def test_position_encoding_is_gathered_by_attention():
+    """What it adds to a part's embedding is the encoding's mean under the part's attention map, and nothing else."""
+    torch.manual_seed(0)
+    plain, encoding = (
+        make_model(part_position_encoding=flag).model.decoder.keypoint_layers[0].part_embedding
+        for flag in (False, True)
+    )
+    encoding.load_state_dict(plain.state_dict())
+    features = images(2, 32, 8, 8)
+    embeddings, maps = plain(features)
+    found, same_maps = encoding(features)
+    assert torch.equal(maps, same_maps)
+    positions = sine_encoding(16, 16, 32, torch.device("cpu")).double()
+    expected = torch.einsum("rmhw,hwd->rmd", maps, positions.view(16, 16, 32)) @ plain.projection.weight.T
+    torch.testing.assert_close(found - embeddings, expected)
 
 
 def test_other_skeletons_and_classes():

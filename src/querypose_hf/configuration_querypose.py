@@ -133,6 +133,10 @@ class QueryPoseConfig(PreTrainedConfig):
         keypoint_edges (`list[list[int]]`, *optional*): limbs to draw, pairs of keypoint indices.
         part_dim (`int`, defaults to 128): width d_p of the part queries.
         num_pose_convs (`int`, defaults to 6): 3x3 convolutions of the keypoint decoder, at least 2.
+        part_position_encoding (`bool`, defaults to `False`):
+            Whether part embeddings also gather a sine encoding of the place in the RoI that their attention maps look
+            at. It is not the paper's, where places have to come through the padding of the convolutions: models that
+            are trained for hours rather than days learn coordinates much sooner with it.
         pose_query_interaction (`str`, defaults to `"dynamic"`):
             `"dynamic"` is the full version, in which the instance query interacts with the keypoint features;
             `"none"` the light one.
@@ -212,6 +216,7 @@ class QueryPoseConfig(PreTrainedConfig):
     keypoint_edges: list[list[int] | tuple[int, ...]] | tuple[list[int] | tuple[int, ...], ...] | None = None
     part_dim: int = 128
     num_pose_convs: int = 6
+    part_position_encoding: bool = False
     pose_query_interaction: str = "dynamic"
     query_feedback: str = "always"
     class_cost: float | int = 2.0
@@ -414,6 +419,8 @@ class QueryPoseConfig(PreTrainedConfig):
                     f"`{field}` ({getattr(self, field)}) must be divisible by `decoder_attention_heads` "
                     f"({self.decoder_attention_heads})."
                 )
+        if self.part_position_encoding and self.d_model % 4:
+            raise ValueError(f"`d_model` must be divisible by 4 for a position encoding, but is {self.d_model}.")
         if self.part_dim % 4:
             raise ValueError(f"`part_dim` must be divisible by 4, but is {self.part_dim}.")
         if not 0 <= self.dropout < 1:

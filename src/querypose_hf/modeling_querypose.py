@@ -521,6 +521,24 @@ class QueryPosePartBatchNorm(nn.BatchNorm2d):
         return super().forward(features)
 
 
+def sine_encoding(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+    """DETR's encoding of the cells of a map, `(height * width, dim)`: half of it for y, half for x.
+
+    Cells are placed between 0 and 2 pi; frequencies fall from 1 to 1/10000, sines and cosines in turns.
+    """
+    count = dim // 4
+    frequencies = 10000.0 ** -(torch.arange(count, device=device) / count)
+
+    def encode(length: int) -> Tensor:
+        places = (torch.arange(length, device=device) + 0.5) * (2 * math.pi / length)
+        angles = places[:, None] * frequencies
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+    rows = encode(height)[:, None].expand(-1, width, -1)
+    columns = encode(width)[None].expand(height, -1, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+
+
 class SpatialPartEmbedding(nn.Module):
     """SPEGM: gathers each part's embedding from where its attention map looks in the RoI (Section 3.2)."""
 
@@ -531,6 +549,7 @@ class SpatialPartEmbedding(nn.Module):
         self.attention_conv = nn.Conv2d(config.d_model, config.num_parts, 3, padding=1)
         start_from([self.attention_conv], bias=0.0)
         self.projection = nn.Linear(config.d_model, config.part_dim)
+        self.encodes_position = config.part_position_encoding
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Keypoint features `(R, d, 14, 14)` to part embeddings `(R, M, d_p)` and attention maps `(R, M, 28, 28)`."""
@@ -538,6 +557,9 @@ class SpatialPartEmbedding(nn.Module):
         maps = self.attention_conv(features)
         attention = maps.flatten(2).softmax(dim=-1)
         embeddings = torch.bmm(attention.to(features.dtype), features.flatten(2).transpose(1, 2))
+        if self.encodes_position:
+            positions = sine_encoding(*maps.shape[-2:], features.shape[1], maps.device)
+            embeddings = embeddings + attention.to(features.dtype) @ positions.to(features.dtype)
         return self.projection(embeddings), attention.view_as(maps)
 
 
