@@ -17,6 +17,7 @@ from .coco import CocoPoseDataset, CrowdPoseDataset
 from .collation import AspectRatioBatchSampler, PoseCollator
 from .hub_dataset import HubPoseDataset, HubPoseStream, PoseColumns
 from .joined_dataset import JoinedPoseDataset, SyntheticPasses
+from .person_crops import PersonCropDataset
 from .pose_dataset import PoseDataset, image_sizes
 from .sample import PoseSample, UnusableImageError
 from .yolo_pose import YoloPoseDataset
@@ -34,6 +35,7 @@ __all__ = [
     "HubPoseStream",
     "JoinedPoseDataset",
     "Mosaic",
+    "PersonCropDataset",
     "Photometric",
     "PoseAugmentation",
     "PoseCollator",

@@ -173,16 +173,22 @@ class TrainingSource(SourceSettings):
             annotations are not taught to be wrong.
         only_with_people (`bool`): whether pictures without anybody are left out, as the paper's recipe does.
         on_error (`str`): `"raise"`, or `"skip"` for pictures that are missing or broken.
+        person_crops (`int`, *optional*): cut everybody out into a square picture of this side, see
+            [`PersonCropDataset`]; not of `synthetic` sources.
     """
 
     repeat: float = 1.0
     exhaustive: bool = True
     only_with_people: bool = True
     on_error: Literal["raise", "skip"] = "raise"
+    person_crops: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "repeat", self.repeat > 0, "above 0")
+        if self.person_crops is not None:
+            require(self, "person_crops", self.format != "synthetic", "nothing: rendered pictures are not cut")
+            require(self, "person_crops", self.person_crops >= 32, "at least 32 pixels, or nothing")
 
 
 @dataclass(frozen=True)

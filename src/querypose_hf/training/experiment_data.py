@@ -15,6 +15,7 @@ from ..data import (
     CrowdPoseDataset,
     HubPoseDataset,
     JoinedPoseDataset,
+    PersonCropDataset,
     PoseColumns,
     PoseDataset,
     SyntheticPasses,
@@ -82,6 +83,8 @@ def open_source(settings: SourceSettings, place: str) -> Any:
     """
     try:
         dataset = _open(settings)
+        if isinstance(settings, TrainingSource) and settings.person_crops is not None and len(dataset):
+            dataset = PersonCropDataset(dataset, settings.person_crops)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"`{place}`: {error}") from error
     except ValueError as error:

@@ -24,6 +24,7 @@ from .checkpoints import (
     write_whole,
 )
 from .frozen_norms import fold_frozen_norms, unfold_frozen_norms
+from .pretraining import OBJECTIVES
 from .recipe import TrainingConfig, build_optimizer
 from .training_log import TrainingLog, choose_trackers
 
@@ -35,6 +36,7 @@ Evaluate = Callable[[QueryPoseForPoseEstimation], Mapping[str, float]]
 
 # Settings with which the rest of a run would not be that of the run begun. The schedule may become longer.
 _SETTINGS_OF_THE_WHOLE_RUN = (
+    "objective",
     "learning_rate",
     "backbone_learning_rate_factor",
     "flow_learning_rate_factor",
@@ -145,7 +147,9 @@ class TrainingLoop:
             self.model.model.backbone.compile()
             self.model.model.neck.compile()
         optimizer = build_optimizer(self.model, config)
-        self.prepared_model, self.optimizer, self.loader = self.accelerator.prepare(self.model, optimizer, loader)
+        objective = OBJECTIVES[config.objective]
+        trained = self.model if objective is None else objective(self.model)
+        self.prepared_model, self.optimizer, self.loader = self.accelerator.prepare(trained, optimizer, loader)
         if self.average is not None:  # only now have all processes the weights of the first
             self.average.set(self.model)
 

@@ -82,6 +82,9 @@ class TrainingConfig:
     """Settings of a training run.
 
     Args:
+        objective (`str`):
+            `"everything"`, the model's own loss; or, before that, `"heatmaps"` ([`HeatmapPretraining`]) or `"poses"`
+            ([`PosePretraining`], whose data needs `person_crops`).
         learning_rate (`float`): of all parameters but the flow's and the backbone's.
         backbone_learning_rate_factor (`float`):
             What the backbone's learning rate is multiplied by; 1, as in the paper. Less keeps more of a pretrained
@@ -121,6 +124,7 @@ class TrainingConfig:
     ```
     """
 
+    objective: Literal["everything", "heatmaps", "poses"] = "everything"
     learning_rate: float = 2.5e-5
     backbone_learning_rate_factor: float = 1.0
     flow_learning_rate_factor: float = 10.0

@@ -1,0 +1,97 @@
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+from small_data import write_rendered_coco
+
+from querypose_hf.data import CocoPoseDataset, PersonCropDataset
+from querypose_hf.data.augmentation import FILL_COLOR
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    source = write_rendered_coco(tmp_path_factory.mktemp("rendered"), count=4, size=(200, 150))
+    return CocoPoseDataset(source["annotations"], source["images"], only_with_people=True)
+
+
+def test_one_person_each_with_what_is_around(rendered):
+    crops = PersonCropDataset(rendered, side=64, context=1.5, least_keypoints=3, least_size=20)
+    everybody = [
+        (index, entry)
+        for index in range(len(rendered))
+        for entry in rendered.annotations(index)
+        if sum(v > 0 for v in entry["keypoints"][2::3]) >= 3 and entry["bbox"][2] * entry["bbox"][3] >= 400
+    ]
+    assert len(crops) == len(everybody) > 3
+    assert crops.sizes.tolist() == [[64, 64]] * len(crops)
+    assert crops.left_out["people_too_small_or_with_too_few_keypoints"] == sum(
+        len(rendered.annotations(index)) for index in range(len(rendered))
+    ) - len(crops)
+    for sample, (index, entry) in zip(crops, everybody, strict=False):
+        [found] = sample["annotations"]
+        assert sample["image"].size == (64, 64) and not sample["exhaustive"]
+        assert sample["image_id"] == rendered.image_id(index)
+        x, y, width, height = entry["bbox"]
+        length = 1.5 * max(width, height)
+        left, top = x + (width - length) / 2, y + (height - length) / 2
+        scale = 64 / length
+        expected = np.array([(x - left) * scale, (y - top) * scale, width * scale, height * scale])
+        np.testing.assert_allclose(found["bbox"], expected, atol=1e-6)
+        points, original = (np.reshape(one["keypoints"], (-1, 3)) for one in (found, entry))
+        labelled = original[:, 2] > 0
+        # continuous coordinates are half a pixel further than indices
+        place = (original[labelled, :2] + 0.5 - (left, top)) * scale - 0.5
+        np.testing.assert_allclose(points[labelled, :2], place, atol=1e-6)
+        # what is seen is that part of the picture: compare a pixel well inside with the same place there
+        full = np.asarray(rendered[index]["image"].resize((1, 1), box=_inside(left, top, length, rendered[index])))
+        part = np.asarray(sample["image"].resize((1, 1), box=_inside_crop(left, top, length, rendered[index])))
+        assert np.abs(full.astype(int) - part).max() <= 12
+    again = crops[0]
+    assert np.array_equal(np.asarray(again["image"]), np.asarray(crops[0]["image"]))
+
+
+def _inside(left, top, length, sample):
+    """The quarter in the middle of the window, in the picture."""
+    middle = np.array([left, top]) + length / 2
+    low, high = np.maximum(middle - length / 8, 0), np.minimum(middle + length / 8, sample["image"].size)
+    return (*low.tolist(), *high.tolist())
+
+
+def _inside_crop(left, top, length, sample):
+    box = np.array(_inside(left, top, length, sample)).reshape(2, 2)
+    return tuple(((box - (left, top)) * 64 / length).ravel().tolist())
+
+
+def test_beyond_the_picture_is_plain_ground(tmp_path):
+    PIL.Image.new("RGB", (100, 100), (255, 0, 0)).save(tmp_path / "a.png")
+    person = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 1,
+        "iscrowd": 0,
+        "bbox": [0, 0, 50, 100],
+        "area": 5000,
+        "keypoints": [10, 10, 2] * 17,
+    }
+    names = [f"keypoint_{number}" for number in range(17)]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 100}],
+        "categories": [{"id": 1, "name": "person", "keypoints": names}],
+        "annotations": [person],
+    }
+    (tmp_path / "people.json").write_text(json.dumps(content))
+    crops = PersonCropDataset(CocoPoseDataset(tmp_path / "people.json", tmp_path), side=80, context=2.0)
+    pixels = np.asarray(crops[0]["image"])
+    # 200 pixels from -75 and -50 on
+    assert (pixels[:, :29] == FILL_COLOR).all() and (pixels[:19] == FILL_COLOR).all()
+    assert (pixels[21:59, 31:69] == (255, 0, 0)).all()
+
+
+def test_what_cannot_be_cut(rendered):
+    with pytest.raises(ValueError, match="nobody in the data set has 18 labelled keypoints"):
+        PersonCropDataset(rendered, least_keypoints=18)
+    with pytest.raises(ValueError, match="`side` is 16"):
+        PersonCropDataset(rendered, side=16)
+    with pytest.raises(ValueError, match=r"`context` is 0\.5"):
+        PersonCropDataset(rendered, context=0.5)
