@@ -1,0 +1,149 @@
+"""The commands in README and documentation are run in a folder with what they name; training is shortened."""
+
+import json
+import runpy
+import shlex
+import shutil
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+from small_data import relabelled_for_crowdpose, small_experiment, write_rendered_coco
+from test_documentation import PAGES, PROJECT, commands
+from tiny import save_tiny_checkpoint, tiny_config
+
+from querypose_hf import CROWDPOSE_14, QueryPoseForPoseEstimation, QueryPoseImageProcessor
+from querypose_hf.cli import main
+
+
+pytestmark = pytest.mark.slow
+
+#: Commands that cannot run here, by how they begin, and what stands for them.
+NOT_RUN = {
+    "train --config configs/": "COCO and weights of the Hub; tests/training/test_published_experiments.py",
+    "push": "a hub; tests/test_hub.py has one on loopback",
+    "convert": "the authors' files; tests/test_conversion.py",
+    "benchmark": "minutes, or a GPU; tests/test_benchmark.py",
+    "demo": "Gradio, and a browser; tests/test_demo.py",
+}
+#: Options of training in place of the documented ones, so that it takes seconds: bfloat16 is slow on most CPUs.
+SHORTENED = {"--epochs": "1", "--mixed-precision": "no"}
+#: A file that each command leaves, by how it begins.
+LEAVES = {
+    "predict --dataset": "people/settings.json",
+    "predict clip.mp4": "people.jsonl",
+    "predict photo.jpg": "outputs/photo_poses.jpg",
+    "explain photo.jpg": "outputs/photo_parts.png",
+    "train": "runs/mine/last/model.safetensors",
+    "evaluate": "scores/metrics.json",
+    "check-data": "report",
+    "card": "runs/r50/best/README.md",
+    "export": "exported*/config.json",
+}
+
+
+def beginning(arguments, table):
+    line = shlex.join(arguments)
+    return next((start for start in table if line == start or line.startswith(start)), None)
+
+
+def all_commands():
+    seen = {}
+    for page in PAGES:
+        for arguments in commands(page):
+            seen.setdefault(tuple(arguments), page.name)
+    return [pytest.param(list(arguments), id=shlex.join(arguments)[:70]) for arguments in seen]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("documented")
+    save_tiny_checkpoint(folder / "path" / "to" / "checkpoint", class_bias=2.0, longest_edge=96)
+    source = write_rendered_coco(folder / "data", count=2)
+    content = json.loads(Path(source["annotations"]).read_text())
+    for name in ("train", "val", "images", "photos"):
+        shutil.copytree(source["images"], folder / name)
+    shutil.copyfile(folder / "photos" / "0.png", folder / "photo.png")
+    PIL.Image.open(folder / "photo.png").convert("RGB").save(folder / "photo.jpg")
+    for name in ("train.json", "val.json", "person_keypoints_val2017.json"):
+        (folder / name).write_text(json.dumps(content))
+    results = [
+        {"image_id": one["image_id"], "category_id": 1, "keypoints": one["keypoints"], "score": 0.5}
+        for one in content["annotations"]
+    ]
+    (folder / "results.json").write_text(json.dumps(results))
+    crowd = relabelled_for_crowdpose(content)
+    for image in crowd["images"]:
+        image["crowdIndex"] = 0.3
+    (folder / "crowdpose_test.json").write_text(json.dumps(crowd))
+    (folder / "mine.yaml").write_text(yaml.safe_dump(small_experiment(source)))
+    save_tiny_checkpoint(folder / "runs" / "r50" / "best")
+    (folder / "scores").mkdir()
+    metrics = {"metrics": {"AP": 0.5, "AP50": 0.8}, "protocol": {"metric": "coco", "images": 5000, "people": 11004}}
+    (folder / "scores" / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+@pytest.fixture
+def in_folder(prepared, tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    shutil.copytree(prepared, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("arguments", all_commands())
+def test_command(arguments, in_folder, capsys):
+    if arguments == ["predict"]:
+        pytest.skip("fits a model for minutes; test_cli.py does so")
+    if start := beginning(arguments, NOT_RUN):
+        pytest.skip(f"needs {NOT_RUN[start]}")
+    if "clip.mp4" in arguments:
+        pytest.importorskip("trackers", reason="trackers is not installed", exc_type=ImportError)
+        pytest.importorskip("av", reason="PyAV is not installed", exc_type=ImportError)
+        from clips import panned_scene, write_clip
+
+        write_clip(in_folder / "clip.mp4", panned_scene(3))
+    if "--metric" in arguments and "crowdpose" in arguments:
+        crowdpose_checkpoint(in_folder / "path" / "to" / "checkpoint")
+    if arguments[0] == "card":
+        (in_folder / "runs" / "r50" / "best" / "README.md").unlink(missing_ok=True)
+    if arguments[0] == "evaluate":
+        shutil.rmtree(in_folder / "scores")
+    if arguments[0] == "train":
+        arguments = [SHORTENED.get(before, word) for before, word in zip(["", *arguments], arguments, strict=False)]
+        arguments += ["--set", "augmentation.short_sides=[64]"]
+    assert main(arguments) == 0, capsys.readouterr().err
+    left = LEAVES[beginning(arguments, LEAVES)]
+    assert list(in_folder.glob(left)), (left, sorted(path.name for path in in_folder.iterdir()))
+
+
+def crowdpose_checkpoint(folder):
+    torch.manual_seed(0)
+    config = tiny_config(keypoint_names=list(CROWDPOSE_14.keypoint_names), keypoint_sigmas=list(CROWDPOSE_14.sigmas))
+    QueryPoseForPoseEstimation(config).save_pretrained(folder)
+    size = {"shortest_edge": 64, "longest_edge": 96}
+    QueryPoseImageProcessor(size=size, num_keypoints=14).save_pretrained(folder)
+
+
+def test_trainer_script(in_folder, monkeypatch):
+    """Transformers' Trainer, by the line in docs/training.md, shortened."""
+    line = "--model path/to/checkpoint --annotations train.json --images train --val-annotations val.json"
+    line += " --val-images val --output runs/trainer"
+    text = (PROJECT / "docs" / "training.md").read_text().replace("\\\n    ", "")
+    assert f"python scripts/train_with_trainer.py {line}\n" in text
+    script = str(PROJECT / "scripts" / "train_with_trainer.py")
+    short = ["--max-steps", "1", "--short-sides", "64", "--workers", "0", "--cpu"]
+    monkeypatch.setattr("sys.argv", [script, *shlex.split(line), *short])
+    runpy.run_path(script, run_name="__main__")
+    assert list((in_folder / "runs" / "trainer").rglob("model.safetensors"))
