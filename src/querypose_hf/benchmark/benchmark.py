@@ -112,7 +112,8 @@ def run_benchmark(settings: BenchmarkSettings, model: QueryPoseForPoseEstimation
                 "torchvision": torchvision.__version__,
                 "transformers": transformers.__version__,
             },
-            "settings": asdict(settings),
+            # folders by their names: where they lie is nobody's business
+            "settings": {**asdict(settings), "exported": [Path(folder).name for folder in settings.exported]},
             "peaks_multiply_adds_per_s": peaks,
             "base": base,
         }
