@@ -558,7 +558,8 @@ class SpatialPartEmbedding(nn.Module):
         attention = maps.flatten(2).softmax(dim=-1)
         embeddings = torch.bmm(attention.to(features.dtype), features.flatten(2).transpose(1, 2))
         if self.encodes_position:
-            positions = sine_encoding(*maps.shape[-2:], features.shape[1], maps.device)
+            height, width = maps.shape[-2:]
+            positions = sine_encoding(height, width, features.shape[1], maps.device)
             embeddings = embeddings + attention.to(features.dtype) @ positions.to(features.dtype)
         return self.projection(embeddings), attention.view_as(maps)
 
@@ -831,7 +832,7 @@ class QueryPoseStages:
         pyramid: list[Tensor],
         image_sizes: Tensor,
         output_attentions: bool,
-        output_part_attentions: bool,
+        output_part_attentions: bool = False,
     ):
         config = decoder.config
         self.decoder = decoder

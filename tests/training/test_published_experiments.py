@@ -37,12 +37,19 @@ def test_every_published_model_is_there():
     assert published <= models
 
 
-def test_other_files_are_read_and_built():
-    others = set(FOLDER.glob("*.yaml")) - set(FILES)
+def test_other_files_are_read_and_built(tmp_path, monkeypatch):
+    """A step of a recipe starts from what the step before leaves in `runs/`."""
+    monkeypatch.chdir(tmp_path)
+    others = sorted(set(FOLDER.glob("*.yaml")) - set(FILES))
+    assert [file.stem for file in others] == [f"querypose_nano_{step}" for step in (1, 2, 3)]
     for file in others:
         config = build_config(Experiment.from_yaml(file).model, described(COCO_17))
         with torch.device("meta"):
-            assert QueryPoseForPoseEstimation(config).config.skeleton == COCO_17
+            model = QueryPoseForPoseEstimation(config)
+        assert config.skeleton == COCO_17 and config.part_position_encoding
+        assert (model.heatmap_head is not None) == (file.stem == "querypose_nano_1")
+        assert sum(parameter.numel() for parameter in model.model.parameters()) < 6e6  # 12 MB in float16
+        config.save_pretrained(tmp_path / "runs" / file.stem / "last")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

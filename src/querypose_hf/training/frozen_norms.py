@@ -68,7 +68,7 @@ def unfold_frozen_norms(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) is _ScaledConv2d:
             del module.__dict__["following_norm"]
-            module.__class__ = nn.Conv2d
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
         elif "folded_class" in type(module).__dict__:
             module.__class__ = type(module).__dict__["folded_class"]
 

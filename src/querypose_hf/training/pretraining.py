@@ -61,9 +61,9 @@ class HeatmapPretraining(nn.Module):
         # the maps cover the padding, too, up to the next multiple of 32
         height, width = (4 * length for length in logits.shape[-2:])
         whole = keypoints.new_tensor([0, 0, width, height]).expand(len(keypoints), 4)
-        each = [[keypoint] for keypoint in range(self.config.num_keypoints)]
+        each = [[keypoint] for keypoint in range(logits.shape[1])]
         loss = part_attention_loss(maps[images], whole, keypoints, each)
-        loss = loss / number_of_people(targets, loss.device) / self.config.num_keypoints
+        loss = loss / number_of_people(targets, loss.device) / logits.shape[1]
         return _PretrainingOutput(loss=loss, loss_dict={"loss_heatmap": loss})
 
 
@@ -146,7 +146,7 @@ class _StagesOfKnownPeople(QueryPoseStages):
         noise = jitter * torch.randn(batch_size, 4).to(boxes)
         centers, extents = centers + noise[:, :2] * extents, extents * noise[:, 2:].exp()
         near = torch.cat([centers - extents / 2, centers + extents / 2], dim=1)
-        self.next_boxes = near.to(self.dtype)[:, None] * self.scale
+        self.next_boxes = near.to(self.dtype)[:, None] * self.scale  # type: ignore[assignment]
 
 
 def _image_of_each_person(targets: Targets, device: torch.device) -> Tensor:
