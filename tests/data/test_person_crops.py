@@ -91,6 +91,12 @@ def test_beyond_the_picture_is_plain_ground(tmp_path):
 def test_what_cannot_be_cut(rendered):
     with pytest.raises(ValueError, match="nobody in the data set has 18 labelled keypoints"):
         PersonCropDataset(rendered, least_keypoints=18)
+    rendered.on_error = "skip"
+    try:
+        with pytest.raises(ValueError, match="`on_error` of the data set is 'skip'"):
+            PersonCropDataset(rendered)
+    finally:
+        rendered.on_error = "raise"
     with pytest.raises(ValueError, match="`side` is 16"):
         PersonCropDataset(rendered, side=16)
     with pytest.raises(ValueError, match=r"`context` is 0\.5"):

@@ -112,7 +112,7 @@ def run_benchmark(settings: BenchmarkSettings, model: QueryPoseForPoseEstimation
                 "torchvision": torchvision.__version__,
                 "transformers": transformers.__version__,
             },
-            # folders by their names: where they lie is nobody's business
+            # folders by their names: a record is to be shared
             "settings": {**asdict(settings), "exported": [Path(folder).name for folder in settings.exported]},
             "peaks_multiply_adds_per_s": peaks,
             "base": base,

@@ -27,7 +27,7 @@ class PersonCropDataset(Dataset[PoseSample]):
             root, in pixels.
 
     Raises:
-        ValueError: nobody is left.
+        ValueError: nobody is left, or the data set skips pictures that cannot be read.
 
     Example:
 
@@ -50,6 +50,8 @@ class PersonCropDataset(Dataset[PoseSample]):
             raise ValueError(f"`side` is {side!r}; expected at least 32 pixels.")
         if not context >= 1:
             raise ValueError(f"`context` is {context!r}; expected at least 1, the longer side of the box.")
+        if dataset.on_error == "skip":  # another picture would take the place of one that cannot be read
+            raise ValueError("`on_error` of the data set is 'skip'; expected 'raise' where people are cut out.")
         self.dataset = dataset
         self.side = side
         self.context = context
@@ -111,7 +113,7 @@ class PersonCropDataset(Dataset[PoseSample]):
 
     def _cut_image(self, image_index: int) -> None:
         """Cuts everybody out of a picture, which is then read once."""
-        image = self.dataset[image_index]["image"]
+        image = self.dataset.read_image(image_index)
         entries = self.dataset.annotations(image_index)
         for index in np.flatnonzero(self._people[:, 0] == image_index).tolist():
             corner, length = self._window(entries[int(self._people[index, 1])])
