@@ -64,7 +64,7 @@ def test_multiply_adds_of_the_light_model():
 
 def test_results_and_files(tmp_path):
     model = make_model(backbone="resnet", pose_query_interaction="none").float()
-    results = run_benchmark(tiny_settings(num_threads=1), model)
+    results = run_benchmark(tiny_settings(num_threads=1, training=True), model)
     assert set(results["comparison"]) == {
         "selective",
         "selective, nothing folded",
@@ -76,9 +76,42 @@ def test_results_and_files(tmp_path):
     json_file, table_file = write_results(results, tmp_path)
     assert json.loads(json_file.read_text())["comparison"]["selective"]["times_of_selective"] == 1.0
     assert table_file.read_text() == table
-    for name in ("decode", "preprocess", "backbone + neck", "boxes", "keypoints", "post-process", "full decoding"):
+    for name in (
+        "decode",
+        "preprocess",
+        "backbone + neck",
+        "boxes",
+        "keypoints",
+        "post-process",
+        "full decoding",
+        "training step",
+    ):
         assert f"| {name} |" in table
     assert "float32" in json_file.name
+
+
+def test_training_step_next_to_plainer_ones():
+    """The plainer ones decode the keypoints of every query, and each does so in every stage."""
+    from querypose_hf.benchmark import training_step
+    from querypose_hf.modeling_querypose import QueryPoseStages
+
+    model = make_model(backbone="resnet", pose_query_interaction="none").float()
+    pixel_values = images(2, 3, 64, 96).float()
+    found = training_step.measure_training_step(model, pixel_values, 3, rounds=4, plain_rounds=1)
+    for name, each in found.items():
+        assert each["images_per_second"] == pytest.approx(2 / each["median_s"]), name
+        assert len(each["times_s"]) == (1 if "every query" in name else 4), name
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+    decoded = []
+    for layer in model.model.decoder.keypoint_layers:
+        layer.register_forward_hook(lambda module, inputs, output: decoded.append(len(inputs[0])))
+    labels = training_step._labels(2, 3, model)
+    for stages, queries in ((QueryPoseStages, 3), (training_step._StagesOfEveryQuery, model.config.num_queries)):
+        decoded.clear()
+        training_step._step(model.train(), pixel_values, labels, stages)()
+        assert decoded == [2 * queries] * model.config.decoder_layers
+    assert training_step.modeling_querypose.QueryPoseStages is QueryPoseStages
 
 
 def test_command(tmp_path, capsys):

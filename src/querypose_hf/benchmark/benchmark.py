@@ -25,6 +25,7 @@ from ..modeling_querypose import QueryPoseForPoseEstimation
 from . import rivals
 from .measuring import describe_device, measure_peaks, measure_side_by_side, seconds_of, threads
 from .steps import MODEL_STEPS, count_multiply_adds, time_steps
+from .training_step import measure_training_step
 
 
 @dataclass
@@ -44,6 +45,7 @@ class BenchmarkSettings:
             `"keypoint-rcnn"` and `"top-down"`, see [`rivals`].
         exported: folders that `querypose export` wrote.
         compile: also time the model compiled by torch.
+        training: also time a training step.
     """
 
     variant: str = "r50"
@@ -57,6 +59,7 @@ class BenchmarkSettings:
     compare: Sequence[str] = ("full", "plain", "keypoint-rcnn", "top-down")
     exported: Sequence[str] = ()
     compile: bool = False
+    training: bool = False
     device: str = "cpu"
     dtype: str = "float32"
     num_threads: int | None = None
@@ -88,8 +91,8 @@ def run_benchmark(settings: BenchmarkSettings, model: QueryPoseForPoseEstimation
         model (*optional*): by default one of random weights; a model that is given keeps its number of queries.
 
     Returns:
-        `dict`: `device`, `versions`, `settings`, `peaks` (multiply-adds per second), `steps` and `comparison` at the
-        first settings, and `variations`.
+        `dict`: `device`, `versions`, `settings`, `peaks` (multiply-adds per second), `steps`, `comparison` and, where
+        asked for, `training` at the first settings, and `variations`.
     """
     settings.check()
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
@@ -120,6 +123,10 @@ def run_benchmark(settings: BenchmarkSettings, model: QueryPoseForPoseEstimation
         results["steps"] = _steps(fused, pixel_values, people, settings, peaks["convolution"])
         results["image_path"] = _image_path(fused, people, size, settings)
         results["comparison"] = _comparison(plain, fused, pixel_values, people, settings)
+        if settings.training:
+            results["training"] = measure_training_step(
+                plain, pixel_values, people, settings.rounds, settings.full_rounds
+            )
         del plain
         variations = [{**base, "people": value} for value in settings.people[1:]]
         variations += [{**base, "image_size": list(value)} for value in settings.image_sizes[1:]]

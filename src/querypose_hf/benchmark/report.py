@@ -55,6 +55,17 @@ def describe_results(results: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | {_milliseconds(found['median_s'])} | {found['times_of_selective']:.2f} | {_memory(found)} |"
         )
+    if "training" in results:
+        lines += [
+            "",
+            f"Training, {base['people']} people in each image, forward, loss and backward:",
+            "",
+            f"| side by side | ms | images/s | peak MiB of the {where} |",
+            "|---|---:|---:|---:|",
+        ]
+        for name, found in results["training"].items():
+            rate = f"{found['images_per_second']:.3g}"
+            lines.append(f"| {name} | {_milliseconds(found['median_s'])} | {rate} | {_memory(found)} |")
     if results["variations"]:
         lines += ["", "| people | queries | image | batch | ms | peak MiB |", "|---:|---:|---|---:|---:|---:|"]
         for found in results["variations"]:

@@ -32,6 +32,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--exported", nargs="*", default=[], metavar="DIR", help="what `querypose export` wrote")
     parser.add_argument("--compile", action="store_true", help="also time the model compiled by torch")
+    parser.add_argument(
+        "--training", action="store_true", help="also time a training step, next to one that decodes every query"
+    )
     parser.add_argument("--device", default="cpu", help="(%(default)s)")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (%(default)s)")
     parser.add_argument("--threads", type=int, help="threads on the CPU")
@@ -63,6 +66,7 @@ def _benchmark(options: argparse.Namespace) -> None:
         compare=options.compare,
         exported=options.exported,
         compile=options.compile,
+        training=options.training,
         device=options.device,
         dtype=options.dtype,
         num_threads=options.threads,
