@@ -128,11 +128,12 @@ def test_runs_and_resumes(objective, tmp_path):
     assert len(expected) == 4
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    run_experiment(Experiment.from_yaml(path), tmp_path / "stopped")
-    for checkpoint in sorted((tmp_path / "stopped" / "checkpoints").glob("*.pt"))[1:]:
-        checkpoint.unlink()
+    run_experiment(Experiment.from_yaml(path), tmp_path / "stopped", stop_after=3)
+    assert [record["loss"] for record in read_log(tmp_path / "stopped")] == expected[:3]
+    assert (tmp_path / "stopped" / "last" / "model.safetensors").is_file()
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    run_experiment(Experiment.from_yaml(path), tmp_path / "stopped", resume=True)
+    run_experiment(Experiment.from_yaml(path), tmp_path / "stopped", resume=True, stop_after=10)
     assert [record["loss"] for record in read_log(tmp_path / "stopped")] == expected
-    assert (tmp_path / "whole" / "last" / "model.safetensors").is_file()
+    with pytest.raises(ValueError, match="`stop_after` is 0; expected a step of at least 1"):
+        run_experiment(Experiment.from_yaml(path), tmp_path / "whole", resume=True, stop_after=0)

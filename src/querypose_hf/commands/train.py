@@ -25,6 +25,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--config", type=Path, help="YAML with model, data, augmentation, image_processor, training")
     parser.add_argument("--output", type=Path, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output, if any")
+    parser.add_argument(
+        "--stop-after", type=int, metavar="STEP", help="write a checkpoint after this step and stop, to --resume later"
+    )
     parser.add_argument("--check", action="store_true", help="stop after everything has been checked")
     parser.add_argument(
         "--set",
@@ -83,6 +86,7 @@ def _train(options: argparse.Namespace) -> None:
         experiment,
         options.output,
         resume=options.resume,
+        stop_after=options.stop_after,
         push_to_hub=options.push_to_hub,
         private=options.private,
         only_check=options.check,

@@ -33,6 +33,7 @@ def run_experiment(
     output_dir: str | Path,
     *,
     resume: bool = False,
+    stop_after: int | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
     only_check: bool = False,
@@ -48,7 +49,9 @@ def run_experiment(
         experiment ([`Experiment`]): the description.
         output_dir (`str` or `Path`): made if it does not exist.
         resume (`bool`): go on from the newest checkpoint in `output_dir`, if there is one.
-        push_to_hub (`str`, *optional*): upload the best model, or without a validation the last, to this repository.
+        stop_after (`int`, *optional*): step after which a checkpoint is written and training stops, to be resumed.
+        push_to_hub (`str`, *optional*): at the end of the schedule upload the best model, or without a validation the
+            last, to this repository.
         private (`bool`): whether that repository is made private, if it does not exist yet.
         only_check (`bool`): stop after the checks.
 
@@ -65,6 +68,8 @@ def run_experiment(
     >>> run_experiment(Experiment.from_yaml("configs/r50.yaml"), "runs/r50", resume=True)
     ```
     """
+    if stop_after is not None and stop_after < 1:
+        raise ValueError(f"`stop_after` is {stop_after}; expected a step of at least 1.")
     folder = Path(output_dir)
     resumes = _check_output(experiment, folder, resume)
     choose_trackers(experiment.training.trackers)
@@ -95,9 +100,10 @@ def run_experiment(
         folder.mkdir(parents=True, exist_ok=True)
         description = experiment.to_yaml()
         write_whole(folder / EXPERIMENT_FILE, lambda path: path.write_text(description, encoding="utf-8"))
-    metrics = loop.run(resume)
+    metrics = loop.run(resume, stop_after)
     loop.accelerator.wait_for_everyone()
-    if push_to_hub is not None and loop.accelerator.is_main_process:
+    is_over = loop.step == loop.total_steps
+    if push_to_hub is not None and is_over and loop.accelerator.is_main_process:
         upload(folder, push_to_hub, private)
     return metrics
 

@@ -58,6 +58,7 @@ def train(
     *,
     evaluate: Evaluate | None = None,
     resume: bool = False,
+    stop_after: int | None = None,
 ) -> dict[str, float]:
     """Trains a model, on as many processes as the program was started with (`accelerate launch`).
 
@@ -82,6 +83,7 @@ def train(
             Gives figures of a model. Called in every process, with the model in evaluation mode and
             without gradients; the figures of the main process count.
         resume (`bool`): whether to go on from the newest checkpoint in `output_dir`, if there is one.
+        stop_after (`int`, *optional*): step after which a checkpoint is written and training stops, to be resumed.
 
     Returns:
         `dict[str, float]`: the figures of the last evaluation.
@@ -99,7 +101,7 @@ def train(
     ```
     """
     loop = TrainingLoop(model, dataset, image_processor, config, output_dir, evaluate=evaluate)
-    return loop.run(resume)
+    return loop.run(resume, stop_after)
 
 
 class TrainingLoop:
@@ -173,8 +175,9 @@ class TrainingLoop:
         """The model that is evaluated and saved: the moving average where there is one."""
         return self.model if self.average is None else self.average.module
 
-    def run(self, resume: bool = False) -> dict[str, float]:
-        """Trains to the end of the schedule; see [`train`]."""
+    def run(self, resume: bool = False, stop_after: int | None = None) -> dict[str, float]:
+        """Trains to the end of the schedule, or until `stop_after`; see [`train`]."""
+        self.stop_step = self.total_steps if stop_after is None else min(stop_after, self.total_steps)
         checkpoints = find_checkpoints(self.output_dir / "checkpoints")
         if checkpoints and not resume:
             raise ValueError(
@@ -191,7 +194,7 @@ class TrainingLoop:
         self.accelerator.init_trackers("querypose", config=self._settings_for_trackers())
         self.log = TrainingLog(self.accelerator, self.output_dir, self.step, self.total_steps)
         try:
-            while self.step < self.total_steps:
+            while self.step < self.stop_step:
                 self._run_epoch()
         finally:
             self.log.close()
@@ -210,7 +213,7 @@ class TrainingLoop:
     def _run_epoch(self) -> None:
         self.loader.set_epoch(self.epoch)
         batches = iter(skip_first_batches(self.loader, self.batch) if self.batch else self.loader)
-        while self.step < self.total_steps:
+        while self.step < self.stop_step:
             start = time.perf_counter()
             batch = next(batches, None)
             if batch is None:
@@ -246,8 +249,8 @@ class TrainingLoop:
         config = self.config
         last = self.step == self.total_steps
         evaluates = self.evaluate is not None and (last or self._is_due(config.evaluate_every))
-        saves = last or self._is_due(config.save_every)
-        if last or saves or evaluates or self._is_due(config.log_every):
+        saves = self.step == self.stop_step or self._is_due(config.save_every)
+        if saves or evaluates or self._is_due(config.log_every):
             # before every checkpoint too, so that no record spans one
             self.log.write(self.step, self.epoch, self.learning_rate)
         if evaluates:
