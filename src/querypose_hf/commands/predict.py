@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import PIL.Image
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from . import predict_dataset, predict_video
+from . import add_model_option, add_threshold_option, predict_dataset, predict_video, threshold_of
 
 
 def add_parser(commands: Any) -> None:
@@ -31,8 +30,8 @@ def add_parser(commands: Any) -> None:
         help="picture or video files, folders or patterns of them, URLs, streams such as rtsp://..., or a webcam's "
         "number; the package's own sample scene when left out",
     )
-    parser.add_argument("--model", help="folder or Hub id of a checkpoint")
-    parser.add_argument("--threshold", type=float, help="least score of a person (0.3; 0.1 without --model)")
+    add_model_option(parser)
+    add_threshold_option(parser)
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for drawn pictures (%(default)s)")
     parser.add_argument(
         "--json", action="store_true", help='print JSON: for each picture "image", "drawn" and "people"'
@@ -46,10 +45,7 @@ def add_parser(commands: Any) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from ..data.synthetic import SAMPLE_SCENE_PATH
 
-    if options.threshold is None:  # what is fitted on the spot has had no time to learn how sure to be
-        options.threshold = 0.1 if options.model is None else 0.3
-    if not 0 <= options.threshold <= 1:
-        raise ValueError(f"--threshold must be from 0 to 1, but is {options.threshold}.")
+    options.threshold = threshold_of(options)
     if options.dataset is not None or options.output_parquet is not None:
         predict_dataset.check_options(options)
         _check_device(options.device)
@@ -62,18 +58,8 @@ def _predict(options: argparse.Namespace) -> None:
         if not predict_video.is_video(image):
             _check_picture(image)
     predict_video.check_options(options, [image for image in images if predict_video.is_video(image)])
-    if options.model is None and options.images:
-        raise ValueError(
-            "--model must name a checkpoint's folder or Hub id: this version of the package carries no trained one. "
-            "Without IMAGE and --model a small model is fitted to the sample scene on the spot."
-        )
     _check_device(options.device)
-    if options.model is not None:
-        _find_people(options, images, options.model)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        _fit_to_sample_scene(folder)
-        _find_people(options, images, folder)
+    _find_people(options, images)
 
 
 def _is_url(source: str) -> bool:
@@ -102,38 +88,20 @@ def _check_device(device: str | None) -> None:
         raise ValueError(f"--device must be one that torch can use here, but is {device!r}: {reason}") from error
 
 
-def _fit_to_sample_scene(folder: str) -> None:
-    import torch
-
-    from ..data.synthetic import render_sample_scene
-    from ..training.small_fit import fit_small_model
-
-    print(
-        "No trained checkpoint comes with this version. To show the way from annotations to people, a small model is\n"
-        "now fitted to the package's one sample scene (two or three minutes). It finds the people of\n"
-        "that scene, with low scores, because it has learnt them by heart, and would find nobody in another picture.",
-        file=sys.stderr,
-    )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # one small picture: threads would wait for each other, on a busy machine without end
-    try:
-        fit_small_model([render_sample_scene()], folder, steps=500)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _find_people(options: argparse.Namespace, images: Sequence[str], model: str) -> None:
+def _find_people(options: argparse.Namespace, images: Sequence[str]) -> None:
     from transformers import pipeline
 
     from ..image_decoding_querypose import decode_image
     from ..visualization import draw_poses
 
     try:
-        # Transformers' annotations know its own tasks alone
-        pose_estimator = pipeline("pose-estimation", model=model, device=options.device)  # type: ignore[call-overload]
+        pose_estimator = pipeline(  # type: ignore[call-overload]  # Transformers' annotations know its own tasks alone
+            "pose-estimation", model=options.model, device=options.device
+        )
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(
-            f"--model must be the folder or Hub id of a QueryPose checkpoint, but {model} cannot be loaded: {error}"
+            f"--model must be the folder or Hub id of a QueryPose checkpoint, but {options.model} cannot be loaded: "
+            f"{error}"
         ) from error
     edges = pose_estimator.model.config.keypoint_edges
     results = []

@@ -21,8 +21,6 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError(f"{given} needs {missing}, too.")
     if options.images or options.save_video or options.json or options.jsonl:
         raise ValueError("--dataset goes with --output-parquet alone: leave out IMAGE, --save-video, --json, --jsonl.")
-    if options.model is None:
-        raise ValueError("--dataset needs --model.")
     for name in ("rows_per_shard", "batch_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, but is {getattr(options, name)}.")
