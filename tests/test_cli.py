@@ -394,10 +394,13 @@ def test_evaluate_a_model(capsys, model, tmp_path):
     (tmp_path / "annotations.json").write_text(
         json.dumps({"images": [image], "annotations": people, "categories": [category]})
     )
-    arguments = ["evaluate", "--annotations", str(tmp_path / "annotations.json"), "--output", str(tmp_path / "scores")]
-    arguments += ["--images", str(tmp_path / "images")]
-    assert "--model" in fails(capsys, *arguments)
-    assert main([*arguments, "--model", str(model), "--workers", "0", "--device", "cpu"]) == 0
+    arguments = ["evaluate", "--annotations", str(tmp_path / "annotations.json"), "--images", str(tmp_path / "images")]
+    arguments += ["--workers", "0", "--device", "cpu"]
+    # without --model it is the one that comes with the package
+    assert main([*arguments, "--output", str(tmp_path / "default"), "--boxes"]) == 0
+    assert json.loads((tmp_path / "default" / "metrics.json").read_text())["box_metrics"]["AP50"] > 0.1
+    capsys.readouterr()
+    assert main([*arguments, "--output", str(tmp_path / "scores"), "--model", str(model)]) == 0
     metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())["metrics"]
     assert f"AP         {metrics['AP']:.4f}" in capsys.readouterr().out
     assert {entry["image_id"] for entry in json.loads((tmp_path / "scores" / "keypoints.json").read_text())} == {1}
