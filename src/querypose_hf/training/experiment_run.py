@@ -18,7 +18,7 @@ from .experiment import Experiment
 from .experiment_data import Validation, describe_sources, join_sources, open_source
 from .experiment_model import build_config, build_image_processor, build_model
 from .initial_boxes import start_from_typical_boxes
-from .loop import TrainingLoop
+from .loop import TrainingLoop, check_stop_after
 from .processes import this_process
 from .training_log import choose_trackers
 
@@ -68,8 +68,7 @@ def run_experiment(
     >>> run_experiment(Experiment.from_yaml("configs/r50.yaml"), "runs/r50", resume=True)
     ```
     """
-    if stop_after is not None and stop_after < 1:
-        raise ValueError(f"`stop_after` is {stop_after}; expected a step of at least 1.")
+    check_stop_after(stop_after)
     folder = Path(output_dir)
     resumes = _check_output(experiment, folder, resume)
     choose_trackers(experiment.training.trackers)

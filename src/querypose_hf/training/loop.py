@@ -100,8 +100,15 @@ def train(
     >>> train(model, dataset, image_processor, TrainingConfig.from_yaml("recipe.yaml"), "runs/first", resume=True)
     ```
     """
+    check_stop_after(stop_after)
     loop = TrainingLoop(model, dataset, image_processor, config, output_dir, evaluate=evaluate)
     return loop.run(resume, stop_after)
+
+
+def check_stop_after(stop_after: int | None) -> None:
+    """Raises `ValueError` unless it is a step, or none."""
+    if stop_after is not None and stop_after < 1:
+        raise ValueError(f"`stop_after` is {stop_after}; expected a step of at least 1.")
 
 
 class TrainingLoop:
