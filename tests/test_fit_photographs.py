@@ -10,9 +10,9 @@ import PIL.Image
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from small_fit import fit_small_model
 from transformers import pipeline
 
-from querypose_hf.training.small_fit import fit_small_model
 from querypose_hf.visualization import draw_poses
 
 

@@ -8,8 +8,8 @@ import pytest
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 TINY = {
-    "visualise": "steps = 2\nheight, width = 64, 64",
-    "fine_tune": "start_steps = 1\nsteps = 3\npictures = 2\nheight, width = 64, 64",
+    "visualise": "model = None\nimage = None\nthreshold = 0.2",
+    "fine_tune": "steps = 3\npictures = 2\nheight, width = 64, 64",
 }
 
 

@@ -66,7 +66,7 @@ def fold_frozen_norms(backbone: QueryPoseBackbone) -> int:
 def unfold_frozen_norms(network: nn.Module) -> None:
     """Takes back what [`fold_frozen_norms`] did, in the network or a copy of it."""
     for module in network.modules():
-        if type(module) is _ScaledConv2d:
+        if isinstance(module, _ScaledConv2d):
             del module.__dict__["following_norm"]
             module.__class__ = nn.Conv2d  # type: ignore[assignment]
         elif "folded_class" in type(module).__dict__:

@@ -23,6 +23,7 @@ from .checkpoints import (
     set_random_state,
     write_whole,
 )
+from .cpu_bfloat16 import keep_strided_depthwise_float32
 from .frozen_norms import fold_frozen_norms, unfold_frozen_norms
 from .pretraining import OBJECTIVES
 from .recipe import TrainingConfig, build_optimizer
@@ -148,6 +149,8 @@ class TrainingLoop:
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
         fold_frozen_norms(self.model.model.backbone)
+        if self.accelerator.device.type == "cpu" and config.mixed_precision == "bf16":
+            keep_strided_depthwise_float32(self.model.model.backbone)
         self.average = None
         if config.ema_decay is not None:
             self.average = ModelEmaV3(self.model, decay=config.ema_decay, use_warmup=True)
