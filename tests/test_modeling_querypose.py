@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 
 import goldens
 import pytest
@@ -450,6 +451,23 @@ def test_compiled_inference(query_feedback):
         found = compiled(pixel_values, pixel_mask=mask, keypoint_top_k=4)
     for name in RESULTS:
         torch.testing.assert_close(found[name], expected[name])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default compiler needs a C++ compiler")
+def test_inductor_serves_several_sizes():
+    """The compiler that users get, not only its front end: one graph, other image sizes, the same people."""
+    model = make_model(pose_query_interaction="none").float()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for height, width in ((64, 96), (128, 96), (96, 160)):
+            pixel_values = images(2, 3, height, width).float()
+            # the first size compiles, the others must not
+            with torch.compiler.set_stance("default" if height == 64 else "fail_on_recompile"):
+                found = compiled(pixel_values, keypoint_top_k=4)
+            expected = model(pixel_values, keypoint_top_k=4)
+            for name in RESULTS:
+                torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
 def test_device_map(tmp_path):
