@@ -15,8 +15,8 @@ def panned_scene(num_frames=6, size=(160, 120), step=4):
     return [scene.crop((step * i, 0, step * i + size[0], size[1])) for i in range(num_frames)]
 
 
-def write_clip(path, frames, rate=10):
-    with av.open(str(path), "w") as container:
+def write_clip(path, frames, rate=10, container_format=None):
+    with av.open(str(path), "w", format=container_format) as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "10"})
         stream.width, stream.height = frames[0].size
         stream.pix_fmt = "yuv420p"

@@ -2,7 +2,11 @@
 
 import json
 import re
+import socket
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +63,65 @@ def test_reader_decodes_no_further_than_asked(clip):
     before = threading.active_count()
     reader.close()
     assert threading.active_count() == before - 1
+
+
+@pytest.fixture
+def stream():
+    """The address of a live stream of 30 frames, which waits for whoever connects."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    # a process: PyAV waits for a listener with Python's lock held
+    send = f"from clips import *; write_clip('{address}?listen', panned_scene(30), 30, 'mpegts')"
+    sender = subprocess.Popen([sys.executable, "-c", send], cwd=Path(__file__).parent)
+    yield address
+    try:
+        assert sender.wait(60) == 0
+    finally:
+        sender.kill()
+
+
+def open_stream(address):
+    for _ in range(300):
+        try:
+            return VideoReader(address, ahead=2)
+        except ValueError:  # nobody listens yet
+            time.sleep(0.1)
+    raise AssertionError(f"nobody listens at {address}")
+
+
+def test_reader_of_a_live_stream_drops_what_is_not_taken_in_time(stream):
+    with open_stream(stream) as reader:
+        assert reader.is_live and reader.num_frames is None and reader.size == (160, 120)
+        frames = iter(reader)
+        seen = [next(frames)]
+        reader._thread.join(20)  # the sender is through, and the queue takes two
+        seen += frames
+    assert not reader._thread.is_alive()
+    # frames that were dropped count; the newest are kept
+    assert seen[0].index == 0 and seen[-1].index == 29 and len(seen) <= 4
+    expected = panned_scene(30)
+    for frame in seen:
+        assert frame.time == pytest.approx(frame.index / 30, abs=0.002)
+        assert np.argmin([difference(frame.image, other) for other in expected]) == frame.index
+
+
+def test_predict_on_a_live_stream(model, stream, tmp_path, capsys):
+    saved = tmp_path / "drawn"
+    arguments = ["predict", stream, "--model", model, "--device", "cpu", "--threshold", "0.01", "--output", str(saved)]
+    arguments += ["--save-video", "--jsonl", str(tmp_path / "people.jsonl")]
+    for _ in range(300):
+        code = main(arguments)
+        if code == 0:
+            break
+        assert "cannot be opened" in capsys.readouterr().err  # nobody listens yet
+        time.sleep(0.2)
+    assert code == 0
+    indices = [json.loads(line)["frame"] for line in (tmp_path / "people.jsonl").read_text().splitlines()]
+    assert indices == sorted(set(indices)) and indices[0] == 0 and indices[-1] == 29
+    [video] = saved.glob("*.mp4")
+    with VideoReader(video) as reader:
+        assert len(list(reader)) == len(indices)
 
 
 def test_reader_turns_frames_upright(tmp_path):
