@@ -252,8 +252,8 @@ def build_demo(
         with gr.Tab("Webcam"):
             tracker = gr.State()
             with gr.Row():
-                webcam = picture_input(sources=["webcam"], streaming=True, label="Webcam")
-                live = gr.Image(type="pil", label="People", interactive=False)
+                webcam = picture_input(sources=["webcam"], streaming=True, label="Webcam", elem_id="webcam")
+                live = gr.Image(type="pil", label="People", interactive=False, elem_id="live")
             webcam.stream(
                 app.follow,
                 [webcam, tracker, slider, what],
