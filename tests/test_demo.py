@@ -4,9 +4,12 @@ import json
 import re
 import runpy
 import shutil
+import urllib.request
 from types import SimpleNamespace
 
+import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import torch
 from tiny import tiny_config
@@ -125,41 +128,74 @@ def people_shown(text):
     return int(re.search(r"(\d+) (?:people|person) above", text).group(1))
 
 
-def test_page_in_a_browser(page_address, pose_estimator, tmp_path):
+@pytest.fixture
+def browse():
+    """Opens Chromium with further arguments."""
     api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     browser_path = shutil.which("chromium")
     if browser_path is None:
         pytest.skip("Chromium is not installed")
+    with api.sync_playwright() as playwright:
+        usual = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        yield lambda *more: playwright.chromium.launch(executable_path=browser_path, args=[*usual, *more])
+
+
+def test_page_in_a_browser(page_address, pose_estimator, browse, tmp_path):
+    import playwright.sync_api as api
+
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"broken" * 20)
     expected = len(pose_estimator(str(SAMPLE_SCENE_PATH), threshold=0.3))
     asked = []
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=browser_path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(40_000)
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(page_address)
-        page.locator("#picture input[type=file]").set_input_files(str(SAMPLE_SCENE_PATH))
-        summary = page.locator("#summary")
-        api.expect(summary).to_contain_text("above 0.30", timeout=40_000)
-        assert people_shown(summary.inner_text()) == expected
-        before = page.locator("#drawn img").get_attribute("src")
+    browser = browse()
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(40_000)
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(page_address)
+    page.locator("#picture input[type=file]").set_input_files(str(SAMPLE_SCENE_PATH))
+    summary = page.locator("#summary")
+    api.expect(summary).to_contain_text("above 0.30", timeout=40_000)
+    assert people_shown(summary.inner_text()) == expected
+    before = page.locator("#drawn img").get_attribute("src")
 
-        number = page.locator("#threshold input[type=number]")
-        number.fill("0.47")
-        number.press("Tab")
-        api.expect(summary).to_contain_text("above 0.47", timeout=40_000)
-        assert people_shown(summary.inner_text()) < expected
-        assert page.locator("#drawn img").get_attribute("src") != before
-        with page.expect_download() as download:
-            page.locator("#people_file").click()
-        assert len(json.loads(download.value.path().read_text())) == people_shown(summary.inner_text())
+    number = page.locator("#threshold input[type=number]")
+    number.fill("0.47")
+    number.press("Tab")
+    api.expect(summary).to_contain_text("above 0.47", timeout=40_000)
+    assert people_shown(summary.inner_text()) < expected
+    assert page.locator("#drawn img").get_attribute("src") != before
+    with page.expect_download() as download:
+        page.locator("#people_file").click()
+    assert len(json.loads(download.value.path().read_text())) == people_shown(summary.inner_text())
 
-        page.reload()
-        page.locator("#picture input[type=file]").set_input_files(str(tmp_path / "broken.png"))
-        api.expect(page.get_by_text("This file cannot be read as a picture.")).to_be_visible(timeout=40_000)
-        browser.close()
+    page.reload()
+    page.locator("#picture input[type=file]").set_input_files(str(tmp_path / "broken.png"))
+    api.expect(page.get_by_text("This file cannot be read as a picture.")).to_be_visible(timeout=40_000)
+    browser.close()
     elsewhere = [url for url in asked if url.startswith("http") and not url.startswith(page_address)]
     assert elsewhere == []
+
+
+def test_webcam_in_a_browser(page_address, browse, tmp_path):
+    """Chromium's own stand-in for a camera shows the scene, and people are drawn on it."""
+    with PIL.Image.open(SAMPLE_SCENE_PATH) as opened:
+        scene = opened.convert("RGB").resize((320, 240))
+    scene.save(tmp_path / "camera.mjpeg", "JPEG")
+    browser = browse(
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-video-capture={tmp_path / 'camera.mjpeg'}",
+    )
+    page = browser.new_context(permissions=["camera"]).new_page()
+    page.set_default_timeout(40_000)
+    page.goto(page_address)
+    page.get_by_role("tab", name="Webcam").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.locator("#webcam").get_by_text("Record").click()
+    drawn = page.locator("#live img")
+    with urllib.request.urlopen(drawn.get_attribute("src")) as answer, PIL.Image.open(answer) as opened:
+        picture = np.asarray(opened.convert("RGB").resize(scene.size), dtype=float)
+    # as in a mirror; lines and names on it are of colours of their own
+    changed = np.abs(picture - np.asarray(PIL.ImageOps.mirror(scene), dtype=float)).max(axis=2) > 60
+    assert 0.01 < changed.mean() < 0.5
+    page.locator("#webcam").get_by_text("Stop").click()
+    browser.close()
