@@ -21,7 +21,9 @@ def keep_strided_depthwise_float32(network: nn.Module) -> int:
     found = 0
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.stride) > 1:
-            kind = type(module)
-            module.__class__ = type(f"_Float32{kind.__name__.lstrip('_')}", (kind,), {"forward": _forward_in_float32})
             found += 1
+            kind = type(module)
+            if kind.forward is _forward_in_float32:  # of an earlier run with the same network
+                continue
+            module.__class__ = type(f"_Float32{kind.__name__.lstrip('_')}", (kind,), {"forward": _forward_in_float32})
     return found
