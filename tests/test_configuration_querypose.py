@@ -50,6 +50,7 @@ def test_defaults_are_the_published_r50_full_model():
         "giou_loss_coefficient": 2.0,
         "keypoint_loss_coefficient": 1.0,
         "heatmap_loss_coefficient": 0.0,
+        "num_denoising": 0,
         "focal_alpha": 0.25,
         "focal_gamma": 2.0,
         "prior_prob": 0.01,
@@ -234,7 +235,10 @@ def test_labels():
                 "num_labels",
             )
         ),
-        *(({field: -1}, field, "at least 0, but is -1") for field in ("num_cls_layers", "num_reg_layers")),
+        *(
+            ({field: -1}, field, "at least 0, but is -1")
+            for field in ("num_cls_layers", "num_reg_layers", "num_denoising")
+        ),
         *(
             ({field: -0.5}, field, "at least 0, but is -0.5")
             for field in (
@@ -246,6 +250,7 @@ def test_labels():
                 "giou_loss_coefficient",
                 "keypoint_loss_coefficient",
                 "heatmap_loss_coefficient",
+                "box_noise_scale",
                 "focal_gamma",
             )
         ),

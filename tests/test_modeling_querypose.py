@@ -7,11 +7,20 @@ import shutil
 import goldens
 import pytest
 import torch
+import torchvision
 from tiny import BACKBONES, people, tiny_config
 from torch import nn
 
 from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessorPil, QueryPoseModel
-from querypose_hf.modeling_querypose import apply_box_deltas, boxes_to_rois, pool_from_pyramid, sine_encoding
+from querypose_hf.loss_querypose import NoisyBoxes, generalized_box_iou
+from querypose_hf.modeling_querypose import (
+    align_rois,
+    apply_box_deltas,
+    boxes_to_rois,
+    pool_from_pyramid,
+    sine_encoding,
+    targets_from_labels,
+)
 
 
 RESULTS = ("logits", "pred_boxes", "pred_keypoints", "keypoint_scores", "keypoint_sigmas")
@@ -309,6 +318,101 @@ def test_every_roi_is_pooled_from_its_level(monkeypatch):
         torch.testing.assert_close(found, expected[0])
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("sampling_ratio", [1, 2, 3])
+def test_align_rois_is_torchvisions_roi_align(layout, sampling_ratio):
+    """Inside, across every edge, outside, without area, turned around, and enormous; results and gradients."""
+    boxes = [
+        [4.3, 7.1, 50.2, 60.9],
+        [-30.0, -12.5, 20.0, 31.0],
+        [70.0, 50.0, 140.0, 99.0],
+        [-4.0, -4.0, -2.0, -2.0],
+        [500.0, 500.0, 600.0, 600.0],
+        [33.0, 20.0, 33.0, 20.0],
+        [60.0, 40.0, 20.0, 10.0],
+        [-1e6, -1e6, 1e6, 1e6],
+        [0.0, 0.0, 96.0, 64.0],
+    ]
+    rois = boxes_to_rois(torch.tensor([boxes, boxes[::-1]], dtype=torch.float64))
+    features = images(2, 5, 16, 24).contiguous(memory_format=layout).requires_grad_()
+    reference = features.detach().clone().requires_grad_()
+    found = align_rois(features, rois, 6, 4, sampling_ratio)
+    expected = torchvision.ops.roi_align(reference, rois, 6, 1 / 4, sampling_ratio=sampling_ratio, aligned=True)
+    torch.testing.assert_close(found, expected)
+    weights = images(*found.shape, seed=1)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(features.grad, reference.grad)
+    nobody = align_rois(features, rois[:0], 6, 4, sampling_ratio)
+    assert nobody.shape == (0, 5, 6, 6)
+    nobody.sum().backward()
+
+
+def test_noisy_boxes_are_near_their_people():
+    labels = [people(2), people(0), people(5, seed=1)]
+    targets = targets_from_labels(labels, torch.zeros(3, 3, 8, 8, dtype=torch.float64), tiny_config())
+    torch.manual_seed(0)
+    noisy = NoisyBoxes.from_targets(targets, 400, 1.0)
+    assert noisy.target_rows.bincount().tolist() == [200] * 2 + [80] * 5  # of a picture as many for each
+    torch.testing.assert_close(
+        torch.zeros(7).double().index_add(0, noisy.target_rows, noisy.weights), torch.ones(7).double()
+    )
+    assert noisy.images.bincount().tolist() == [400, 0, 400]
+    people_boxes = targets.boxes[noisy.target_rows]
+    sides, noisy_sides = people_boxes[:, 2:] - people_boxes[:, :2], noisy.boxes[:, 2:] - noisy.boxes[:, :2]
+    growth = (noisy_sides / sides).log2()
+    shift = ((noisy.boxes[:, 2:] + noisy.boxes[:, :2]) - (people_boxes[:, 2:] + people_boxes[:, :2])) / sides
+    for noise in (growth, shift):
+        assert 0.9 < noise.abs().max() <= 1 + 1e-6
+        assert (noise.abs() < 0.1).double().mean() > 0.2  # some are hardly moved
+        assert abs(noise.mean()) < 0.05
+    exact = NoisyBoxes.from_targets(targets, 3, 0.0)
+    torch.testing.assert_close(exact.boxes, targets.boxes[exact.target_rows])
+    assert exact.target_rows.tolist() == list(
+        range(7)
+    )  # at least one for everybody, more only where it goes up evenly
+
+
+def test_denoising_refines_boxes_of_people_alone():
+    model = make_model(num_denoising=6, decoder_layers=3, query_feedback="never").train()
+    pixel_values = images(3, 3, 64, 96)
+    labels = [people(2), people(0), people(3, seed=1)]
+    labels = [{k: v.double() if v.is_floating_point() else v for k, v in label.items()} for label in labels]
+    outputs = model(pixel_values, labels=labels)
+    inner = model.model(pixel_values, labels=labels)
+    assert inner.noisy_boxes.refined.shape == (3, 2 * 3 + 3 * 2, 4)
+    torch.testing.assert_close(outputs.loss, torch.stack(list(outputs.loss_dict.values())).sum())
+
+    # the term by its definition: the mean over people of the mean over their copies
+    torch.manual_seed(5)
+    terms = model(pixel_values, labels=labels).loss_dict
+    torch.manual_seed(5)
+    noisy = model.model(pixel_values, labels=labels).noisy_boxes
+    targets = targets_from_labels(labels, pixel_values, model.config)
+    for stage, name in enumerate(("loss_denoising_0", "loss_denoising_1", "loss_denoising")):
+        of_people = []
+        for person, box in enumerate(targets.boxes):
+            found = noisy.refined[stage][noisy.target_rows == person]
+            distance = 5 * (found - box).abs().sum(-1) + 2 * (1 - generalized_box_iou(found, box))
+            of_people.append(distance.mean())
+        torch.testing.assert_close(terms[name], torch.stack(of_people).mean())
+
+    # nothing of it reaches what is found, and classes learn nothing from it
+    model.config.num_denoising = 0
+    without = model(pixel_values, labels=labels)
+    for name, value in without.loss_dict.items():
+        torch.testing.assert_close(outputs.loss_dict[name], value)
+    model.config.num_denoising = 6
+    model.zero_grad()
+    sum(
+        value for name, value in model(pixel_values, labels=labels).loss_dict.items() if "denoising" in name
+    ).backward()
+    for layer in model.model.decoder.box_layers:
+        assert layer.class_head.weight.grad is None
+        assert layer.box_head.weight.grad.abs().max() > 0
+    assert model.eval()(pixel_values, labels=labels).loss_dict.keys() == without.loss_dict.keys()
+
+
 def test_box_deltas():
     boxes = torch.tensor([[10.0, 20.0, 30.0, 60.0]])
     deltas = torch.tensor([[0.5, -0.25, math.log(2), 100.0]])
@@ -442,8 +546,9 @@ def test_one_compiled_graph_serves_all_sizes():
 @pytest.mark.parametrize("query_feedback", ["always", "never"])
 def test_compiled_inference(query_feedback):
     """One graph without breaks, and the same results. Tracing is what may fail, so no C++ compiler is asked for."""
-    model = make_model(query_feedback=query_feedback).float()
-    pixel_values = images(2, 3, 64, 96).float()
+    # in float64: compiled graphs take torchvision's RoIAlign, whose samples lie an ulp or two elsewhere
+    model = make_model(query_feedback=query_feedback)
+    pixel_values = images(2, 3, 64, 96)
     mask = torch.ones(2, 64, 96, dtype=torch.long)
     with torch.no_grad():
         expected = model(pixel_values, pixel_mask=mask, keypoint_top_k=4)

@@ -153,6 +153,12 @@ class QueryPoseConfig(PreTrainedConfig):
         part_attention_loss_coefficient (`float`, defaults to 0.0):
             Weight of a loss that has the part attention maps look at their parts' keypoints. It is not the paper's:
             without it the maps learn from the coordinates alone, which takes long.
+        num_denoising (`int`, defaults to 0):
+            In training, about how many boxes of each image's people, moved and scaled at random, the box decoder
+            refines beside the queries' own; see [`refine_noisy_boxes`]. It is not the paper's (Li et al., "DN-DETR",
+            2022, without its noisy labels): of N queries only those matched to people teach the box decoder.
+        box_noise_scale (`float`, defaults to 1.0):
+            The most by which they are moved, in halves of their sides, and scaled, as a power of 2.
         focal_alpha, focal_gamma (`float`, defaults to 0.25, 2.0): of the focal loss and its matching cost.
         prior_prob (`float`, defaults to 0.01): class probability that a new model starts from.
         auxiliary_loss (`bool`, defaults to `True`): whether the loss covers all stages or the last alone.
@@ -228,6 +234,8 @@ class QueryPoseConfig(PreTrainedConfig):
     keypoint_loss_coefficient: float | int = 1.0
     heatmap_loss_coefficient: float | int = 0.0
     part_attention_loss_coefficient: float | int = 0.0
+    num_denoising: int = 0
+    box_noise_scale: float | int = 1.0
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
     prior_prob: float = 0.01
@@ -408,6 +416,8 @@ class QueryPoseConfig(PreTrainedConfig):
             "keypoint_loss_coefficient": 0,
             "heatmap_loss_coefficient": 0,
             "part_attention_loss_coefficient": 0,
+            "num_denoising": 0,
+            "box_noise_scale": 0,
             "focal_gamma": 0,
         }
         for field, minimum in least.items():

@@ -139,6 +139,51 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> T
     return weight * (1 - probability_of_truth) ** gamma * cross_entropy
 
 
+class NoisyBoxes(NamedTuple):
+    """Copies of people's boxes with noise, as many for each person of an image.
+
+    Attributes:
+        boxes (`Tensor` of shape `(R, 4)`): corners relative to the image.
+        images (`LongTensor` of shape `(R,)`): the image of each.
+        target_rows (`LongTensor` of shape `(R,)`): index into [`Targets`].
+        weights (`Tensor` of shape `(R,)`): one divided by the number of the person's copies.
+        refined (`Tensor` of shape `(num_stages, R, 4)`, *optional*): corners that the box decoder made of them.
+    """
+
+    boxes: Tensor
+    images: Tensor
+    target_rows: Tensor
+    weights: Tensor
+    refined: Tensor | None = None
+
+    @classmethod
+    def from_targets(cls, targets: Targets, count: int, scale: float) -> "NoisyBoxes":
+        """Copies with noise: some hardly moved, others as far from their person as the learned boxes start.
+
+        Args:
+            targets ([`Targets`])
+            count (`int`): copies per image, shared among its people, at least one for each.
+            scale (`float`): the most by which they are moved, in halves of their sides, and scaled, as a power of 2.
+        """
+        device, dtype = targets.boxes.device, targets.boxes.dtype
+        copies = [max(1, count // people) if people else 0 for people in targets.people_per_image]
+        people_per_image = torch.tensor(targets.people_per_image)
+        copies_of_person = torch.tensor(copies).repeat_interleave(people_per_image)
+        image_of_person = torch.arange(len(copies)).repeat_interleave(people_per_image)
+        target_rows = torch.arange(len(copies_of_person)).repeat_interleave(copies_of_person)
+        # drawn on the host, whose generator a checkpoint keeps
+        noise = scale * torch.rand(len(target_rows), 1) * (2 * torch.rand(len(target_rows), 4) - 1)
+        index = torch.stack([image_of_person[target_rows], target_rows]).to(device, non_blocking=True)
+        noise = noise.to(device, dtype, non_blocking=True)
+        weights = copies_of_person[target_rows].to(device, dtype, non_blocking=True).reciprocal()
+        low, high = targets.boxes[index[1]].split(2, dim=-1)
+        extents = high - low
+        centers = (low + high) / 2 + noise[:, :2] * extents / 2
+        extents = extents * torch.exp2(noise[:, 2:])
+        boxes = torch.cat([centers - extents / 2, centers + extents / 2], dim=-1)
+        return cls(boxes, index[0], index[1], weights)
+
+
 class HungarianMatcher:
     """Assigns people to queries one to one, at least cost (Section 3.4).
 
@@ -419,6 +464,7 @@ def pose_estimation_loss(
     targets: Targets,
     flow: QueryPoseFlow,
     part_attentions: Sequence[Tensor] | None = None,
+    noisy_boxes: NoisyBoxes | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted loss terms of all stages and their sum (Section 3.4).
 
@@ -434,6 +480,9 @@ def pose_estimation_loss(
         part_attentions (`Sequence[Tensor]`, *optional*):
             Of every stage, `(batch_size, num_queries, num_parts, height, width)`; then there is the term
             `loss_part_attention`, see [`part_attention_loss`].
+        noisy_boxes ([`NoisyBoxes`], *optional*):
+            Refined by every stage; then there is the term `loss_denoising`, the two of boxes for them, of which all
+            copies of a person weigh as much as the person does in those.
 
     Returns:
         `tuple`: the loss, and its terms by name: `loss_class`, `loss_bbox`, `loss_giou` and `loss_keypoint` of the
@@ -483,4 +532,11 @@ def pose_estimation_loss(
                 terms[f"loss_part_attention{suffix}"] = (
                     config.part_attention_loss_coefficient * attention_loss / people / config.num_parts
                 )
+            if noisy_boxes is not None:
+                assert noisy_boxes.refined is not None
+                refined = noisy_boxes.refined[stage]
+                true_boxes = targets.boxes[noisy_boxes.target_rows].to(refined.dtype)
+                each = config.bbox_loss_coefficient * (refined - true_boxes).abs().sum(-1)
+                each = each + config.giou_loss_coefficient * (1 - generalized_box_iou(refined, true_boxes))
+                terms[f"loss_denoising{suffix}"] = (noisy_boxes.weights * each).sum() / people
     return torch.stack(list(terms.values())).sum(), terms

@@ -29,6 +29,7 @@ from .configuration_querypose import QueryPoseConfig
 from .loss_querypose import (
     HungarianMatcher,
     Matches,
+    NoisyBoxes,
     QueryPoseFlow,
     Targets,
     heatmap_focal_loss,
@@ -67,6 +68,7 @@ class QueryPoseModelOutput(ModelOutput):
         heatmap_features (`torch.FloatTensor` of shape `(batch_size, d_model, height/4, width/4)`, *optional*):
             P2, where the auxiliary heatmap head needs it.
         matches (`list[Matches]`, *optional*): in training, the people that each stage's queries stand for.
+        noisy_boxes (`NoisyBoxes`, *optional*): in training with `num_denoising`, people's boxes refined from noise.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*):
             The initial instance queries and those after each stage, with `output_hidden_states`.
         attentions (`tuple(torch.FloatTensor)`, *optional*):
@@ -86,6 +88,7 @@ class QueryPoseModelOutput(ModelOutput):
     intermediate_query_mask: torch.BoolTensor | None = None
     heatmap_features: torch.FloatTensor | None = None
     matches: list[Matches] | None = None
+    noisy_boxes: NoisyBoxes | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     part_attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -99,8 +102,9 @@ class QueryPosePoseEstimationOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`, *optional*): sum of `loss_dict`, where labels were given.
         loss_dict (`dict[str, torch.FloatTensor]`, *optional*):
             Weighted loss terms: `loss_class`, `loss_bbox`, `loss_giou`, `loss_keypoint` of the last stage, with the
-            stage's index appended those of the earlier ones, `loss_heatmap` with the auxiliary head, and
-            `loss_part_attention` where the configuration gives it a weight.
+            stage's index appended those of the earlier ones, `loss_heatmap` with the auxiliary head,
+            `loss_part_attention` where the configuration gives it a weight, and in training with `num_denoising`
+            `loss_denoising`.
         logits (`torch.FloatTensor` of shape `(batch_size, num_queries, num_labels)`):
             Class logits; there is no background class, the score is their sigmoid.
         pred_boxes (`torch.FloatTensor` of shape `(batch_size, num_queries, 4)`):
@@ -301,8 +305,67 @@ def boxes_to_rois(boxes: Tensor) -> Tensor:
     """Boxes `(B, N, 4)` in pixels to RoIs `(B * N, 5)` with the image's index in front."""
     batch_size, num_queries = boxes.shape[:2]
     images = torch.arange(batch_size, device=boxes.device, dtype=boxes.dtype).repeat_interleave(num_queries)
+    return rois_of_images(images, boxes.flatten(0, 1))
+
+
+def rois_of_images(images: Tensor, boxes: Tensor) -> Tensor:
+    """Boxes `(R, 4)` in pixels of the images of these indices `(R,)` to RoIs `(R, 5)`."""
     boxes = boxes.nan_to_num(nan=0.0).clamp(-_LARGEST_ROI_COORDINATE, _LARGEST_ROI_COORDINATE)
-    return torch.cat([images[:, None], boxes.flatten(0, 1)], dim=1)
+    return torch.cat([images[:, None].to(boxes.dtype), boxes], dim=1)
+
+
+def reads_rows(device: torch.device) -> bool:
+    """Whether [`align_rois`] reads features pixel by pixel, for which channels have to lie beside each other."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def align_rois(features: Tensor, rois: Tensor, resolution: int, stride: int, sampling_ratio: int) -> Tensor:
+    """RoIAlign (He et al., 2017), with half a pixel's shift, of features `(B, d, height, width)`.
+
+    On a CPU torchvision's kernel goes through the features of one channel after the other. A bin is a weighted sum of
+    `4 * sampling_ratio ** 2` pixels, each a row of `d` numbers in a channels-last tensor, and such sums are what
+    `embedding_bag` computes, several times as fast forward and backward.
+
+    Args:
+        features (`Tensor` of shape `(B, d, height, width)`)
+        rois (`Tensor` of shape `(R, 5)`): image index and corners in pixels of the image; no gradient flows into them.
+
+    Returns:
+        `Tensor` of shape `(R, d, resolution, resolution)`.
+    """
+    if not reads_rows(features.device):
+        return roi_align(features, rois, resolution, 1 / stride, sampling_ratio=sampling_ratio, aligned=True)
+    height, width = features.shape[-2:]
+    with torch.no_grad():
+        rois = rois.detach()
+        images = rois[:, 0].long()
+        ends = (rois[:, 1:] / stride - 0.5).unflatten(1, (2, 2))  # (R, 2, 2): low and high, x and y
+        samples = resolution * sampling_ratio
+        fractions = (torch.arange(samples, dtype=rois.dtype) + 0.5) / samples
+        places = ends[:, :1] + fractions[:, None] * (ends[:, 1:] - ends[:, :1])  # (R, samples, 2)
+        limits = torch.tensor([width, height], dtype=rois.dtype)
+        # up to a pixel beyond the edge the edge counts, further out nothing
+        inside = ((places >= -1) & (places <= limits)) / sampling_ratio
+        places = torch.minimum(places.clamp(min=0), limits - 1)
+        low = places.floor()
+        share = places - low
+        pixels = torch.stack([low, torch.minimum(low + 1, limits - 1)], dim=2).long()  # (R, samples, 2, 2)
+        weights = torch.stack([1 - share, share], dim=2) * inside[:, :, None]
+        # a bin's pixels: all of its rows by all of its columns
+        pixels = pixels.view(len(rois), resolution, 2 * sampling_ratio, 2)
+        weights = weights.view(len(rois), resolution, 2 * sampling_ratio, 2)
+        rows = (images[:, None, None] * height + pixels[..., 1]) * width
+        index = rows[:, :, None, :, None] + pixels[:, None, :, None, :, 0]
+        weight = weights[:, :, None, :, None, 1] * weights[:, None, :, None, :, 0]
+    bins = len(rois) * resolution**2
+    table = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+    pooled = nn.functional.embedding_bag(
+        index.reshape(bins, (2 * sampling_ratio) ** 2),
+        table,
+        mode="sum",
+        per_sample_weights=weight.reshape(bins, (2 * sampling_ratio) ** 2).to(table.dtype),
+    )
+    return pooled.view(len(rois), resolution, resolution, features.shape[1]).permute(0, 3, 1, 2)
 
 
 def pool_from_pyramid(pyramid: list[Tensor], rois: Tensor, resolution: int, sampling_ratio: int) -> Tensor:
@@ -319,11 +382,9 @@ def pool_from_pyramid(pyramid: list[Tensor], rois: Tensor, resolution: int, samp
     level = torch.floor(4 + torch.log2(size.prod(-1).sqrt() / 224 + 1e-8)).clamp(2, 1 + len(pyramid)) - 2
 
     def pool(index: int, selected: Tensor) -> Tensor:
-        return roi_align(
-            pyramid[index], selected, resolution, 1 / STRIDES[index], sampling_ratio=sampling_ratio, aligned=True
-        )
+        return align_rois(pyramid[index], selected, resolution, STRIDES[index], sampling_ratio)
 
-    if rois.device.type == "cpu" and not torch.compiler.is_compiling():
+    if reads_rows(rois.device):
         rows = [torch.nonzero(level == index).flatten() for index in range(len(pyramid))]
         pooled = torch.cat([pool(index, rois[selected]) for index, selected in enumerate(rows)])
         return pooled[torch.cat(rows).argsort()]
@@ -786,6 +847,10 @@ class QueryPoseDecoder(nn.Module):
                 else:
                     stages.decode_keypoints(self.select_queries(stages.logits[-1], None, threshold))
 
+        noisy_boxes = None
+        if targets is not None and self.config.num_denoising > 0:
+            noisy_boxes = self.refine_noisy_boxes(stages, targets)
+
         return QueryPoseModelOutput(
             last_hidden_state=stages.queries,
             part_queries=stages.part_queries.unflatten(0, stages.queries.shape[:2]),
@@ -795,10 +860,38 @@ class QueryPoseDecoder(nn.Module):
             intermediate_sigmas=torch.stack(stages.sigmas, dim=1),
             intermediate_query_mask=torch.stack(stages.query_masks, dim=1),
             matches=matches or None,
+            noisy_boxes=noisy_boxes,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(stages.attentions) if output_attentions else None,
             part_attentions=tuple(stages.part_attentions) or None,
         )
+
+    def refine_noisy_boxes(self, stages: "QueryPoseStages", targets: Targets) -> NoisyBoxes:
+        """Takes noisy copies of people's boxes through the box layers, each as the only query of its image.
+
+        The queries are any of the learned ones. Boxes alone are learned from: what is a person, and which of several
+        queries stands for it, is for the queries that look at the image together.
+
+        Args:
+            stages ([`QueryPoseStages`]): of the same images, for their pyramid and sizes.
+            targets ([`Targets`])
+        """
+        config = self.config
+        noisy = NoisyBoxes.from_targets(targets, config.num_denoising, config.box_noise_scale)
+        scale = stages.scale[noisy.images, 0]
+        chosen = torch.randint(config.num_queries, (len(noisy.images),)).to(scale.device, non_blocking=True)
+        queries = self.instance_queries[chosen][:, None]
+        boxes, refined = noisy.boxes.to(stages.dtype) * scale, []
+        for layer in self.box_layers:
+            rois = rois_of_images(noisy.images, boxes)
+            features = pool_from_pyramid(
+                stages.pyramid, rois, config.box_pooler_resolution, config.pooler_sampling_ratio
+            ).to(stages.feature_dtype)
+            queries, _, deltas, _ = layer(queries, features)
+            boxes = apply_box_deltas(boxes, deltas[:, 0])
+            refined.append(boxes / scale)
+            boxes = boxes.detach()
+        return noisy._replace(refined=torch.stack(refined))
 
 
 def class_probability(logits: Tensor) -> Tensor:
@@ -838,10 +931,11 @@ class QueryPoseStages:
         self.decoder = decoder
         self.output_attentions = output_attentions
         self.output_part_attentions = output_part_attentions
-        # RoIAlign wants RoIs and features of one type, and RoIs are coordinates. It also reads the features row by
-        # row: a channels-last P2 would be copied at every call.
+        # RoIAlign wants RoIs and features of one type, and RoIs are coordinates. Features that do not lie as it reads
+        # them would be copied at every call.
         self.dtype = coordinate_dtype(pyramid[0].dtype)
-        self.pyramid = [level.to(self.dtype).contiguous() for level in pyramid]
+        layout = torch.channels_last if reads_rows(pyramid[0].device) else torch.contiguous_format
+        self.pyramid = [level.to(self.dtype).contiguous(memory_format=layout) for level in pyramid]
         self.feature_dtype = pyramid[0].dtype
         height_width = image_sizes.to(self.dtype)
         self.scale = height_width.flip(-1).repeat(1, 2)[:, None]  # (B, 1, 4): width, height, width, height
@@ -903,13 +997,8 @@ class QueryPoseStages:
         queries = self.stage_queries[stage].flatten(0, 1)
         if rows is not None:
             rois, queries = rois[rows], queries[rows]
-        roi_features = roi_align(
-            self.pyramid[0],
-            rois,
-            config.pose_pooler_resolution,
-            1 / STRIDES[0],
-            sampling_ratio=config.pooler_sampling_ratio,
-            aligned=True,
+        roi_features = align_rois(
+            self.pyramid[0], rois, config.pose_pooler_resolution, STRIDES[0], config.pooler_sampling_ratio
         ).to(self.feature_dtype)
         return self.decoder.keypoint_layers[stage](queries, part_queries, roi_features)
 
@@ -1311,6 +1400,7 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
             targets,
             self.flow,
             outputs.part_attentions if self.config.part_attention_loss_coefficient > 0 else None,
+            outputs.noisy_boxes,
         )
         if self.heatmap_head is not None:
             heatmap_logits = self.heatmap_head(outputs.heatmap_features).to(boxes.dtype)
