@@ -27,10 +27,11 @@ def small_config():
         part_dim=64,
         num_pose_convs=4,
         query_feedback="never",
+        num_denoising=20,
     )
 
 
-def fit_small_model(samples, output_dir, steps=350, height=192, width=256, learning_rate=2e-3):
+def fit_small_model(samples, output_dir, steps=450, height=192, width=256, learning_rate=2e-3):
     """Fits a new model of `small_config` to the samples, all of them in every step, and saves it."""
     torch.manual_seed(0)
     model = QueryPoseForPoseEstimation(small_config()).train()

@@ -124,6 +124,56 @@ def test_predict_on_a_live_stream(model, stream, tmp_path, capsys):
         assert len(list(reader)) == len(indices)
 
 
+@pytest.fixture
+def camera(tmp_path):
+    """The address of a camera's stream: three seconds at 20 frames a second, in their own time, from GStreamer."""
+    python = next((path for path in ("/usr/bin/python3", sys.executable) if can_serve_rtsp(path)), None)
+    if python is None:
+        pytest.skip("GStreamer's RTSP server and its Python bindings are not installed")
+    clip = write_clip(tmp_path / "scene.mp4", panned_scene(60, step=2), rate=20)
+    program = Path(__file__).with_name("rtsp_server.py")
+    with subprocess.Popen([python, str(program), str(clip)], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield server.stdout.readline().strip()
+        finally:
+            server.kill()
+
+
+def can_serve_rtsp(python):
+    check = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
+    return Path(python).exists() and subprocess.run([python, "-c", check], capture_output=True).returncode == 0
+
+
+def test_reader_of_a_camera_over_rtsp(camera):
+    assert camera.startswith("rtsp://")
+    with VideoReader(camera, ahead=100) as reader:
+        assert reader.is_live and reader.num_frames is None and reader.size == (160, 120)
+        start = time.monotonic()
+        frames = list(reader)
+        took = time.monotonic() - start
+    # from the first key frame to the end, as they were sent
+    assert len(frames) >= 50 and [frame.index for frame in frames] == list(range(len(frames)))
+    assert took > 1.5  # a file would be read at once
+    assert [frame.time for frame in frames] == pytest.approx([i / 20 for i in range(len(frames))], abs=0.03)
+    expected = panned_scene(60, step=2)
+    first = np.argmin([difference(frames[0].image, other) for other in expected])
+    for frame in frames[::10]:
+        assert np.argmin([difference(frame.image, other) for other in expected]) == first + frame.index
+
+
+def test_predict_on_a_camera_over_rtsp(model, camera, tmp_path):
+    arguments = ["predict", camera, "--model", model, "--device", "cpu", "--threshold", "0.01", "--max-frames", "5"]
+    assert (
+        main([*arguments, "--output", str(tmp_path), "--save-video", "--jsonl", str(tmp_path / "people.jsonl")]) == 0
+    )
+    lines = [json.loads(line) for line in (tmp_path / "people.jsonl").read_text().splitlines()]
+    assert len(lines) == 5 and all(line["source"] == camera for line in lines)
+    [video] = tmp_path.glob("*_poses.mp4")
+    with VideoReader(video) as reader:
+        assert len(list(reader)) == 5
+
+
 def test_reader_turns_frames_upright(tmp_path):
     picture = panned_scene(1)[0]
     path = write_clip(tmp_path / "upright.mp4", [picture] * 2)
