@@ -155,8 +155,9 @@ class QueryPoseConfig(PreTrainedConfig):
             without it the maps learn from the coordinates alone, which takes long.
         num_denoising (`int`, defaults to 0):
             In training, about how many boxes of each image's people, moved and scaled at random, the box decoder
-            refines beside the queries' own; see [`refine_noisy_boxes`]. It is not the paper's (Li et al., "DN-DETR",
-            2022, without its noisy labels): of N queries only those matched to people teach the box decoder.
+            refines beside the queries' own, see [`QueryPoseDecoder.refine_noisy_boxes`]. It is not the paper's (Li et
+            al., "DN-DETR", 2022, without its noisy labels): of N queries only those matched to people teach the box
+            decoder.
         box_noise_scale (`float`, defaults to 1.0):
             The most by which they are moved, in halves of their sides, and scaled, as a power of 2.
         focal_alpha, focal_gamma (`float`, defaults to 0.25, 2.0): of the focal loss and its matching cost.
