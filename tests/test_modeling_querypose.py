@@ -368,9 +368,8 @@ def test_noisy_boxes_are_near_their_people():
         assert abs(noise.mean()) < 0.05
     exact = NoisyBoxes.from_targets(targets, 3, 0.0)
     torch.testing.assert_close(exact.boxes, targets.boxes[exact.target_rows])
-    assert exact.target_rows.tolist() == list(
-        range(7)
-    )  # at least one for everybody, more only where it goes up evenly
+    # at least one for everybody, and more only where it goes up evenly
+    assert exact.target_rows.tolist() == list(range(7))
 
 
 def test_denoising_refines_boxes_of_people_alone():

@@ -337,7 +337,6 @@ def align_rois(features: Tensor, rois: Tensor, resolution: int, stride: int, sam
         return roi_align(features, rois, resolution, 1 / stride, sampling_ratio=sampling_ratio, aligned=True)
     height, width = features.shape[-2:]
     with torch.no_grad():
-        rois = rois.detach()
         images = rois[:, 0].long()
         ends = (rois[:, 1:] / stride - 0.5).unflatten(1, (2, 2))  # (R, 2, 2): low and high, x and y
         samples = resolution * sampling_ratio
