@@ -51,6 +51,8 @@ def test_defaults_are_the_published_r50_full_model():
         "keypoint_loss_coefficient": 1.0,
         "heatmap_loss_coefficient": 0.0,
         "num_denoising": 0,
+        "keypoint_origin": "box",
+        "class_target": "person",
         "focal_alpha": 0.25,
         "focal_gamma": 2.0,
         "prior_prob": 0.01,
@@ -254,6 +256,8 @@ def test_labels():
                 "focal_gamma",
             )
         ),
+        ({"keypoint_origin": "corner"}, "keypoint_origin", "corner"),
+        ({"class_target": "iou"}, "class_target", "iou"),
         ({"class_cost": float("nan")}, "class_cost", "nan"),
         ({"num_pose_convs": 1}, "num_pose_convs", "at least 2, but is 1"),
         ({"d_model": 100}, "d_model", "divisible by `decoder_attention_heads`"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from tiny import people, tiny_config
+from transformers.image_transforms import center_to_corners_format
 
 from querypose_hf import QueryPoseForPoseEstimation
 from querypose_hf.loss_querypose import (
@@ -22,8 +23,10 @@ from querypose_hf.loss_querypose import (
     generalized_box_iou,
     heatmap_focal_loss,
     keypoint_heatmaps,
+    object_keypoint_similarity,
     part_attention_loss,
     residual_log_likelihood_loss,
+    varifocal_loss,
 )
 
 
@@ -56,6 +59,72 @@ def test_focal_loss_is_torchvisions():
     targets = (torch.rand(6, 7, generator=generator) < 0.3).double()
     expected = torchvision.ops.sigmoid_focal_loss(logits, targets, alpha=0.25, gamma=2.0)
     torch.testing.assert_close(focal_loss(logits, targets, 0.25, 2.0), expected)
+
+
+def test_varifocal_loss_by_its_paper():
+    """-q (q log p + (1 - q) log(1 - p)) where q > 0, else -alpha p^gamma log(1 - p), with alpha for what is nobody."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(6, 7, generator=generator, dtype=torch.float64)).requires_grad_()
+    quality = torch.rand(6, 7, generator=generator, dtype=torch.float64)
+    quality = torch.where(quality < 0.5, 0, quality)
+    loss = varifocal_loss(logits, quality, 0.25, 2.0)
+    for p, q, found in zip(
+        logits.sigmoid().flatten().tolist(), quality.flatten().tolist(), loss.flatten(), strict=True
+    ):
+        if q > 0:
+            expected = -q * (q * math.log(p) + (1 - q) * math.log(1 - p))
+        else:
+            expected = -0.75 * p**2 * math.log(1 - p)
+        assert float(found) == pytest.approx(expected)
+    # what is somebody learns to score as high as it is good
+    at_rest = torch.tensor([0.3, 0.8], dtype=torch.float64).logit().requires_grad_()
+    varifocal_loss(at_rest, torch.tensor([0.3, 0.8], dtype=torch.float64), 0.25, 2.0).sum().backward()
+    torch.testing.assert_close(at_rest.grad, torch.zeros(2, dtype=torch.float64))
+
+
+def test_oks_is_pycocotools():
+    """But for the area, of which COCO has the outline's."""
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    generator = torch.Generator().manual_seed(0)
+    boxes = random_boxes(6, seed=4) * torch.tensor([300.0, 200.0, 300.0, 200.0])
+    keypoints = torch.rand(6, 17, 3, generator=generator, dtype=torch.float64) * torch.tensor([300.0, 200.0, 3.0])
+    keypoints[..., 2] = keypoints[..., 2].floor()
+    keypoints[5, :, 2] = 0
+    prediction = keypoints[..., :2] + 5 * torch.randn(6, 17, 2, generator=generator, dtype=torch.float64)
+    predicted_boxes = boxes + 10 * torch.rand(6, 4, generator=generator, dtype=torch.float64)
+    found = object_keypoint_similarity(prediction, keypoints, boxes, predicted_boxes, tiny_config().keypoint_sigmas)
+
+    truth, results = COCO(), COCO()
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    for person in range(6):
+        record = {"image_id": person, "category_id": 1, "id": person + 1, "iscrowd": 0, "score": 1.0}
+        record["bbox"] = [*boxes[person, :2].tolist(), *sizes[person].tolist()]
+        record["area"] = 0.53 * float(sizes[person].prod())
+        points = torch.cat([prediction[person], torch.ones(17, 1)], dim=1).flatten().tolist()
+        truth.anns[person + 1] = {
+            **record,
+            "keypoints": keypoints[person].flatten().tolist(),
+            "num_keypoints": int((keypoints[person, :, 2] > 0).sum()),
+        }
+        results.anns[person + 1] = {**record, "keypoints": points}
+    for coco in (truth, results):
+        coco.dataset = {
+            "images": [{"id": person} for person in range(6)],
+            "annotations": list(coco.anns.values()),
+            "categories": [{"id": 1}],
+        }
+        coco.createIndex()
+    evaluation = COCOeval(truth, results, "keypoints")
+    evaluation._prepare()
+    expected = [float(evaluation.computeOks(person, 1).item()) for person in range(5)]
+    assert found[:5].tolist() == pytest.approx(expected, abs=1e-6)
+    assert 0.05 < min(expected) and max(expected) < 0.98
+    # of whom no keypoint is labelled, the box tells
+    iou = torchvision.ops.box_iou(boxes[5:], predicted_boxes[5:])
+    assert float(found[5]) == pytest.approx(float(iou))
 
 
 def matching_cost(config, logits, boxes, target_boxes, class_labels):
@@ -361,6 +430,42 @@ def test_loss_terms_are_named_by_stage_and_add_up():
     model.config.part_attention_loss_coefficient = 2.0
     loss_dict = model(torch.randn(2, 3, 64, 64), labels=[people(2), people(1)]).loss_dict
     assert list(loss_dict)[-2:] == ["loss_part_attention", "loss_heatmap"]
+
+
+def test_class_scores_learn_how_good_poses_are():
+    """The class term with the target "oks", from what the model gives, in an image that is padded and not square."""
+    torch.manual_seed(0)
+    config = tiny_config(class_target="oks", auxiliary_loss=False, query_feedback="never")
+    model = QueryPoseForPoseEstimation(config).double().eval()
+    pixel_values = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    pixel_mask = torch.ones(2, 64, 96, dtype=torch.long)
+    pixel_mask[1, 40:] = pixel_mask[1, :, 80:] = 0
+    labels = [{k: v.double() if v.is_floating_point() else v for k, v in people(n, seed=n).items()} for n in (3, 2)]
+    outputs = model(pixel_values, pixel_mask=pixel_mask, labels=labels)
+    targets = make_targets(labels)
+    corners = center_to_corners_format(outputs.pred_boxes)
+    matches = HungarianMatcher(config)(outputs.logits[None], corners[None], targets)[0]
+    quality = torch.zeros(2 * config.num_queries, 1, dtype=torch.float64)
+    for row, person in zip(*(rows.tolist() for rows in matches), strict=True):
+        image, query = divmod(row, config.num_queries)
+        size = torch.tensor([[96.0, 64.0], [80.0, 40.0]][image])
+        truth = targets.keypoints[person] * torch.cat([size, torch.ones(1)])
+        box, found = targets.boxes[person] * size.repeat(2), corners[image, query] * size.repeat(2)
+        quality[row] = object_keypoint_similarity(
+            outputs.pred_keypoints[image, query][None] * size,
+            truth[None],
+            box[None],
+            found[None],
+            config.keypoint_sigmas,
+        )
+    assert (quality > 0).sum() == 5 and quality.max() < 1
+    expected = 2 * varifocal_loss(outputs.logits.flatten(0, 1), quality, 0.25, 2.0).sum() / 5
+    torch.testing.assert_close(outputs.loss_dict["loss_class"], expected)
+    # poses and boxes do not become better by being scored
+    model.zero_grad()
+    outputs.loss_dict["loss_class"].backward()
+    for layer in model.model.decoder.keypoint_layers:
+        assert all(parameter.grad is None for parameter in layer.parameters())
 
 
 def test_unmatched_queries_say_nothing_where_not_everybody_is_annotated():

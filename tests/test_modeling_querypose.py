@@ -16,6 +16,7 @@ from querypose_hf.loss_querypose import NoisyBoxes, generalized_box_iou
 from querypose_hf.modeling_querypose import (
     align_rois,
     apply_box_deltas,
+    attention_centers,
     boxes_to_rois,
     pool_from_pyramid,
     sine_encoding,
@@ -631,6 +632,47 @@ def test_position_encoding_is_gathered_by_attention():
     positions = sine_encoding(16, 16, 32, torch.device("cpu")).double()
     expected = torch.einsum("rmhw,hwd->rmd", maps, positions.view(16, 16, 32)) @ plain.projection.weight.T
     torch.testing.assert_close(found - embeddings, expected)
+
+
+def test_attention_centers_are_means_of_places():
+    maps = torch.rand(2, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    maps = maps / maps.sum(dim=(-1, -2), keepdim=True)
+    found = attention_centers(maps)
+    for image, part in ((0, 0), (1, 2)):
+        x = sum(float(maps[image, part, :, column].sum()) * (column + 0.5) / 6 for column in range(6)) - 0.5
+        y = sum(float(maps[image, part, row].sum()) * (row + 0.5) / 4 for row in range(4)) - 0.5
+        assert found[image, part].tolist() == pytest.approx([x, y])
+    corner = torch.zeros(1, 10, 10, dtype=torch.bfloat16)
+    corner[0, 0, 9] = 1
+    assert attention_centers(corner)[0].tolist() == pytest.approx([0.45, -0.45])
+
+
+@pytest.mark.parametrize("parts", ["coco", "crowdpose"])
+def test_keypoints_start_from_where_attention_looks(parts):
+    """A new model finds each keypoint in the middle of its part's map; offsets are learned from there."""
+    model = make_model(keypoint_origin="attention", **QueryPoseConfig.skeleton_fields(parts))
+    config = model.config
+    pixel_values = images(2, 3, 64, 96)
+    outputs = model.model(pixel_values, output_attentions=True)
+    for stage, maps in enumerate(outputs.part_attentions):
+        centers = attention_centers(maps)
+        for part, keypoints in enumerate(config.keypoint_parts):
+            for keypoint in keypoints:
+                found = outputs.intermediate_keypoints[:, stage, :, keypoint]
+                torch.testing.assert_close(found, centers[:, :, part])
+    head = model.model.decoder.keypoint_layers[-1].keypoint_head
+    with torch.no_grad():
+        head.bias[3] += torch.tensor([0.25, -0.125])
+    moved = model.model(pixel_values).intermediate_keypoints - outputs.intermediate_keypoints
+    expected = torch.zeros_like(moved)
+    expected[:, -1, :, 3] = torch.tensor([0.25, -0.125], dtype=torch.float64)
+    torch.testing.assert_close(moved, expected)
+    # coordinates alone teach the maps, too
+    labels = [people(2, num_keypoints=config.num_keypoints), people(1, num_keypoints=config.num_keypoints)]
+    labels = [{k: v.double() if v.is_floating_point() else v for k, v in label.items()} for label in labels]
+    model.train()(pixel_values, labels=labels).loss_dict["loss_keypoint"].backward()
+    assert model.model.decoder.keypoint_layers[-1].part_embedding.attention_conv.weight.grad.abs().max() > 0
+    assert head.weight.grad.abs().max() > 0
 
 
 def test_other_skeletons_and_classes():

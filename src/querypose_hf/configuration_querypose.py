@@ -19,6 +19,8 @@ from .skeletons import COCO_17, SKELETONS, Skeleton
 
 NECK_TYPES = ("fpn", "hrfpn", "hrfpn_lateral")
 POSE_QUERY_INTERACTIONS = ("dynamic", "none")
+KEYPOINT_ORIGINS = ("box", "attention")
+CLASS_TARGETS = ("person", "oks")
 QUERY_FEEDBACKS = ("always", "training", "never")
 
 #: The files that a saved configuration carries, so that its model runs where this package is not installed.
@@ -137,6 +139,10 @@ class QueryPoseConfig(PreTrainedConfig):
             Whether part embeddings also gather a sine encoding of the place in the RoI that their attention maps look
             at. It is not the paper's, where places have to come through the padding of the convolutions: models that
             are trained for hours rather than days learn coordinates much sooner with it.
+        keypoint_origin (`str`, defaults to `"box"`):
+            What the keypoint decoder's coordinates are relative to: `"box"`, the centre of the stage's box, or
+            `"attention"`, the mean place of the attention map of the keypoint's part. The latter is not the paper's:
+            where each keypoint is a part, the map alone finds it roughly, and little is left to learn.
         pose_query_interaction (`str`, defaults to `"dynamic"`):
             `"dynamic"` is the full version, in which the instance query interacts with the keypoint features;
             `"none"` the light one.
@@ -160,6 +166,10 @@ class QueryPoseConfig(PreTrainedConfig):
             decoder.
         box_noise_scale (`float`, defaults to 1.0):
             The most by which they are moved, in halves of their sides, and scaled, as a power of 2.
+        class_target (`str`, defaults to `"person"`):
+            What the class scores of queries that are matched learn to be: `"person"`, 1; or `"oks"`, how good the
+            query's pose is, by which people are ranked when poses are scored, see [`varifocal_loss`]. The latter is
+            not the paper's.
         focal_alpha, focal_gamma (`float`, defaults to 0.25, 2.0): of the focal loss and its matching cost.
         prior_prob (`float`, defaults to 0.01): class probability that a new model starts from.
         auxiliary_loss (`bool`, defaults to `True`): whether the loss covers all stages or the last alone.
@@ -224,6 +234,7 @@ class QueryPoseConfig(PreTrainedConfig):
     part_dim: int = 128
     num_pose_convs: int = 6
     part_position_encoding: bool = False
+    keypoint_origin: str = "box"
     pose_query_interaction: str = "dynamic"
     query_feedback: str = "always"
     class_cost: float | int = 2.0
@@ -237,6 +248,7 @@ class QueryPoseConfig(PreTrainedConfig):
     part_attention_loss_coefficient: float | int = 0.0
     num_denoising: int = 0
     box_noise_scale: float | int = 1.0
+    class_target: str = "person"
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
     prior_prob: float = 0.01
@@ -385,6 +397,8 @@ class QueryPoseConfig(PreTrainedConfig):
         for field, choices in (
             ("pose_query_interaction", POSE_QUERY_INTERACTIONS),
             ("query_feedback", QUERY_FEEDBACKS),
+            ("keypoint_origin", KEYPOINT_ORIGINS),
+            ("class_target", CLASS_TARGETS),
             ("activation_function", tuple(ACT2FN)),
         ):
             if getattr(self, field) not in choices:

@@ -139,6 +139,47 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> T
     return weight * (1 - probability_of_truth) ** gamma * cross_entropy
 
 
+def varifocal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Varifocal loss (Zhang et al., 2021) of every entry, without reduction: scores that say how good something is.
+
+    Entries whose target is above 0 have the cross-entropy with it, weighted by it; the others are down-weighted as in
+    the focal loss, by `1 - alpha`, as there.
+    """
+    weight = torch.where(targets > 0, targets, (1 - alpha) * logits.detach().sigmoid() ** gamma)
+    return weight * nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+
+
+# COCO's people cover about this share of their boxes, by which OKS is scaled where the area is not at hand
+_AREA_OF_BOX = 0.53
+
+
+def object_keypoint_similarity(
+    prediction: Tensor, keypoints: Tensor, boxes: Tensor, predicted_boxes: Tensor, sigmas: Sequence[float]
+) -> Tensor:
+    """COCO's OKS of people's predicted keypoints, with a share of the box for the area, `(num_matches,)`.
+
+    Where no keypoint is labelled it is the IoU of the boxes.
+
+    Args:
+        prediction (`Tensor` of shape `(num_matches, num_keypoints, 2)`): x, y in pixels.
+        keypoints (`Tensor` of shape `(num_matches, num_keypoints, 3)`): x, y in pixels, visibility.
+        boxes, predicted_boxes (`Tensor` of shape `(num_matches, 4)`): corners in pixels.
+        sigmas (`Sequence[float]`): OKS constants.
+    """
+    labelled = keypoints[..., 2] > 0
+    area = _AREA_OF_BOX * (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1)
+    variance = (2 * torch.tensor(sigmas, device=boxes.device, dtype=boxes.dtype)).square()
+    distance = (prediction - keypoints[..., :2]).square().sum(-1)
+    scale = (2 * area[:, None] * variance).clamp(min=torch.finfo(boxes.dtype).tiny)
+    similarity = torch.where(labelled, torch.exp(-distance / scale), 0).sum(-1) / labelled.sum(-1).clamp(min=1)
+    low = torch.maximum(boxes[:, :2], predicted_boxes[:, :2])
+    high = torch.minimum(boxes[:, 2:], predicted_boxes[:, 2:])
+    intersection = (high - low).clamp(min=0).prod(-1)
+    areas = [(box[:, 2:] - box[:, :2]).clamp(min=0).prod(-1) for box in (boxes, predicted_boxes)]
+    union = (areas[0] + areas[1] - intersection).clamp(min=torch.finfo(boxes.dtype).tiny)
+    return torch.where(labelled.any(-1), similarity, intersection / union)
+
+
 class NoisyBoxes(NamedTuple):
     """Copies of people's boxes with noise, as many for each person of an image.
 
@@ -454,6 +495,21 @@ def number_of_people(targets: Targets, device: torch.device) -> Tensor:
     return count.clamp(min=1)
 
 
+@torch.no_grad()
+def _pose_quality(
+    boxes: Tensor, keypoints: Tensor, targets: Targets, target_rows: Tensor, sizes: Tensor, sigmas: Sequence[float]
+) -> Tensor:
+    """OKS of matched queries, of boxes relative to images and keypoints to boxes; `sizes` are heights and widths."""
+    scale = sizes.flip(-1).to(boxes.dtype)[:, None]  # (num_matches, 1, 2)
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    prediction = ((keypoints + 0.5) * (high - low) + low) * scale
+    truth = targets.keypoints[target_rows].to(boxes.dtype)
+    truth = torch.cat([truth[..., :2] * scale, truth[..., 2:]], dim=-1)
+    corners = scale.repeat(1, 1, 2)[:, 0]
+    true_boxes = targets.boxes[target_rows].to(boxes.dtype) * corners
+    return object_keypoint_similarity(prediction, truth, true_boxes, boxes * corners, sigmas)
+
+
 def pose_estimation_loss(
     config,
     logits: Tensor,
@@ -465,6 +521,7 @@ def pose_estimation_loss(
     flow: QueryPoseFlow,
     part_attentions: Sequence[Tensor] | None = None,
     noisy_boxes: NoisyBoxes | None = None,
+    image_sizes: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted loss terms of all stages and their sum (Section 3.4).
 
@@ -483,6 +540,8 @@ def pose_estimation_loss(
         noisy_boxes ([`NoisyBoxes`], *optional*):
             Refined by every stage; then there is the term `loss_denoising`, the two of boxes for them, of which all
             copies of a person weigh as much as the person does in those.
+        image_sizes (`Tensor` of shape `(batch_size, 2)`, *optional*):
+            Unpadded heights and widths in pixels, which the class target `"oks"` needs.
 
     Returns:
         `tuple`: the loss, and its terms by name: `loss_class`, `loss_bbox`, `loss_giou` and `loss_keypoint` of the
@@ -502,8 +561,21 @@ def pose_estimation_loss(
             target_boxes = targets.boxes[target_rows].to(boxes.dtype)
 
             classes = torch.zeros_like(stage_logits)
-            classes[query_rows, targets.class_labels[target_rows]] = 1
-            class_loss = focal_loss(stage_logits, classes, config.focal_alpha, config.focal_gamma)
+            if config.class_target == "person":
+                classes[query_rows, targets.class_labels[target_rows]] = 1
+                class_loss = focal_loss(stage_logits, classes, config.focal_alpha, config.focal_gamma)
+            else:
+                assert image_sizes is not None
+                quality = _pose_quality(
+                    stage_boxes,
+                    keypoints[stage].flatten(0, 1)[query_rows],
+                    targets,
+                    target_rows,
+                    image_sizes[query_rows // logits.shape[2]],
+                    config.keypoint_sigmas,
+                )
+                classes[query_rows, targets.class_labels[target_rows]] = quality
+                class_loss = varifocal_loss(stage_logits, classes, config.focal_alpha, config.focal_gamma)
             counts = targets.exhaustive[:, None].expand(logits.shape[1:3]).flatten().index_fill(0, query_rows, True)
             class_loss = torch.where(counts[:, None], class_loss, 0).sum()
             bbox_loss = (stage_boxes - target_boxes).abs().sum()

@@ -599,6 +599,20 @@ def sine_encoding(height: int, width: int, dim: int, device: torch.device) -> Te
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
+def attention_centers(maps: Tensor) -> Tensor:
+    """Mean places of attention maps `(..., height, width)` that each sum to 1, `(..., 2)` as x and y.
+
+    They are relative to what the maps cover, as keypoints are to their boxes: its centre is 0, its sides are 1.
+    """
+    maps = maps.to(coordinate_dtype(maps.dtype))
+
+    def places(length: int) -> Tensor:
+        return (torch.arange(length, device=maps.device, dtype=maps.dtype) + 0.5) / length - 0.5
+
+    height, width = maps.shape[-2:]
+    return torch.stack([maps.sum(dim=-2) @ places(width), maps.sum(dim=-1) @ places(height)], dim=-1)
+
+
 class SpatialPartEmbedding(nn.Module):
     """SPEGM: gathers each part's embedding from where its attention map looks in the RoI (Section 3.2)."""
 
@@ -662,6 +676,7 @@ class QueryPoseKeypointLinear(nn.Module):
     def __init__(self, config: QueryPoseConfig, normalize: bool):
         super().__init__()
         self.normalize = normalize
+        self.offsets_from_attention = False
         self.parts = [list(part) for part in config.keypoint_parts]
         self.weight = nn.Parameter(torch.empty(config.num_keypoints, 2, config.part_dim))
         self.bias = nn.Parameter(torch.empty(config.num_keypoints, 2))
@@ -706,6 +721,8 @@ class QueryPoseKeypointLayer(nn.Module):
         self.part_ffn_norm = nn.LayerNorm(config.part_dim)
         self.keypoint_head = QueryPoseKeypointLinear(config, normalize=True)
         self.sigma_head = QueryPoseKeypointLinear(config, normalize=False)
+        # then offsets start from 0: before anything is learned, keypoints are where the attention maps look
+        self.keypoint_head.offsets_from_attention = config.keypoint_origin == "attention"
 
     def residual(self, hidden_states: Tensor) -> Tensor:
         return nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
@@ -734,6 +751,8 @@ class QueryPoseKeypointLayer(nn.Module):
         part_queries = self.self_attn_norm(part_queries + self.residual(attended))
         part_queries = self.part_ffn_norm(part_queries + self.residual(self.part_ffn(part_queries)))
         keypoints = self.keypoint_head(part_queries)
+        if self.keypoint_head.offsets_from_attention:
+            keypoints = keypoints + attention_centers(attention_maps)[:, self.keypoint_head.part_of_keypoint]
         sigmas = self.sigma_head(part_queries).sigmoid()
         return queries, part_queries, keypoints, sigmas, attention_maps
 
@@ -1118,8 +1137,12 @@ class QueryPosePreTrainedModel(PreTrainedModel):
             bounds = torch.empty(len(module.weight), 1, 1)
             for part in module.parts:
                 bounds[part] = math.sqrt(6 / (part_dim + 2 * len(part)))
-            init.copy_(module.weight, torch.empty(module.weight.shape).uniform_(-1, 1) * bounds)
-            init.uniform_(module.bias, -1 / math.sqrt(part_dim), 1 / math.sqrt(part_dim))
+            if module.offsets_from_attention:
+                init.zeros_(module.weight)
+                init.zeros_(module.bias)
+            else:
+                init.copy_(module.weight, torch.empty(module.weight.shape).uniform_(-1, 1) * bounds)
+                init.uniform_(module.bias, -1 / math.sqrt(part_dim), 1 / math.sqrt(part_dim))
             init.copy_(module.part_of_keypoint, module.find_parts())
         elif isinstance(module, QueryPoseFlow):
             init.copy_(module.mask, module.coupling_masks())
@@ -1400,6 +1423,7 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
             self.flow,
             outputs.part_attentions if self.config.part_attention_loss_coefficient > 0 else None,
             outputs.noisy_boxes,
+            image_sizes,
         )
         if self.heatmap_head is not None:
             heatmap_logits = self.heatmap_head(outputs.heatmap_features).to(boxes.dtype)

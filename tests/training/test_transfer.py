@@ -141,3 +141,16 @@ def test_from_a_folder(coco, tmp_path):
     target = model_of("crowdpose", seed=2)
     transfer_weights(tmp_path, target)
     assert torch.equal(target.flow.scale[0][0].weight, coco.flow.scale[0][0].weight)
+
+
+def test_coordinates_of_another_origin_start_anew():
+    source, target = model_of("coco", seed=1), model_of("coco", seed=2, keypoint_origin="attention")
+    report = transfer_weights(source, target)
+    heads = [
+        f"model.decoder.keypoint_layers.{n}.keypoint_head.{field}" for n in (0, 1) for field in ("weight", "bias")
+    ]
+    assert sorted(report.fresh) == sorted(heads)
+    assert all(not target.state_dict()[name].any() for name in heads)
+    # deviations are of coordinates all the same
+    name = "model.decoder.keypoint_layers.1.sigma_head.weight"
+    assert torch.equal(target.state_dict()[name], source.state_dict()[name])

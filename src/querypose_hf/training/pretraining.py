@@ -116,6 +116,7 @@ class PosePretraining(nn.Module):
             targets,
             self.model.flow,
             stages.part_attentions or None,
+            image_sizes=sizes,
         )
         terms = {name: term for name, term in terms.items() if not name.startswith("loss_class")}
         return _PretrainingOutput(loss=torch.stack(list(terms.values())).sum(), loss_dict=terms)

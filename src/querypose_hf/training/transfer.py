@@ -77,8 +77,9 @@ def transfer_weights(
 
     The rows of the coordinate layers are carried over between keypoints of the same name, whatever their order;
     `left_eye`, `Left Eye` and `lefteye` are the same. What belongs to a part is carried over from the source's part
-    that has the most of its keypoints' names (the first of several). Everything else of equal name and shape is
-    carried over as it is, and the rest keeps the target's own start.
+    that has the most of its keypoints' names (the first of several). Coordinates that are relative to something else
+    (`keypoint_origin`) start anew. Everything else of equal name and shape is carried over as it is, and the rest
+    keeps the target's own start.
 
     Args:
         source ([`QueryPoseForPoseEstimation`], `str` or `Path`): a model, or its folder or Hub id.
@@ -104,6 +105,8 @@ def transfer_weights(
     keypoints = match_keypoints(source_skeleton.keypoint_names, target_skeleton.keypoint_names)
     parts = match_parts(source_skeleton, target_skeleton)
     source_weights = source.state_dict()
+    if source.config.keypoint_origin != target.config.keypoint_origin:
+        source_weights = {name: value for name, value in source_weights.items() if ".keypoint_head." not in name}
     outcome: dict[str, list[str]] = {"whole": [], "in part": [], "fresh": []}
     for name, value in target.state_dict().items():
         outcome[_carry(name, source_weights.get(name), value, keypoints, parts)].append(name)
