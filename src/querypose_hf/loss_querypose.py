@@ -535,7 +535,7 @@ def pose_estimation_loss(
         targets ([`Targets`])
         flow ([`QueryPoseFlow`])
         part_attentions (`Sequence[Tensor]`, *optional*):
-            Of every stage, `(batch_size, num_queries, num_parts, height, width)`; then there is the term
+            Of every stage's matches, `(num_matches, num_parts, height, width)`; then there is the term
             `loss_part_attention`, see [`part_attention_loss`].
         noisy_boxes ([`NoisyBoxes`], *optional*):
             Refined by every stage; then there is the term `loss_denoising`, the two of boxes for them, of which all
@@ -596,7 +596,7 @@ def pose_estimation_loss(
             )
             if part_attentions is not None:
                 attention_loss = part_attention_loss(
-                    part_attentions[stage].flatten(0, 1)[query_rows],
+                    part_attentions[stage],
                     stage_boxes,
                     targets.keypoints[target_rows].to(boxes.dtype),
                     config.keypoint_parts,

@@ -69,6 +69,9 @@ class QueryPoseModelOutput(ModelOutput):
             P2, where the auxiliary heatmap head needs it.
         matches (`list[Matches]`, *optional*): in training, the people that each stage's queries stand for.
         noisy_boxes (`NoisyBoxes`, *optional*): in training with `num_denoising`, people's boxes refined from noise.
+        matched_part_attentions (`list[torch.FloatTensor]`, *optional*):
+            In training with a loss of them, the part attention maps of each stage's matches, `(num_matches, num_parts,
+            28, 28)`.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*):
             The initial instance queries and those after each stage, with `output_hidden_states`.
         attentions (`tuple(torch.FloatTensor)`, *optional*):
@@ -89,6 +92,7 @@ class QueryPoseModelOutput(ModelOutput):
     heatmap_features: torch.FloatTensor | None = None
     matches: list[Matches] | None = None
     noisy_boxes: NoisyBoxes | None = None
+    matched_part_attentions: list[torch.FloatTensor] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     part_attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -812,7 +816,7 @@ class QueryPoseDecoder(nn.Module):
         max_people: int | None = None,
         person_threshold: float | None = None,
         output_attentions: bool = False,
-        output_part_attentions: bool = False,
+        part_attentions_for_loss: bool = False,
         output_hidden_states: bool = False,
     ) -> QueryPoseModelOutput:
         """
@@ -824,7 +828,15 @@ class QueryPoseDecoder(nn.Module):
         """
         if torch.compiler.is_compiling():  # how many queries may matter is not known to a graph of static shape
             max_people = person_threshold = None
-        stages = QueryPoseStages(self, pyramid, image_sizes, output_attentions, output_part_attentions)
+        stages = QueryPoseStages(
+            self,
+            pyramid,
+            image_sizes,
+            output_attentions,
+            # the loss takes those of matches, which in inference nobody knows yet
+            output_part_attentions=output_attentions or (part_attentions_for_loss and targets is None),
+            keeps_decoded_maps=part_attentions_for_loss and targets is not None,
+        )
         hidden_states = [stages.queries]
         num_layers = len(self.box_layers)
         matches: list[Matches] = []
@@ -879,6 +891,7 @@ class QueryPoseDecoder(nn.Module):
             intermediate_query_mask=torch.stack(stages.query_masks, dim=1),
             matches=matches or None,
             noisy_boxes=noisy_boxes,
+            matched_part_attentions=stages.decoded_maps or None,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(stages.attentions) if output_attentions else None,
             part_attentions=tuple(stages.part_attentions) or None,
@@ -944,6 +957,7 @@ class QueryPoseStages:
         image_sizes: Tensor,
         output_attentions: bool,
         output_part_attentions: bool = False,
+        keeps_decoded_maps: bool = False,
     ):
         config = decoder.config
         self.decoder = decoder
@@ -972,6 +986,9 @@ class QueryPoseStages:
         self.query_masks: list[Tensor] = []
         self.attentions: list[Tensor | None] = []
         self.part_attentions: list[Tensor] = []
+        # as they were decoded: laid out by query they are large, and most of it zero
+        self.keeps_decoded_maps = keeps_decoded_maps
+        self.decoded_maps: list[Tensor] = []
 
     def run_box_layer(self, stage: int) -> None:
         config = self.decoder.config
@@ -1008,6 +1025,8 @@ class QueryPoseStages:
         self.query_masks.append(self._put(decoded, rows).unflatten(0, self.shape))
         if self.output_part_attentions:
             self.part_attentions.append(self._put(attention_maps, rows).unflatten(0, self.shape))
+        if self.keeps_decoded_maps:
+            self.decoded_maps.append(attention_maps)
 
     def _apply_keypoint_layer(self, stage: int, rows: Tensor | None, part_queries: Tensor) -> tuple[Tensor, ...]:
         config = self.decoder.config
@@ -1253,9 +1272,7 @@ class QueryPoseModel(QueryPosePreTrainedModel):
             max_people=max_people,
             person_threshold=person_threshold,
             output_attentions=bool(output_attentions),
-            # their loss needs them, too
-            output_part_attentions=bool(output_attentions)
-            or (labels is not None and config.part_attention_loss_coefficient > 0),
+            part_attentions_for_loss=labels is not None and config.part_attention_loss_coefficient > 0,
             output_hidden_states=bool(output_hidden_states),
         )
         if config.heatmap_loss_coefficient > 0:
@@ -1412,6 +1429,13 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
         matches = outputs.matches
         if matches is None:
             matches = self.model.decoder.matcher(logits.detach(), boxes.detach(), targets)
+        part_attentions = None
+        if self.config.part_attention_loss_coefficient > 0:
+            part_attentions = outputs.matched_part_attentions
+            if part_attentions is None:
+                part_attentions = [
+                    maps.flatten(0, 1)[rows] for maps, (rows, _) in zip(outputs.part_attentions, matches, strict=True)
+                ]
         loss, loss_dict = pose_estimation_loss(
             self.config,
             logits,
@@ -1421,7 +1445,7 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
             matches,
             targets,
             self.flow,
-            outputs.part_attentions if self.config.part_attention_loss_coefficient > 0 else None,
+            part_attentions,
             outputs.noisy_boxes,
             image_sizes,
         )

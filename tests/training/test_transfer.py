@@ -120,13 +120,26 @@ def test_same_skeleton_is_a_copy(coco):
 
 
 def test_other_shapes_stay_fresh(coco):
-    target = model_of("coco", seed=3, num_queries=9, heatmap_loss_coefficient=0.5, part_dim=8)
+    target = model_of("coco", seed=3, heatmap_loss_coefficient=0.5, part_dim=8)
     report = transfer_weights(coco, target)
-    assert "model.decoder.instance_queries" in report.fresh
     assert "model.decoder.part_queries" in report.fresh
     assert "heatmap_head.predictor.weight" in report.fresh
-    assert "model.decoder.instance_queries" in report.left_behind
+    assert "model.decoder.part_queries" in report.left_behind
     assert "model.neck.lateral_convs.0.weight" in report.carried
+
+
+@pytest.mark.parametrize("count", [9, 30])
+def test_other_numbers_of_queries(coco, count):
+    target = model_of("coco", seed=3, num_queries=count)
+    with torch.no_grad():
+        coco.model.decoder.initial_boxes.uniform_(0.1, 0.9)
+    report = transfer_weights(coco, target)
+    assert not report.fresh and not report.left_behind
+    for table in ("instance_queries", "initial_boxes"):
+        source, found = (getattr(model.model.decoder, table) for model in (coco, target))
+        assert len(found) == count
+        for row in range(count):
+            assert torch.equal(found[row], source[row % 12])
 
 
 def test_heatmap_head_by_keypoint():

@@ -115,7 +115,7 @@ class PosePretraining(nn.Module):
             matches,
             targets,
             self.model.flow,
-            stages.part_attentions or None,
+            [maps[rows] for maps in stages.decoded_maps] or None,
             image_sizes=sizes,
         )
         terms = {name: term for name, term in terms.items() if not name.startswith("loss_class")}
@@ -134,7 +134,8 @@ class _StagesOfKnownPeople(QueryPoseStages):
         jitter: float,
     ):
         decoder, config = model.model.decoder, model.config
-        super().__init__(decoder, pyramid, image_sizes, False, config.part_attention_loss_coefficient > 0)
+        with_maps = config.part_attention_loss_coefficient > 0
+        super().__init__(decoder, pyramid, image_sizes, False, keeps_decoded_maps=with_maps)
         batch_size, device = len(image_sizes), image_sizes.device
         self.shape = (batch_size, 1)
         # drawn on the host, whose generator a checkpoint keeps

@@ -20,6 +20,7 @@ _BY_KEYPOINT = (
     "heatmap_head.predictor.weight",
     "heatmap_head.predictor.bias",
 )
+_BY_QUERY = ("decoder.instance_queries", "decoder.initial_boxes")
 _BY_PART = (
     "query_projection.projection.weight",
     "query_projection.projection.bias",
@@ -78,8 +79,9 @@ def transfer_weights(
     The rows of the coordinate layers are carried over between keypoints of the same name, whatever their order;
     `left_eye`, `Left Eye` and `lefteye` are the same. What belongs to a part is carried over from the source's part
     that has the most of its keypoints' names (the first of several). Coordinates that are relative to something else
-    (`keypoint_origin`) start anew. Everything else of equal name and shape is carried over as it is, and the rest
-    keeps the target's own start.
+    (`keypoint_origin`) start anew. A target of fewer instance queries gets the first of the source's, one of more gets
+    some of them twice, for [`~training.initial_boxes.start_from_typical_boxes`] to tell apart. Everything else of
+    equal name and shape is carried over as it is, and the rest keeps the target's own start.
 
     Args:
         source ([`QueryPoseForPoseEstimation`], `str` or `Path`): a model, or its folder or Hub id.
@@ -159,6 +161,9 @@ def _carry(
     """Copies what it can of one tensor, and says how much: `"whole"`, `"in part"` or `"fresh"`."""
     if source is None:
         return "fresh"
+    if name.endswith(_BY_QUERY) and source.shape[1:] == target.shape[1:]:
+        target.copy_(source[torch.arange(len(target)) % len(source)])
+        return "whole"
     rows = keypoints if name.endswith(_BY_KEYPOINT) else parts if name.endswith(_BY_PART) else None
     if rows is None:
         if source.shape != target.shape:
