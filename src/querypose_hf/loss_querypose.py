@@ -111,6 +111,16 @@ class Matches(NamedTuple):
     target_rows: Tensor
 
 
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+
+
+def _intersection_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = torch.maximum(boxes[..., :2], others[..., :2]), torch.minimum(boxes[..., 2:], others[..., 2:])
+    intersection = _area(torch.cat([low, high], dim=-1))
+    return intersection, _area(boxes) + _area(others) - intersection
+
+
 def generalized_box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Generalised IoU of boxes x1, y1, x2, y2, element by element over broadcast leading dimensions.
 
@@ -118,15 +128,9 @@ def generalized_box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """
     boxes = boxes.clamp(-_LARGEST_COORDINATE, _LARGEST_COORDINATE)
     tiny = torch.finfo(boxes.dtype).tiny
-
-    def area(low: Tensor, high: Tensor) -> Tensor:
-        return (high - low).clamp(min=0).prod(-1)
-
-    low, high = boxes[..., :2], boxes[..., 2:]
-    other_low, other_high = others[..., :2], others[..., 2:]
-    intersection = area(torch.maximum(low, other_low), torch.minimum(high, other_high))
-    union = area(low, high) + area(other_low, other_high) - intersection
-    enclosing = area(torch.minimum(low, other_low), torch.maximum(high, other_high))
+    intersection, union = _intersection_and_union(boxes, others)
+    low, high = torch.minimum(boxes[..., :2], others[..., :2]), torch.maximum(boxes[..., 2:], others[..., 2:])
+    enclosing = _area(torch.cat([low, high], dim=-1))
     return intersection / union.clamp(min=tiny) - (enclosing - union) / enclosing.clamp(min=tiny)
 
 
@@ -167,17 +171,13 @@ def object_keypoint_similarity(
         sigmas (`Sequence[float]`): OKS constants.
     """
     labelled = keypoints[..., 2] > 0
-    area = _AREA_OF_BOX * (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1)
+    tiny = torch.finfo(boxes.dtype).tiny
     variance = (2 * torch.tensor(sigmas, device=boxes.device, dtype=boxes.dtype)).square()
     distance = (prediction - keypoints[..., :2]).square().sum(-1)
-    scale = (2 * area[:, None] * variance).clamp(min=torch.finfo(boxes.dtype).tiny)
+    scale = (2 * _AREA_OF_BOX * _area(boxes)[:, None] * variance).clamp(min=tiny)
     similarity = torch.where(labelled, torch.exp(-distance / scale), 0).sum(-1) / labelled.sum(-1).clamp(min=1)
-    low = torch.maximum(boxes[:, :2], predicted_boxes[:, :2])
-    high = torch.minimum(boxes[:, 2:], predicted_boxes[:, 2:])
-    intersection = (high - low).clamp(min=0).prod(-1)
-    areas = [(box[:, 2:] - box[:, :2]).clamp(min=0).prod(-1) for box in (boxes, predicted_boxes)]
-    union = (areas[0] + areas[1] - intersection).clamp(min=torch.finfo(boxes.dtype).tiny)
-    return torch.where(labelled.any(-1), similarity, intersection / union)
+    intersection, union = _intersection_and_union(boxes, predicted_boxes)
+    return torch.where(labelled.any(-1), similarity, intersection / union.clamp(min=tiny))
 
 
 class NoisyBoxes(NamedTuple):

@@ -181,11 +181,11 @@ class TestConfig:
         assert any("`keypoint_sigmas` of tail not given" in str(warning.message) for warning in caught)
 
     def test_checkpoint_with_other_settings(self, checkpoint):
-        settings = ModelSettings(checkpoint=checkpoint, overrides={"dropout": 0.2, "num_queries": 5})
+        settings = ModelSettings(checkpoint=checkpoint, overrides={"dropout": 0.2, "num_queries": 5, "part_dim": 8})
         config = build_config(settings, description(COCO_17.keypoint_names))
-        assert (config.dropout, config.num_queries, config.d_model) == (0.2, 5, 32)
+        assert (config.dropout, config.num_queries, config.part_dim, config.d_model) == (0.2, 5, 8, 32)
         model, reports = build_model(settings, config)
-        assert "fresh: model.decoder.instance_queries" in reports[0]
+        assert "fresh: model.decoder.part_queries" in reports[0] and "instance_queries" not in reports[0]
         assert model.dtype == torch.float32  # though saved as float16
         settings = dataclasses.replace(settings, overrides={})
         model, reports = build_model(settings, build_config(settings, description(COCO_17.keypoint_names)))

@@ -2,11 +2,9 @@
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
-from transformers.image_transforms import center_to_corners_format
+from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
 from ..data.pose_dataset import PoseDataset
-from ..loss_querypose import generalized_box_iou
 from ..modeling_querypose import QueryPoseForPoseEstimation
 
 
@@ -45,9 +43,9 @@ def typical_boxes(dataset: PoseDataset, count: int, seed: int = 0) -> Tensor:
     people = torch.cat([known, torch.cat([1 - known[:, :1], known[:, 1:]], dim=1)])
     people = people[torch.randperm(len(people), generator=torch.Generator().manual_seed(seed))[:_MOST_PEOPLE]]
     candidates = people[: max(_MOST_CANDIDATES, count)]
-    overlaps = box_iou(center_to_corners_format(candidates), center_to_corners_format(people))
+    overlaps = box_iou(_corners(candidates), _corners(people))
     highest = torch.zeros(len(people))
-    chosen = []
+    chosen: list[int] = []
     for _ in range(count):
         gains = (overlaps - highest).clamp(min=0).sum(dim=1)
         if chosen:
@@ -70,6 +68,10 @@ def start_from_typical_boxes(model: QueryPoseForPoseEstimation, dataset: PoseDat
     boxes = typical_boxes(dataset, len(decoder.initial_boxes), seed)
     old = decoder.initial_boxes
     if (old != old[0]).any():
-        near = generalized_box_iou(center_to_corners_format(boxes)[:, None], center_to_corners_format(old))
-        decoder.instance_queries.copy_(decoder.instance_queries[near.argmax(dim=1)])
+        nearest = generalized_box_iou(_corners(boxes), _corners(old)).argmax(dim=1)
+        decoder.instance_queries.copy_(decoder.instance_queries[nearest])
     decoder.initial_boxes.copy_(boxes)
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    return box_convert(boxes, "cxcywh", "xyxy")
