@@ -69,13 +69,13 @@ def test_varifocal_loss_by_its_paper():
     quality = torch.where(quality < 0.5, 0, quality)
     loss = varifocal_loss(logits, quality, 0.25, 2.0)
     for p, q, found in zip(
-        logits.sigmoid().flatten().tolist(), quality.flatten().tolist(), loss.flatten(), strict=True
+        logits.sigmoid().flatten().tolist(), quality.flatten().tolist(), loss.flatten().tolist(), strict=True
     ):
         if q > 0:
             expected = -q * (q * math.log(p) + (1 - q) * math.log(1 - p))
         else:
             expected = -0.75 * p**2 * math.log(1 - p)
-        assert float(found) == pytest.approx(expected)
+        assert found == pytest.approx(expected)
     # what is somebody learns to score as high as it is good
     at_rest = torch.tensor([0.3, 0.8], dtype=torch.float64).logit().requires_grad_()
     varifocal_loss(at_rest, torch.tensor([0.3, 0.8], dtype=torch.float64), 0.25, 2.0).sum().backward()
