@@ -52,6 +52,7 @@ def test_defaults_are_the_published_r50_full_model():
         "heatmap_loss_coefficient": 0.0,
         "num_denoising": 0,
         "keypoint_origin": "box",
+        "attention_sharpness": 1.0,
         "class_target": "person",
         "focal_alpha": 0.25,
         "focal_gamma": 2.0,
@@ -257,6 +258,7 @@ def test_labels():
             )
         ),
         ({"keypoint_origin": "corner"}, "keypoint_origin", "corner"),
+        ({"attention_sharpness": 0.5}, "attention_sharpness", "at least 1, but is 0.5"),
         ({"class_target": "iou"}, "class_target", "iou"),
         ({"class_cost": float("nan")}, "class_cost", "nan"),
         ({"num_pose_convs": 1}, "num_pose_convs", "at least 2, but is 1"),

@@ -147,25 +147,26 @@ def test_pipeline_of_an_exported_model(checkpoint, onnx_folder):
                 assert point == pytest.approx(other_point, abs=KEYPOINT_TOLERANCE)
 
 
-def test_people_as_outputs(model, tmp_path):
+@pytest.mark.parametrize("nms_threshold", [None, 0.01])
+def test_people_as_outputs(model, tmp_path, nms_threshold):
     """What the graph makes of them is what post-processing does; here without leaving torch."""
-    export_model(
-        model, QueryPoseImageProcessorPil(), tmp_path, "torch-export", outputs="people", keypoint_top_k=6, num_people=4
-    )
+    processor = QueryPoseImageProcessorPil(nms_threshold=nms_threshold)
+    export_model(model, processor, tmp_path, "torch-export", outputs="people", keypoint_top_k=6, num_people=4)
     exported = ExportedPoseEstimator.from_export(tmp_path)
     pixel_values, pixel_mask = batch(3, 64, 96)
     sizes = torch.tensor([[480, 640], [64, 96], [1000, 333]])
     found = exported.find_people(pixel_values, sizes, pixel_mask=pixel_mask)
     with torch.no_grad():
         outputs = model(pixel_values, pixel_mask=pixel_mask, keypoint_top_k=6)
-    expected = QueryPoseImageProcessorPil().post_process_pose_estimation(
-        outputs, threshold=0.0, target_sizes=sizes, top_k=4
-    )
+    expected = processor.post_process_pose_estimation(outputs, threshold=0.0, target_sizes=sizes, top_k=4)
+    assert all(len(people) == 4 for people in expected) == (nms_threshold is None)
     names = {"scores": "score", "labels": "label", "boxes": "bbox", "keypoints": "keypoints"}
     for image, people in enumerate(expected):
         for name, ours in {**names, "keypoint_scores": "scores"}.items():
             values = torch.stack([person[ours] for person in people])
-            torch.testing.assert_close(torch.from_numpy(found[name][image]), values, atol=1e-3, rtol=1e-5)
+            mine = torch.from_numpy(found[name][image])
+            torch.testing.assert_close(mine[: len(people)], values, atol=1e-3, rtol=1e-5)
+            assert name != "scores" or not mine[len(people) :].any()
     with pytest.raises(ValueError, match="find_people"):
         exported(pixel_values)
 

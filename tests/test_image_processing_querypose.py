@@ -764,6 +764,42 @@ class TestPeople:
         assert count(threshold=best + 1e-4) == 0
         assert [count(threshold=-1, top_k=top_k) for top_k in (0, 1, 2, 9, None)] == [0, 1, 2, 2, 2]
 
+    def test_duplicates(self, processor_class, tmp_path):
+        boxes = torch.tensor([[[0.5, 0.5, 0.4, 0.8], [0.52, 0.5, 0.4, 0.8], [0.1, 0.5, 0.1, 0.8]]])
+        logits = torch.tensor([[[1.0], [2.0], [3.0]]])
+        outputs = self.outputs(pred_boxes=boxes, keypoint_query_mask=None, logits=logits)
+        confidences = outputs["keypoint_scores"].mean(dim=-1)[0] * torch.tensor([1.0, 2.0, 3.0]).sigmoid()
+        best, worse = confidences[:2].max().item(), confidences[:2].min().item()
+
+        def scores(processor, **kwargs):
+            (people,) = processor.post_process_pose_estimation(outputs, threshold=0.0, **kwargs)
+            return sorted(person["score"].item() for person in people)
+
+        everybody = sorted(confidences.tolist())
+        one_of_two = sorted({best, confidences[2].item()})
+        plain, suppressing = processor_class(), processor_class(nms_threshold=0.9)
+        assert scores(plain) == scores(plain, nms_threshold=0.96) == scores(suppressing, nms_threshold=1) == everybody
+        # their IoU is 0.38 / 0.42
+        assert scores(plain, nms_threshold=0.9) == scores(suppressing) == pytest.approx(one_of_two)
+        assert scores(suppressing, top_k=2) == pytest.approx(one_of_two), "those left out do not count"
+        assert worse in everybody and worse not in one_of_two
+        suppressing.save_pretrained(tmp_path)
+        assert processor_class.from_pretrained(tmp_path).nms_threshold == 0.9
+        # people of another class are others, and nobody is a duplicate of one who is not reported
+        outputs["logits"] = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]]])
+        assert len(scores(suppressing)) == 3
+        outputs["logits"] = logits
+        outputs["keypoint_query_mask"] = torch.tensor([[True, False, True]])
+        assert len(scores(suppressing)) == 2
+
+    @pytest.mark.parametrize("value", [0, -0.5, 1.5, True, "0.7", float("nan")])
+    def test_wrong_nms_threshold(self, processor_class, value):
+        message = f"`nms_threshold` is {value!r}; expected None or a number above 0 and at most 1"
+        with pytest.raises(ValueError, match=message):
+            processor_class().post_process_pose_estimation(self.outputs(), nms_threshold=value)
+        with pytest.raises(ValueError, match=message):
+            processor_class(nms_threshold=value)(PIL.Image.new("RGB", (64, 48)))
+
     def test_query_mask_may_be_absent(self, processor_class):
         outputs = self.outputs(keypoint_query_mask=None)
         assert len(processor_class().post_process_pose_estimation(outputs)[0]) == 3

@@ -15,12 +15,12 @@ from tiny import people, tiny_config
 from transformers.image_transforms import center_to_corners_format
 
 from querypose_hf import QueryPoseForPoseEstimation
+from querypose_hf.boxes_querypose import generalized_box_iou
 from querypose_hf.loss_querypose import (
     HungarianMatcher,
     QueryPoseFlow,
     Targets,
     focal_loss,
-    generalized_box_iou,
     heatmap_focal_loss,
     keypoint_heatmaps,
     object_keypoint_similarity,
@@ -45,12 +45,6 @@ def random_boxes(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(*shape, 2, 2, generator=generator, dtype=torch.float64).sort(dim=-2).values
     return corners.flatten(-2)
-
-
-def test_giou_is_torchvisions():
-    boxes, others = random_boxes(50), random_boxes(40, seed=1)
-    expected = torchvision.ops.generalized_box_iou(boxes, others)
-    torch.testing.assert_close(generalized_box_iou(boxes[:, None], others), expected)
 
 
 def test_focal_loss_is_torchvisions():

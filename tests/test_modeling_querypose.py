@@ -12,7 +12,8 @@ from tiny import BACKBONES, people, tiny_config
 from torch import nn
 
 from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessorPil, QueryPoseModel
-from querypose_hf.loss_querypose import NoisyBoxes, generalized_box_iou
+from querypose_hf.boxes_querypose import generalized_box_iou
+from querypose_hf.loss_querypose import NoisyBoxes
 from querypose_hf.modeling_querypose import (
     align_rois,
     apply_box_deltas,
@@ -645,6 +646,43 @@ def test_attention_centers_are_means_of_places():
     corner = torch.zeros(1, 10, 10, dtype=torch.bfloat16)
     corner[0, 0, 9] = 1
     assert attention_centers(corner)[0].tolist() == pytest.approx([0.45, -0.45])
+
+
+def test_sharpened_attention_centers_stay_near_the_peak():
+    logits = torch.randn(2, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    maps = logits.flatten(2).softmax(dim=-1).view_as(logits)
+    # a power of a softmax is that of the logits' multiple
+    expected = attention_centers((3 * logits).flatten(2).softmax(dim=-1).view_as(logits))
+    torch.testing.assert_close(attention_centers(maps, sharpness=3), expected)
+    # a hand that is seen, and the body that it might be at as well
+    broad = torch.full((1, 20, 20), 0.5 / 400)
+    broad[0, 2, 18] += 0.5
+    x, y = attention_centers(broad)[0].tolist()
+    sharp_x, sharp_y = attention_centers(broad, sharpness=3)[0].tolist()
+    assert (x, y) == pytest.approx((0.2125, -0.1875))
+    assert (sharp_x, sharp_y) == pytest.approx((0.425, -0.375), abs=1e-3)
+    # no power of it is nothing, and neither is its gradient
+    flat = torch.full((1, 200, 200), 1 / 40_000, requires_grad=True)
+    centers = attention_centers(flat, sharpness=20)
+    torch.testing.assert_close(centers, torch.zeros(1, 2), atol=1e-4, rtol=0)
+    centers.sum().backward()
+    assert flat.grad.isfinite().all() and flat.grad.abs().max() > 1
+
+
+@pytest.mark.parametrize("sharpness", [1, 2.5])
+def test_attention_is_sharpened_for_coordinates_alone(sharpness):
+    plain = make_model(keypoint_origin="attention")
+    model = make_model(keypoint_origin="attention", attention_sharpness=sharpness)
+    pixel_values = images(2, 3, 64, 96)
+    outputs = model.model(pixel_values, output_attentions=True)
+    unsharpened = plain.model(pixel_values, output_attentions=True)
+    torch.testing.assert_close(outputs.part_attentions, unsharpened.part_attentions)
+    torch.testing.assert_close(outputs.part_queries, unsharpened.part_queries)
+    centers = attention_centers(outputs.part_attentions[-1], sharpness)
+    found = outputs.intermediate_keypoints[:, -1]
+    for part, keypoints in enumerate(model.config.keypoint_parts):
+        torch.testing.assert_close(found[:, :, keypoints[0]], centers[:, :, part])
+    assert torch.equal(found, unsharpened.intermediate_keypoints[:, -1]) == (sharpness == 1)
 
 
 @pytest.mark.parametrize("parts", ["coco", "crowdpose"])

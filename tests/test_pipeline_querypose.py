@@ -14,6 +14,7 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 import torch
+import torchvision
 from tiny import tiny_config
 from transformers import AutoImageProcessor, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
@@ -399,6 +400,20 @@ def test_threshold_and_top_k(pose_estimator, folder):
     with_defaults = load(folder, threshold=0.0, top_k=2)
     assert with_defaults(picture) == people[:2]
     assert with_defaults(picture, top_k=3) == people[:3]
+
+
+def test_duplicates_make_no_room(pose_estimator, monkeypatch):
+    """As many people as wanted are found where duplicates are left out, as the image processor may ask for."""
+    picture = make_picture()
+    people = pose_estimator(picture, **ALL)
+    boxes = torch.tensor([[person["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")] for person in people])
+    overlap = torchvision.ops.box_iou(boxes, boxes)
+    threshold = overlap[overlap < 1].median().item()
+    expected = [person for row, person in enumerate(people) if not (overlap[row, :row] > threshold).any()]
+    assert 1 < len(expected) < len(people) and expected[:3] != people[:3]
+    monkeypatch.setattr(pose_estimator.image_processor, "nms_threshold", threshold)
+    assert pose_estimator(picture, **ALL) == expected
+    assert pose_estimator(picture, top_k=3, **ALL) == expected[:3]
 
 
 def test_fewer_queries_decoded(tmp_path):

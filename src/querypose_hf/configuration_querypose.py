@@ -29,6 +29,7 @@ HUB_FILES = (
     "skeletons.py",
     "modeling_querypose.py",
     "loss_querypose.py",
+    "boxes_querypose.py",
     "annotations_querypose.py",
     "image_decoding_querypose.py",
     "image_processing_base_querypose.py",
@@ -143,6 +144,10 @@ class QueryPoseConfig(PreTrainedConfig):
             What the keypoint decoder's coordinates are relative to: `"box"`, the centre of the stage's box, or
             `"attention"`, the mean place of the attention map of the keypoint's part. The latter is not the paper's:
             where each keypoint is a part, the map alone finds it roughly, and little is left to learn.
+        attention_sharpness (`float`, defaults to 1.0):
+            The power, at least 1, to which those maps are raised for their mean place alone (and divided by their
+            sum). The mean of a broad map is drawn towards the middle of the box, hands and feet towards the body;
+            that of its cube stays near its highest place.
         pose_query_interaction (`str`, defaults to `"dynamic"`):
             `"dynamic"` is the full version, in which the instance query interacts with the keypoint features;
             `"none"` the light one.
@@ -235,6 +240,7 @@ class QueryPoseConfig(PreTrainedConfig):
     num_pose_convs: int = 6
     part_position_encoding: bool = False
     keypoint_origin: str = "box"
+    attention_sharpness: float | int = 1.0
     pose_query_interaction: str = "dynamic"
     query_feedback: str = "always"
     class_cost: float | int = 2.0
@@ -433,6 +439,7 @@ class QueryPoseConfig(PreTrainedConfig):
             "part_attention_loss_coefficient": 0,
             "num_denoising": 0,
             "box_noise_scale": 0,
+            "attention_sharpness": 1,
             "focal_gamma": 0,
         }
         for field, minimum in least.items():

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .annotations_querypose import labels_from_annotations
+from .boxes_querypose import find_duplicates
 
 
 logger = logging.get_logger(__name__)
@@ -48,11 +49,15 @@ class QueryPoseImageProcessorKwargs(ImagesKwargs, total=False):
         The default is COCO's person.
     num_keypoints (`int`, *optional*):
         Number of keypoints of every person. Taken from the annotations when not given, and 17 when none of them tells.
+    nms_threshold (`float`, *optional*):
+        In post-processing, people whose box overlaps a better one's by an IoU above this are left out, for models that
+        were trained too little to give each person once. Off by default, as in the paper.
     """
 
     size_divisor: int | None
     category_ids: list[int] | tuple[int, ...]
     num_keypoints: int | None
+    nms_threshold: float | None
 
 
 def get_resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
@@ -121,6 +126,7 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
     size_divisor = 32
     category_ids = (1,)
     num_keypoints = None
+    nms_threshold = None
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012 - a list in BaseImageProcessor
 
     def preprocess(
@@ -172,6 +178,7 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
             value = kwargs.get(field)
             if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"`{field}` is {value!r}; expected a positive integer.")
+        _check_nms_threshold(kwargs.get("nms_threshold"))
         category_ids = kwargs.get("category_ids")
         if category_ids is not None:
             if (
@@ -344,12 +351,13 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
         threshold: float = 0.3,
         target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         top_k: int | None = None,
+        nms_threshold: float | None = None,
     ) -> list[list[dict[str, torch.Tensor]]]:
         """Turns the model's outputs into people, best first.
 
         A person's score is the probability of the best class times the mean confidence of the keypoints. There is no
-        non-maximum suppression: the model is trained to give each person once. Queries whose keypoints were not
-        decoded are left out, and so are people whose box is empty once clipped to the image.
+        non-maximum suppression unless it is asked for: the model is trained to give each person once. Queries whose
+        keypoints were not decoded are left out, and so are people whose box is empty once clipped to the image.
 
         Args:
             outputs (`QueryPosePoseEstimationOutput` or `dict`): `logits` (batch, queries, classes), `pred_boxes`
@@ -361,6 +369,9 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
                 image that coordinates are wanted for, usually those of the original. Without them coordinates stay
                 relative to the image.
             top_k (`int`, *optional*): at most so many people for each image. COCO scores the best 20.
+            nms_threshold (`float`, *optional*): in place of the processor's own, see
+                [`QueryPoseImageProcessorKwargs`]; 1 leaves out nobody. Whoever is judged by it has to be in `outputs`:
+                do not give the model `max_people` then.
 
         Returns:
             `list[list[dict[str, torch.Tensor]]]`: per image a list of people, on the CPU, in float32 (float64 if the
@@ -376,7 +387,8 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
                 `supervision.KeyPoints.from_transformers` takes the list of one image as it is.
 
         Raises:
-            `ValueError`: if a field is missing or shapes do not go together, or `target_sizes` or `top_k` is wrong.
+            `ValueError`: if a field is missing or shapes do not go together, or `target_sizes`, `top_k` or
+                `nms_threshold` is wrong.
 
         Example:
 
@@ -389,6 +401,8 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
         """
         if top_k is not None and (not isinstance(top_k, Integral) or isinstance(top_k, bool) or top_k < 0):
             raise ValueError(f"`top_k` is {top_k!r}; expected None or an integer of at least 0.")
+        nms_threshold = self.nms_threshold if nms_threshold is None else nms_threshold
+        _check_nms_threshold(nms_threshold)
         logits = _output_field(outputs, "logits", 3)
         batch_size, num_queries = logits.shape[:2]
         boxes = _output_field(outputs, "pred_boxes", 3, (batch_size, num_queries, 4))
@@ -431,6 +445,8 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
             keypoints = keypoints - 0.5
 
         kept = (scores > threshold) & (corners[..., 2:] > corners[..., :2]).all(dim=-1)
+        if nms_threshold is not None:
+            kept &= ~find_duplicates(scores, classes, corners, nms_threshold)
         order = scores.masked_fill(~kept, -math.inf).argsort(dim=-1, descending=True, stable=True)
         keypoint_labels = torch.arange(num_keypoints)
         people = []
@@ -539,6 +555,11 @@ def _output_field(
         expectation = f"{ndim} dimensions" if shape is None else f"{shape}".replace("None", "K")
         raise ValueError(f"`outputs.{name}` has shape {tuple(tensor.shape)}; expected {expectation}.")
     return tensor
+
+
+def _check_nms_threshold(value: Any) -> None:
+    if value is not None and not (isinstance(value, Real) and not isinstance(value, bool) and 0 < value <= 1):
+        raise ValueError(f"`nms_threshold` is {value!r}; expected None or a number above 0 and at most 1.")
 
 
 def _check_target_sizes(target_sizes: Any, batch_size: int) -> torch.Tensor:

@@ -12,10 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers.image_transforms import center_to_corners_format
 
-
-# Boxes are clamped to this many image sizes before areas are formed: far beyond any box that means something, and
-# close enough for products of two sides to stay finite in float32 when a diverging model predicts enormous ones.
-_LARGEST_COORDINATE = 1e6
+from .boxes_querypose import box_area, generalized_box_iou, intersection_and_union
 
 
 class Targets(NamedTuple):
@@ -111,29 +108,6 @@ class Matches(NamedTuple):
     target_rows: Tensor
 
 
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
-
-
-def _intersection_and_union(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = torch.maximum(boxes[..., :2], others[..., :2]), torch.minimum(boxes[..., 2:], others[..., 2:])
-    intersection = _area(torch.cat([low, high], dim=-1))
-    return intersection, _area(boxes) + _area(others) - intersection
-
-
-def generalized_box_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Generalised IoU of boxes x1, y1, x2, y2, element by element over broadcast leading dimensions.
-
-    Boxes without area and boxes so large that their area would overflow give finite values and gradients.
-    """
-    boxes = boxes.clamp(-_LARGEST_COORDINATE, _LARGEST_COORDINATE)
-    tiny = torch.finfo(boxes.dtype).tiny
-    intersection, union = _intersection_and_union(boxes, others)
-    low, high = torch.minimum(boxes[..., :2], others[..., :2]), torch.maximum(boxes[..., 2:], others[..., 2:])
-    enclosing = _area(torch.cat([low, high], dim=-1))
-    return intersection / union.clamp(min=tiny) - (enclosing - union) / enclosing.clamp(min=tiny)
-
-
 def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     """Sigmoid focal loss (Lin et al., 2017) of every entry, without reduction."""
     probability = logits.sigmoid()
@@ -174,9 +148,9 @@ def object_keypoint_similarity(
     tiny = torch.finfo(boxes.dtype).tiny
     variance = (2 * torch.tensor(sigmas, device=boxes.device, dtype=boxes.dtype)).square()
     distance = (prediction - keypoints[..., :2]).square().sum(-1)
-    scale = (2 * _AREA_OF_BOX * _area(boxes)[:, None] * variance).clamp(min=tiny)
+    scale = (2 * _AREA_OF_BOX * box_area(boxes)[:, None] * variance).clamp(min=tiny)
     similarity = torch.where(labelled, torch.exp(-distance / scale), 0).sum(-1) / labelled.sum(-1).clamp(min=1)
-    intersection, union = _intersection_and_union(boxes, predicted_boxes)
+    intersection, union = intersection_and_union(boxes, predicted_boxes)
     return torch.where(labelled.any(-1), similarity, intersection / union.clamp(min=tiny))
 
 

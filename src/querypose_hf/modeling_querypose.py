@@ -603,12 +603,17 @@ def sine_encoding(height: int, width: int, dim: int, device: torch.device) -> Te
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
-def attention_centers(maps: Tensor) -> Tensor:
+def attention_centers(maps: Tensor, sharpness: float = 1.0) -> Tensor:
     """Mean places of attention maps `(..., height, width)` that each sum to 1, `(..., 2)` as x and y.
 
-    They are relative to what the maps cover, as keypoints are to their boxes: its centre is 0, its sides are 1.
+    They are relative to what the maps cover, as keypoints are to their boxes: its centre is 0, its sides are 1. The
+    maps are raised to the power `sharpness`, at least 1, before.
     """
     maps = maps.to(coordinate_dtype(maps.dtype))
+    if sharpness != 1:
+        # by the largest value first, so that no power of a broad map is too small to be told from 0
+        maps = (maps / maps.detach().amax(dim=(-2, -1), keepdim=True)) ** sharpness
+        maps = maps / maps.sum(dim=(-2, -1), keepdim=True)
 
     def places(length: int) -> Tensor:
         return (torch.arange(length, device=maps.device, dtype=maps.dtype) + 0.5) / length - 0.5
@@ -727,6 +732,7 @@ class QueryPoseKeypointLayer(nn.Module):
         self.sigma_head = QueryPoseKeypointLinear(config, normalize=False)
         # then offsets start from 0: before anything is learned, keypoints are where the attention maps look
         self.keypoint_head.offsets_from_attention = config.keypoint_origin == "attention"
+        self.attention_sharpness = config.attention_sharpness
 
     def residual(self, hidden_states: Tensor) -> Tensor:
         return nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
@@ -756,7 +762,8 @@ class QueryPoseKeypointLayer(nn.Module):
         part_queries = self.part_ffn_norm(part_queries + self.residual(self.part_ffn(part_queries)))
         keypoints = self.keypoint_head(part_queries)
         if self.keypoint_head.offsets_from_attention:
-            keypoints = keypoints + attention_centers(attention_maps)[:, self.keypoint_head.part_of_keypoint]
+            centers = attention_centers(attention_maps, self.attention_sharpness)
+            keypoints = keypoints + centers[:, self.keypoint_head.part_of_keypoint]
         sigmas = self.sigma_head(part_queries).sigmoid()
         return queries, part_queries, keypoints, sigmas, attention_maps
 

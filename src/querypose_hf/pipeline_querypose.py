@@ -185,6 +185,8 @@ class PoseEstimationPipeline(Pipeline):
         if isinstance(images[0], list):
             images = [image for [image] in images]
         batch = self.image_processor.pad_to_batch(images)
+        if self.image_processor.nms_threshold is not None:  # of the best people some may be left out
+            forward_parameters.pop("max_people", None)
         outputs = self.model(
             batch["pixel_values"].to(self.dtype), pixel_mask=batch["pixel_mask"], **forward_parameters
         )

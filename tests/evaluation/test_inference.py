@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import torchvision
 from tiny import tiny_config
 
 import querypose_hf
@@ -119,6 +120,21 @@ def test_results_are_those_of_one_image_at_a_time(model, image_processor, data):
     assert len(found) == 5 * len(SIZES)
     assert_close(found, expected)
     assert [r["score"] for r in found[:5]] == sorted((r["score"] for r in found[:5]), reverse=True)
+
+
+def test_duplicates_are_left_out_of_everybody_found(model, data, image_processor, monkeypatch):
+    everybody = predict(model, data, image_processor, top_k=model.config.num_queries)
+    best_three = predict(model, data, image_processor, top_k=3)
+    monkeypatch.setattr(image_processor, "nms_threshold", 0.2)
+    expected = []
+    for image_id in dict.fromkeys(r["image_id"] for r in everybody):
+        people = [r for r in everybody if r["image_id"] == image_id]
+        boxes = torchvision.ops.box_convert(torch.tensor([r["bbox"] for r in people]), "xywh", "xyxy")
+        overlap = torchvision.ops.box_iou(boxes, boxes)
+        expected += [r for row, r in enumerate(people) if not (overlap[row, :row] > 0.2).any()][:3]
+    found = predict(model, data, image_processor, top_k=3)
+    assert_close(found, expected)
+    assert [r["score"] for r in found] != [r["score"] for r in best_three]
 
 
 def test_a_folder_and_workers_give_the_same(checkpoint, model, image_processor, data):

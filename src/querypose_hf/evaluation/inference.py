@@ -542,8 +542,9 @@ def _find_people(
     target_sizes = torch.from_numpy(sizes[:, ::-1].copy())
 
     def look(pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> list[list[dict[str, Any]]]:
-        # keypoints of no more queries than it takes to find exactly the best
-        outputs = model(pixel_values=pixel_values, pixel_mask=pixel_mask, max_people=top_k)
+        # keypoints of no more queries than it takes to find exactly the best, unless some of these are left out
+        max_people = top_k if image_processor.nms_threshold is None else None
+        outputs = model(pixel_values=pixel_values, pixel_mask=pixel_mask, max_people=max_people)
         return image_processor.post_process_pose_estimation(
             outputs, threshold=0.0, target_sizes=target_sizes, top_k=top_k
         )

@@ -49,7 +49,8 @@ def export_model(
             export is complete.
         format (`str`): `"onnx"`, `"openvino"` or `"torch-export"`.
         outputs (`str`): `"raw"` gives the model's tensors, which [`ExportedPoseEstimator`] and the pipeline take;
-            `"people"` gives people, best first, in pixels of a further input, `target_sizes`.
+            `"people"` gives people, best first, in pixels of a further input, `target_sizes`, without duplicates where
+            the image processor has an `nms_threshold`.
         keypoint_top_k (`int`, *optional*): the keypoints of so many queries of the highest class scores are decoded.
             By default the configuration's, else 20 where keypoints do not feed back, and all queries where they do,
             because choosing there changes the results.
@@ -85,7 +86,7 @@ def export_model(
     if outputs == "raw":
         graph = RawOutputsGraph(exported, keypoint_top_k)
     else:
-        graph = PeopleGraph(exported, keypoint_top_k, num_people or decoded)
+        graph = PeopleGraph(exported, keypoint_top_k, num_people or decoded, image_processor.nms_threshold)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..boxes_querypose import find_duplicates
 from ..modeling_querypose import QueryPoseForPoseEstimation
 
 
@@ -28,16 +29,24 @@ class RawOutputsGraph(nn.Module):
 class PeopleGraph(nn.Module):
     """People, best first, as `post_process_pose_estimation` makes them, but always `num_people` per image.
 
-    People whose box is empty once clipped to the image have score 0.
+    People whose box is empty once clipped to the image have score 0, and with an `nms_threshold` so have those whose
+    box overlaps a better one's by a larger IoU.
     """
 
     output_names = PEOPLE_OUTPUTS
 
-    def __init__(self, model: QueryPoseForPoseEstimation, keypoint_top_k: int | None, num_people: int):
+    def __init__(
+        self,
+        model: QueryPoseForPoseEstimation,
+        keypoint_top_k: int | None,
+        num_people: int,
+        nms_threshold: float | None = None,
+    ):
         super().__init__()
         self.model = model
         self.keypoint_top_k = keypoint_top_k
         self.num_people = num_people
+        self.nms_threshold = nms_threshold
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor, target_sizes: Tensor) -> tuple[Tensor, ...]:
         """
@@ -56,6 +65,9 @@ class PeopleGraph(nn.Module):
         low = torch.minimum((centres - sizes / 2).clamp(min=0) * limits, limits)
         high = torch.minimum((centres + sizes / 2).clamp(min=0) * limits, limits)
         scores = scores * ((high > low).all(dim=-1) & outputs.keypoint_query_mask)
+        boxes = torch.cat([low, high], dim=-1)
+        if self.nms_threshold is not None:
+            scores = scores * ~find_duplicates(scores, labels, boxes, self.nms_threshold)
         scores, order = scores.topk(self.num_people, dim=1)
         keypoints = outputs.pred_keypoints * limits[:, :, None] - 0.5
 
@@ -63,5 +75,4 @@ class PeopleGraph(nn.Module):
             index = order.reshape(*order.shape, *([1] * (values.ndim - 2)))
             return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
 
-        boxes = torch.cat([low, high], dim=-1)
         return scores, chosen(labels), chosen(boxes), chosen(keypoints), chosen(outputs.keypoint_scores)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..configuration_querypose import QueryPoseConfig
 from ..modeling_querypose import QueryPoseForPoseEstimation
 from ..skeletons import Skeleton
 
@@ -79,9 +80,9 @@ def transfer_weights(
     The rows of the coordinate layers are carried over between keypoints of the same name, whatever their order;
     `left_eye`, `Left Eye` and `lefteye` are the same. What belongs to a part is carried over from the source's part
     that has the most of its keypoints' names (the first of several). Coordinates that are relative to something else
-    (`keypoint_origin`) start anew. A target of fewer instance queries gets the first of the source's, one of more gets
-    some of them twice, for [`~training.initial_boxes.start_from_typical_boxes`] to tell apart. Everything else of
-    equal name and shape is carried over as it is, and the rest keeps the target's own start.
+    (`keypoint_origin`, `attention_sharpness`) start anew. A target of fewer instance queries gets the first of the
+    source's, one of more gets some of them twice, for [`~training.initial_boxes.start_from_typical_boxes`] to tell
+    apart. Everything else of equal name and shape is carried over as it is, and the rest keeps the target's own start.
 
     Args:
         source ([`QueryPoseForPoseEstimation`], `str` or `Path`): a model, or its folder or Hub id.
@@ -107,7 +108,7 @@ def transfer_weights(
     keypoints = match_keypoints(source_skeleton.keypoint_names, target_skeleton.keypoint_names)
     parts = match_parts(source_skeleton, target_skeleton)
     source_weights = source.state_dict()
-    if source.config.keypoint_origin != target.config.keypoint_origin:
+    if _keypoint_origin(source.config) != _keypoint_origin(target.config):
         source_weights = {name: value for name, value in source_weights.items() if ".keypoint_head." not in name}
     outcome: dict[str, list[str]] = {"whole": [], "in part": [], "fresh": []}
     for name, value in target.state_dict().items():
@@ -132,6 +133,11 @@ def transfer_weights(
         fresh=tuple(outcome["fresh"]),
         left_behind=tuple(name for name in source_weights if name not in carried),
     )
+
+
+def _keypoint_origin(config: QueryPoseConfig) -> tuple[str, float]:
+    """What coordinates are relative to."""
+    return config.keypoint_origin, config.attention_sharpness if config.keypoint_origin == "attention" else 1.0
 
 
 def match_keypoints(source_names: Sequence[str], target_names: Sequence[str]) -> list[int | None]:
