@@ -53,6 +53,7 @@ def test_defaults_are_the_published_r50_full_model():
         "num_denoising": 0,
         "keypoint_origin": "box",
         "attention_sharpness": 1.0,
+        "keypoint_confidence": "deviation",
         "class_target": "person",
         "focal_alpha": 0.25,
         "focal_gamma": 2.0,
@@ -258,6 +259,7 @@ def test_labels():
             )
         ),
         ({"keypoint_origin": "corner"}, "keypoint_origin", "corner"),
+        ({"keypoint_confidence": "score"}, "keypoint_confidence", "score"),
         ({"attention_sharpness": 0.5}, "attention_sharpness", "at least 1, but is 0.5"),
         ({"class_target": "iou"}, "class_target", "iou"),
         ({"class_cost": float("nan")}, "class_cost", "nan"),

@@ -147,9 +147,10 @@ def test_pipeline_of_an_exported_model(checkpoint, onnx_folder):
                 assert point == pytest.approx(other_point, abs=KEYPOINT_TOLERANCE)
 
 
-@pytest.mark.parametrize("nms_threshold", [None, 0.01])
-def test_people_as_outputs(model, tmp_path, nms_threshold):
+@pytest.mark.parametrize(("nms_threshold", "confidence"), [(None, "deviation"), (0.01, "attention")])
+def test_people_as_outputs(tmp_path, nms_threshold, confidence):
     """What the graph makes of them is what post-processing does; here without leaving torch."""
+    model = make_model(backbone="resnet", pose_query_interaction="none", keypoint_confidence=confidence).float()
     processor = QueryPoseImageProcessorPil(nms_threshold=nms_threshold)
     export_model(model, processor, tmp_path, "torch-export", outputs="people", keypoint_top_k=6, num_people=4)
     exported = ExportedPoseEstimator.from_export(tmp_path)

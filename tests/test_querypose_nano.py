@@ -42,8 +42,8 @@ def test_card_and_log_tell_how_it_was_made():
     figures = {(result.dataset_name, result.metric_name): result.metric_value for result in card.data.eval_results}
     assert len(figures) >= 2 and all(0 < value < 1 for value in figures.values())
     records = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
-    assert {record["recipe_step"] for record in records} == set(range(1, 7))
-    for step in range(1, 7):
+    assert {record["recipe_step"] for record in records} == set(range(1, 8))
+    for step in range(1, 8):
         assert f"scripts/train.py --config configs/querypose_nano_{step}.yaml" in card.content
     assert "store_in_float16" in card.content
 

@@ -7,6 +7,8 @@ from torch import Tensor
 # Boxes are clamped to this many image sizes before areas are formed: far beyond any box that means something, and
 # close enough for products of two sides to stay finite in float32 when a diverging model predicts enormous ones.
 _LARGEST_COORDINATE = 1e6
+#: COCO's people cover about this share of their boxes, by which OKS is scaled where the area is not at hand.
+AREA_OF_BOX = 0.53
 
 
 def box_area(boxes: Tensor) -> Tensor:

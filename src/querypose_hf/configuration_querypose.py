@@ -20,6 +20,7 @@ from .skeletons import COCO_17, SKELETONS, Skeleton
 NECK_TYPES = ("fpn", "hrfpn", "hrfpn_lateral")
 POSE_QUERY_INTERACTIONS = ("dynamic", "none")
 KEYPOINT_ORIGINS = ("box", "attention")
+KEYPOINT_CONFIDENCES = ("deviation", "attention")
 CLASS_TARGETS = ("person", "oks")
 QUERY_FEEDBACKS = ("always", "training", "never")
 
@@ -148,6 +149,11 @@ class QueryPoseConfig(PreTrainedConfig):
             The power, at least 1, to which those maps are raised for their mean place alone (and divided by their
             sum). The mean of a broad map is drawn towards the middle of the box, hands and feet towards the body;
             that of its cube stays near its highest place.
+        keypoint_confidence (`str`, defaults to `"deviation"`):
+            What the confidence of a keypoint is: `"deviation"`, 1 minus its mean predicted deviation (Section 3.4), or
+            `"attention"`, the OKS that is expected of it if its place is as likely as the attention map of its part
+            says. The latter is not the paper's: it ranks people well where the maps were taught
+            (`part_attention_loss_coefficient`) and each keypoint is a part.
         pose_query_interaction (`str`, defaults to `"dynamic"`):
             `"dynamic"` is the full version, in which the instance query interacts with the keypoint features;
             `"none"` the light one.
@@ -241,6 +247,7 @@ class QueryPoseConfig(PreTrainedConfig):
     part_position_encoding: bool = False
     keypoint_origin: str = "box"
     attention_sharpness: float | int = 1.0
+    keypoint_confidence: str = "deviation"
     pose_query_interaction: str = "dynamic"
     query_feedback: str = "always"
     class_cost: float | int = 2.0
@@ -404,6 +411,7 @@ class QueryPoseConfig(PreTrainedConfig):
             ("pose_query_interaction", POSE_QUERY_INTERACTIONS),
             ("query_feedback", QUERY_FEEDBACKS),
             ("keypoint_origin", KEYPOINT_ORIGINS),
+            ("keypoint_confidence", KEYPOINT_CONFIDENCES),
             ("class_target", CLASS_TARGETS),
             ("activation_function", tuple(ACT2FN)),
         ):

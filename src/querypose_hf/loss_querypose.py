@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers.image_transforms import center_to_corners_format
 
-from .boxes_querypose import box_area, generalized_box_iou, intersection_and_union
+from .boxes_querypose import AREA_OF_BOX, box_area, generalized_box_iou, intersection_and_union
 
 
 class Targets(NamedTuple):
@@ -127,10 +127,6 @@ def varifocal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) 
     return weight * nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
-# COCO's people cover about this share of their boxes, by which OKS is scaled where the area is not at hand
-_AREA_OF_BOX = 0.53
-
-
 def object_keypoint_similarity(
     prediction: Tensor, keypoints: Tensor, boxes: Tensor, predicted_boxes: Tensor, sigmas: Sequence[float]
 ) -> Tensor:
@@ -148,7 +144,7 @@ def object_keypoint_similarity(
     tiny = torch.finfo(boxes.dtype).tiny
     variance = (2 * torch.tensor(sigmas, device=boxes.device, dtype=boxes.dtype)).square()
     distance = (prediction - keypoints[..., :2]).square().sum(-1)
-    scale = (2 * _AREA_OF_BOX * box_area(boxes)[:, None] * variance).clamp(min=tiny)
+    scale = (2 * AREA_OF_BOX * box_area(boxes)[:, None] * variance).clamp(min=tiny)
     similarity = torch.where(labelled, torch.exp(-distance / scale), 0).sum(-1) / labelled.sum(-1).clamp(min=1)
     intersection, union = intersection_and_union(boxes, predicted_boxes)
     return torch.where(labelled.any(-1), similarity, intersection / union.clamp(min=tiny))

@@ -25,6 +25,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from .boxes_querypose import AREA_OF_BOX
 from .configuration_querypose import QueryPoseConfig
 from .loss_querypose import (
     HungarianMatcher,
@@ -63,8 +64,11 @@ class QueryPoseModelOutput(ModelOutput):
             num_keypoints, 2)`):
             Keypoints of every stage relative to the box of the same stage: its centre is 0, its sides are 1.
         intermediate_sigmas (`torch.FloatTensor` of the same shape): Predicted deviations in the same units.
+        intermediate_keypoint_scores (`torch.FloatTensor` of shape `(batch_size, decoder_layers, num_queries,
+            num_keypoints)`):
+            Confidence of every stage's keypoints, see `keypoint_confidence` of [`QueryPoseConfig`].
         intermediate_query_mask (`torch.BoolTensor` of shape `(batch_size, decoder_layers, num_queries)`):
-            Which queries' keypoints were decoded. Keypoints and deviations of the others are zero.
+            Which queries' keypoints were decoded. Keypoints, deviations and confidence of the others are zero.
         heatmap_features (`torch.FloatTensor` of shape `(batch_size, d_model, height/4, width/4)`, *optional*):
             P2, where the auxiliary heatmap head needs it.
         matches (`list[Matches]`, *optional*): in training, the people that each stage's queries stand for.
@@ -88,6 +92,7 @@ class QueryPoseModelOutput(ModelOutput):
     intermediate_boxes: torch.FloatTensor | None = None
     intermediate_keypoints: torch.FloatTensor | None = None
     intermediate_sigmas: torch.FloatTensor | None = None
+    intermediate_keypoint_scores: torch.FloatTensor | None = None
     intermediate_query_mask: torch.BoolTensor | None = None
     heatmap_features: torch.FloatTensor | None = None
     matches: list[Matches] | None = None
@@ -116,7 +121,8 @@ class QueryPosePoseEstimationOutput(ModelOutput):
         pred_keypoints (`torch.FloatTensor` of shape `(batch_size, num_queries, num_keypoints, 2)`):
             Keypoints x, y relative to each image's unpadded size, in continuous coordinates.
         keypoint_scores (`torch.FloatTensor` of shape `(batch_size, num_queries, num_keypoints)`):
-            Confidence, one minus the mean deviation; 0 for queries that were not decoded.
+            Confidence, one minus the mean deviation unless the configuration's `keypoint_confidence` says otherwise; 0
+            for queries that were not decoded.
         keypoint_sigmas (`torch.FloatTensor` of shape `(batch_size, num_queries, num_keypoints, 2)`):
             Predicted deviations relative to the box.
         keypoint_query_mask (`torch.BoolTensor` of shape `(batch_size, num_queries)`):
@@ -622,6 +628,34 @@ def attention_centers(maps: Tensor, sharpness: float = 1.0) -> Tensor:
     return torch.stack([maps.sum(dim=-2) @ places(width), maps.sum(dim=-1) @ places(height)], dim=-1)
 
 
+@torch.no_grad()
+def expected_similarity(maps: Tensor, keypoints: Tensor, rois: Tensor, oks_constants: Tensor) -> Tensor:
+    """OKS expected of each keypoint if the truth is distributed as its attention map is, `(R, K)`, from 0 to 1.
+
+    Args:
+        maps (`Tensor` of shape `(R, K, height, width)`): the map of each keypoint's part over the RoI, of sum 1.
+        keypoints (`Tensor` of shape `(R, K, 2)`): relative to the RoI, its centre 0, its sides 1.
+        rois (`Tensor` of shape `(R, 5)`): image index and corners in pixels, for a share of whose area OKS is scaled.
+        oks_constants (`Tensor` of shape `(K,)`): COCO's sigmas.
+    """
+    maps, keypoints = maps.to(rois.dtype), keypoints.to(rois.dtype)
+    sides = (rois[:, 3:] - rois[:, 1:3]).clamp(min=torch.finfo(rois.dtype).eps)
+    aspect = sides[:, :1] / sides[:, 1:]
+    # OKS has squared pixels over the area of width times height: of x the RoI's aspect remains, of y its inverse
+    scale = 2 * AREA_OF_BOX * (2 * oks_constants.to(rois.dtype)).square()
+
+    def similarity(coordinates: Tensor, length: int, aspect: Tensor) -> Tensor:
+        places = (torch.arange(length, device=maps.device, dtype=maps.dtype) + 0.5) / length - 0.5
+        distance = (places - coordinates[..., None]).square()
+        return torch.exp(-distance * (aspect / scale)[..., None])
+
+    height, width = maps.shape[-2:]
+    columns = similarity(keypoints[..., 0], width, aspect)
+    rows = similarity(keypoints[..., 1], height, 1 / aspect)
+    # the bound is for rounding: a person's score must not be above the class score
+    return (torch.matmul(maps, columns[..., None])[..., 0] * rows).sum(dim=-1).clamp(max=1)
+
+
 class SpatialPartEmbedding(nn.Module):
     """SPEGM: gathers each part's embedding from where its attention map looks in the RoI (Section 3.2)."""
 
@@ -783,6 +817,8 @@ class QueryPoseDecoder(nn.Module):
         self.instance_queries = nn.Parameter(torch.empty(config.num_queries, config.d_model))
         self.initial_boxes = nn.Parameter(torch.empty(config.num_queries, 4))
         self.part_queries = nn.Parameter(torch.empty(config.num_parts, config.part_dim))
+        oks_constants = torch.tensor(config.keypoint_sigmas, dtype=torch.float32)
+        self.register_buffer("oks_constants", oks_constants, persistent=False)
         self.box_layers = nn.ModuleList([QueryPoseBoxLayer(config) for _ in range(config.decoder_layers)])
         self.keypoint_layers = nn.ModuleList([QueryPoseKeypointLayer(config) for _ in range(config.decoder_layers)])
         start_from(self.modules(), weight="xavier")
@@ -895,6 +931,7 @@ class QueryPoseDecoder(nn.Module):
             intermediate_boxes=torch.stack(stages.relative_boxes, dim=1),
             intermediate_keypoints=torch.stack(stages.keypoints, dim=1),
             intermediate_sigmas=torch.stack(stages.sigmas, dim=1),
+            intermediate_keypoint_scores=torch.stack(stages.confidences, dim=1),
             intermediate_query_mask=torch.stack(stages.query_masks, dim=1),
             matches=matches or None,
             noisy_boxes=noisy_boxes,
@@ -944,6 +981,7 @@ class _Decoded(NamedTuple):
         rows (`LongTensor` of shape `(R,)`): image * N + query.
         part_queries (`Tensor` of shape `(R, M, d_p)`): those of the last stage.
         keypoints, sigmas (`list[Tensor]`): of every stage, `(R, K, 2)`.
+        confidences (`list[Tensor]`): of every stage, `(R, K)`.
         attention_maps (`list[Tensor]`): of every stage, `(R, M, height, width)`; none unless they are wanted.
     """
 
@@ -951,6 +989,7 @@ class _Decoded(NamedTuple):
     part_queries: Tensor
     keypoints: list[Tensor]
     sigmas: list[Tensor]
+    confidences: list[Tensor]
     attention_maps: list[Tensor]
 
 
@@ -990,6 +1029,7 @@ class QueryPoseStages:
         self.stage_queries: list[Tensor] = []
         self.keypoints: list[Tensor] = []
         self.sigmas: list[Tensor] = []
+        self.confidences: list[Tensor] = []
         self.query_masks: list[Tensor] = []
         self.attentions: list[Tensor | None] = []
         self.part_attentions: list[Tensor] = []
@@ -1019,7 +1059,7 @@ class QueryPoseStages:
     def run_keypoint_layer(self, stage: int, rows: Tensor | None, feed_back: bool) -> None:
         """Decodes the keypoints of the queries in `rows` (all for `None`) in a stage's own boxes."""
         part_queries = self.part_queries if rows is None else self.part_queries[rows]
-        queries, part_queries, keypoints, sigmas, attention_maps = self._apply_keypoint_layer(
+        queries, part_queries, keypoints, sigmas, confidences, attention_maps = self._apply_keypoint_layer(
             stage, rows, part_queries
         )
         self.part_queries = self._put(part_queries, rows, self.part_queries)
@@ -1028,6 +1068,7 @@ class QueryPoseStages:
             self.queries = updated.unflatten(0, self.shape)
         self.keypoints.append(self._put(keypoints, rows).unflatten(0, self.shape))
         self.sigmas.append(self._put(sigmas, rows).unflatten(0, self.shape))
+        self.confidences.append(self._put(confidences, rows).unflatten(0, self.shape))
         decoded = keypoints.new_ones(keypoints.shape[0], dtype=torch.bool)
         self.query_masks.append(self._put(decoded, rows).unflatten(0, self.shape))
         if self.output_part_attentions:
@@ -1036,6 +1077,7 @@ class QueryPoseStages:
             self.decoded_maps.append(attention_maps)
 
     def _apply_keypoint_layer(self, stage: int, rows: Tensor | None, part_queries: Tensor) -> tuple[Tensor, ...]:
+        """What the keypoint layer gives, see there, with the keypoints' confidence `(R, K)` before the maps."""
         config = self.decoder.config
         rois = boxes_to_rois(self.boxes[stage])
         queries = self.stage_queries[stage].flatten(0, 1)
@@ -1044,7 +1086,14 @@ class QueryPoseStages:
         roi_features = align_rois(
             self.pyramid[0], rois, config.pose_pooler_resolution, STRIDES[0], config.pooler_sampling_ratio
         ).to(self.feature_dtype)
-        return self.decoder.keypoint_layers[stage](queries, part_queries, roi_features)
+        layer = self.decoder.keypoint_layers[stage]
+        queries, part_queries, keypoints, sigmas, maps = layer(queries, part_queries, roi_features)
+        if config.keypoint_confidence == "deviation":
+            confidences = 1 - sigmas.mean(dim=-1)
+        else:
+            of_keypoints = maps[:, layer.keypoint_head.part_of_keypoint]
+            confidences = expected_similarity(of_keypoints, keypoints, rois, self.decoder.oks_constants)
+        return queries, part_queries, keypoints, sigmas, confidences, maps
 
     def decode_keypoints(self, rows: Tensor | None) -> None:
         """Takes the queries in `rows` (all for `None`) through the keypoint layers of all stages."""
@@ -1057,16 +1106,17 @@ class QueryPoseStages:
     def _decode(self, rows: Tensor) -> _Decoded:
         # part queries go from stage to stage as they are: only what comes out is laid out by query
         part_queries = self.part_queries[rows]
-        keypoints, sigmas, attention_maps = [], [], []
+        keypoints, sigmas, confidences, attention_maps = [], [], [], []
         for stage in range(len(self.boxes)):
-            _, part_queries, stage_keypoints, stage_sigmas, stage_maps = self._apply_keypoint_layer(
+            _, part_queries, stage_keypoints, stage_sigmas, stage_confidences, stage_maps = self._apply_keypoint_layer(
                 stage, rows, part_queries
             )
             keypoints.append(stage_keypoints)
             sigmas.append(stage_sigmas)
+            confidences.append(stage_confidences)
             if self.output_part_attentions:
                 attention_maps.append(stage_maps)
-        return _Decoded(rows, part_queries, keypoints, sigmas, attention_maps)
+        return _Decoded(rows, part_queries, keypoints, sigmas, confidences, attention_maps)
 
     def _collect(self, parts: list[_Decoded]) -> None:
         """Lays out what was found by query; zero, or the learned part queries, where nothing was decoded."""
@@ -1077,7 +1127,8 @@ class QueryPoseStages:
             return [self._put(torch.cat(values), rows).unflatten(0, self.shape) for values in by_stage]
 
         self.part_queries = self._put(torch.cat([part.part_queries for part in parts]), rows, self.part_queries)
-        self.keypoints, self.sigmas, self.part_attentions = put("keypoints"), put("sigmas"), put("attention_maps")
+        self.keypoints, self.sigmas, self.confidences = put("keypoints"), put("sigmas"), put("confidences")
+        self.part_attentions = put("attention_maps")
         decoded = rows.new_ones(rows.shape[0], dtype=torch.bool)
         self.query_masks = [self._put(decoded, rows).unflatten(0, self.shape)] * len(self.boxes)
 
@@ -1109,7 +1160,7 @@ class QueryPoseStages:
                 break
             part = self._decode(part_rows)
             parts.append(part)
-            confidence = (1 - part.sigmas[-1].mean(dim=-1)).mean(dim=-1)
+            confidence = part.confidences[-1].mean(dim=-1)
             found = (class_scores[:, start:end][chosen] * confidence).masked_fill(~inside[part_rows], -1.0)
             scores[part_rows] = found.to(scores.dtype)
             least = scores.view(batch_size, num_queries).topk(count, dim=1).values[:, -1:]
@@ -1177,6 +1228,7 @@ class QueryPosePreTrainedModel(PreTrainedModel):
             init.normal_(module.part_queries)
             whole_image = torch.tensor([0.5, 0.5, 1.0, 1.0]).expand_as(module.initial_boxes)
             init.copy_(module.initial_boxes, whole_image)
+            init.copy_(module.oks_constants, torch.tensor(module.config.keypoint_sigmas, dtype=torch.float32))
 
     def _init_affine(self, module: nn.Conv2d | nn.Linear | nn.ConvTranspose2d) -> None:
         fan_in = math.prod(module.weight.shape[1:])
@@ -1477,7 +1529,7 @@ def read_stage(outputs: QueryPoseModelOutput, stage: int) -> dict[str, Tensor]:
         "logits": outputs.intermediate_logits[:, stage],
         "pred_boxes": corners_to_center_format(boxes),
         "pred_keypoints": keypoints * mask[..., None, None],
-        "keypoint_scores": (1 - sigmas.mean(dim=-1)) * mask[..., None],
+        "keypoint_scores": outputs.intermediate_keypoint_scores[:, stage],
         "keypoint_sigmas": sigmas,
         "keypoint_query_mask": mask,
     }

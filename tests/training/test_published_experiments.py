@@ -41,7 +41,7 @@ def test_other_files_are_read_and_built(tmp_path, monkeypatch):
     """A step of a recipe starts from what the step before leaves in `runs/`."""
     monkeypatch.chdir(tmp_path)
     others = sorted(set(FOLDER.glob("*.yaml")) - set(FILES))
-    assert [file.stem for file in others] == [f"querypose_nano_{step}" for step in range(1, 7)]
+    assert [file.stem for file in others] == [f"querypose_nano_{step}" for step in range(1, 8)]
     for file in others:
         config = build_config(Experiment.from_yaml(file).model, described(COCO_17))
         with torch.device("meta"):
