@@ -8,7 +8,7 @@ import pytest
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 TINY = {
-    "visualise": "model = None\nimage = None\nthreshold = 0.2",
+    "visualise": "model = None\nimage = None\nthreshold = 0.15",
     "fine_tune": "steps = 3\npictures = 2\nheight, width = 64, 64",
 }
 

@@ -65,7 +65,7 @@ def test_finds_people_in_photographs(tmp_path):
         device="cpu",
     )
     metrics = result["metrics"]
-    assert metrics["AP50"] > 0.25
+    assert metrics["AP"] > 0.15 and metrics["AP50"] > 0.35
     card = ModelCard.load(Path(QUERYPOSE_NANO) / "README.md")
     stated = {
         result.metric_name: result.metric_value

@@ -558,7 +558,9 @@ def _output_field(
 
 
 def _check_nms_threshold(value: Any) -> None:
-    if value is not None and not (isinstance(value, Real) and not isinstance(value, bool) and 0 < value <= 1):
+    if value is None:
+        return
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) <= 1:
         raise ValueError(f"`nms_threshold` is {value!r}; expected None or a number above 0 and at most 1.")
 
 

@@ -22,7 +22,7 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 def add_threshold_option(parser: argparse.ArgumentParser) -> None:
     """Adds `--threshold`; [`threshold_of`] reads it."""
     parser.add_argument(
-        "--threshold", type=float, help="least score of a person (0.3; 0.2 with querypose-nano, whose scores are low)"
+        "--threshold", type=float, help="least score of a person (0.3; 0.15 with querypose-nano, whose scores are low)"
     )
 
 
@@ -33,7 +33,7 @@ def threshold_of(options: argparse.Namespace, least: float = 0.0) -> float:
         ValueError: it is not from `least` to 1.
     """
     if options.threshold is None:
-        return 0.2 if options.model == QUERYPOSE_NANO else 0.3
+        return 0.15 if options.model == QUERYPOSE_NANO else 0.3
     if not least <= options.threshold <= 1:
         raise ValueError(f"--threshold must be from {least:g} to 1, but is {options.threshold}.")
     return float(options.threshold)
