@@ -897,6 +897,7 @@ class TestSaving:
         names = {
             "preprocessor_config.json",
             "annotations_querypose.py",
+            "boxes_querypose.py",
             "image_decoding_querypose.py",
             "image_processing_base_querypose.py",
             "image_processing_querypose.py",

@@ -508,7 +508,7 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
             `list[str]`: the files written, the settings first.
         """
         files = super().save_pretrained(save_directory)
-        shared = (Path(__file__).stem, "image_decoding_querypose", "annotations_querypose")
+        shared = (Path(__file__).stem, "image_decoding_querypose", "annotations_querypose", "boxes_querypose")
         modules = [*shared, *(module for module, _ in _BACKEND_MODULES.values())]
         for source in (Path(__file__).with_name(f"{module}.py") for module in modules):
             # of code that came from the Hub only the backend in use is there

@@ -36,6 +36,7 @@ PROCESSOR_FIELDS = frozenset(
         "do_resize",
         "image_mean",
         "image_std",
+        "nms_threshold",
         "pad_size",
         "resample",
         "rescale_factor",
