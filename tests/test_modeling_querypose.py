@@ -749,9 +749,8 @@ def test_expected_similarity_is_the_mean_oks_of_all_places():
     sure = torch.zeros(1, 2, 5, 5, dtype=torch.float64)
     sure[:, :, 2, 2] = 1
     at = torch.tensor([[[0.0, 0.0], [0.4, 0.4]]], dtype=torch.float64)
-    assert expected_similarity(sure, at, rois[:1], torch.tensor(sigmas[:2]))[0].tolist() == pytest.approx(
-        [1, 0], abs=1e-2
-    )
+    found = expected_similarity(sure, at, rois[:1], torch.tensor(sigmas[:2]))
+    assert found[0].tolist() == pytest.approx([1, 0], abs=1e-2)
     nothing = torch.zeros(1, 5, dtype=torch.float64)  # a box without area has no people in it
     assert expected_similarity(sure, at, nothing, torch.tensor(sigmas[:2])).isfinite().all()
 
@@ -768,10 +767,8 @@ def test_confidence_from_attention(parts, tmp_path):
     torch.testing.assert_close(outputs.pred_keypoints, others.pred_keypoints)
     torch.testing.assert_close(others.keypoint_scores, 1 - others.keypoint_sigmas.mean(dim=-1))
     size = torch.tensor([96.0, 64.0], dtype=torch.float64)
-    low, sides = (
-        (outputs.pred_boxes[..., :2] - outputs.pred_boxes[..., 2:] / 2) * size,
-        outputs.pred_boxes[..., 2:] * size,
-    )
+    centers, sides = (values * size for values in outputs.pred_boxes.split(2, dim=-1))
+    low = centers - sides / 2
     relative = (outputs.pred_keypoints * size - low[..., None, :]) / sides[..., None, :] - 0.5
     rois = torch.cat([torch.zeros(2, 12, 1), low, low + sides], dim=-1).flatten(0, 1)
     part_of = model.model.decoder.keypoint_layers[-1].keypoint_head.part_of_keypoint
