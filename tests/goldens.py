@@ -14,9 +14,9 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from querypose_hf.configuration_querypose import QueryPoseConfig
-from querypose_hf.conversion import config_from_original, convert_state_dict, place
-from querypose_hf.modeling_querypose import QueryPoseForPoseEstimation
+from querypose_hf.model.configuration_querypose import QueryPoseConfig
+from querypose_hf.model.modeling_querypose import QueryPoseForPoseEstimation
+from querypose_hf.weights.conversion import config_from_original, convert_state_dict, place
 
 
 GOLDENS = Path(__file__).parent / "goldens"

@@ -9,13 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPoseEstimation
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_querypose import QueryPoseConfig
-from .image_processing_pil_querypose import QueryPoseImageProcessorPil
-from .image_processing_querypose import QueryPoseImageProcessor
-from .modeling_querypose import QueryPoseForPoseEstimation, QueryPoseModel, QueryPosePreTrainedModel
-from .pipeline_querypose import PoseEstimationPipeline
-from .querypose_nano import QUERYPOSE_NANO
-from .skeletons import COCO_17, CROWDPOSE_14, Skeleton
+from .assets import QUERYPOSE_NANO
+from .model.configuration_querypose import QueryPoseConfig
+from .model.image_processing_pil_querypose import QueryPoseImageProcessorPil
+from .model.image_processing_querypose import QueryPoseImageProcessor
+from .model.modeling_querypose import QueryPoseForPoseEstimation, QueryPoseModel, QueryPosePreTrainedModel
+from .model.pipeline_querypose import PoseEstimationPipeline
+from .model.skeletons import COCO_17, CROWDPOSE_14, Skeleton
 
 
 try:

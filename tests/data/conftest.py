@@ -1,18 +1,18 @@
 """Small data sets made up for the tests of readers, augmentation and collation."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from places import SHARED
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of shared data; tests that need it are skipped where it does not exist."""
-    folder = Path(os.environ.get("QUERYPOSE_SHARED", Path(__file__).resolve().parents[2] / ".." / "shared"))
+    folder = SHARED
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}; QUERYPOSE_SHARED can name another folder")
     return folder

@@ -18,7 +18,7 @@ from querypose_hf.data import (
     ScaleJitter,
 )
 from querypose_hf.data.annotated_image import AnnotatedImage
-from querypose_hf.skeletons import COCO_17
+from querypose_hf.model.skeletons import COCO_17
 
 
 GROUND = (128, 128, 128)

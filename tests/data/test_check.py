@@ -6,7 +6,7 @@ from PIL import Image
 
 from querypose_hf.data import CocoPoseDataset, check_data
 from querypose_hf.data.synthetic import SyntheticPeople, SyntheticPeopleStream
-from querypose_hf.skeletons import COCO_17, Skeleton
+from querypose_hf.model.skeletons import COCO_17, Skeleton
 
 
 def face(left, right, x=20.0):

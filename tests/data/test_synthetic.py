@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from places import PROJECT, SHARED
 from torch.utils.data import DataLoader
 
 from querypose_hf.data import synthetic_scene
@@ -33,8 +34,7 @@ from querypose_hf.data.synthetic_poses import (
 from querypose_hf.data.synthetic_surfaces import PROFILE, Light, Materials, Solids
 
 
-SHARED = Path(os.environ.get("QUERYPOSE_SHARED", Path(__file__).resolve().parents[2] / ".." / "shared"))
-SOURCE = Path(__file__).resolve().parents[2] / "src"
+SOURCE = PROJECT / "src"
 
 NOSE, LEFT_EYE, RIGHT_EYE = 0, 1, 2
 SHOULDERS, KNEES, ANKLES = [5, 6], [13, 14], [15, 16]

@@ -1,16 +1,16 @@
 """Annotations and results made up for the scoring tests: no file outside the repository is needed."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from places import SHARED
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of shared data; tests that need it are skipped where it does not exist."""
-    folder = Path(os.environ.get("QUERYPOSE_SHARED", Path(__file__).resolve().parents[2] / ".." / "shared"))
+    folder = SHARED
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}; QUERYPOSE_SHARED can name another folder")
     return folder

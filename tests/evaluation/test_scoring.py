@@ -17,7 +17,7 @@ from querypose_hf.evaluation import (
     score_boxes,
     score_keypoints,
 )
-from querypose_hf.skeletons import COCO_17, CROWDPOSE_14
+from querypose_hf.model.skeletons import COCO_17, CROWDPOSE_14
 
 
 pytest.importorskip("pycocotools")

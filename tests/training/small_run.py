@@ -19,7 +19,7 @@ from tiny import tiny_config
 
 from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.data import AugmentedPoseDataset, HorizontalFlip, PoseAugmentation, ResizeShortSide
-from querypose_hf.skeletons import COCO_17
+from querypose_hf.model.skeletons import COCO_17
 from querypose_hf.training.loop import TrainingLoop
 from querypose_hf.training.recipe import LearningRateSchedule, TrainingConfig
 

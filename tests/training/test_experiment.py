@@ -15,8 +15,8 @@ from querypose_hf import COCO_17, CROWDPOSE_14, QueryPoseConfig, QueryPoseForPos
 from querypose_hf.data import image_sizes
 from querypose_hf.evaluation.scoring import score_keypoints
 from querypose_hf.training.experiment import Experiment, ModelSettings, with_assignments
-from querypose_hf.training.experiment_data import DataDescription, Validation, describe_sources, open_source
 from querypose_hf.training.experiment_model import build_config, build_image_processor, build_model
+from querypose_hf.training.sources import DataDescription, Validation, describe_sources, open_source
 
 
 PERSON = {1: "person"}

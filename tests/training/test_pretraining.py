@@ -11,7 +11,7 @@ from small_run import read_log
 from tiny import people, tiny_config
 
 from querypose_hf import QueryPoseForPoseEstimation
-from querypose_hf.loss_querypose import part_attention_loss
+from querypose_hf.model.loss_querypose import part_attention_loss
 from querypose_hf.training.experiment import Experiment
 from querypose_hf.training.experiment_run import run_experiment
 from querypose_hf.training.pretraining import HeatmapPretraining, PosePretraining

@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import PROJECT
 
 from querypose_hf import COCO_17, CROWDPOSE_14, QueryPoseConfig, QueryPoseForPoseEstimation
-from querypose_hf.model_card import PUBLISHED_AP
+from querypose_hf.hub.model_card import PUBLISHED_AP
 from querypose_hf.training.experiment import Experiment
-from querypose_hf.training.experiment_data import DataDescription
 from querypose_hf.training.experiment_model import build_config
 from querypose_hf.training.recipe import RECIPES
+from querypose_hf.training.sources import DataDescription
 
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs"
+FOLDER = PROJECT / "configs"
 #: The others are of models of our own.
 FILES = [file for file in sorted(FOLDER.glob("*.yaml")) if Experiment.from_yaml(file).model.variant is not None]
 

@@ -3,7 +3,7 @@ import torch
 from tiny import people, tiny_config
 
 from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation
-from querypose_hf.skeletons import Skeleton
+from querypose_hf.model.skeletons import Skeleton
 from querypose_hf.training.transfer import transfer_weights
 
 

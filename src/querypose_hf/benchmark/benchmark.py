@@ -16,12 +16,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..configuration_querypose import QueryPoseConfig
 from ..data.synthetic import SAMPLE_SCENE_PATH
-from ..image_decoding_querypose import decode_image
-from ..image_processing_querypose import QueryPoseImageProcessor
-from ..inference_fusion import fuse_for_inference
-from ..modeling_querypose import QueryPoseForPoseEstimation
+from ..model.configuration_querypose import QueryPoseConfig
+from ..model.image_decoding_querypose import decode_image
+from ..model.image_processing_querypose import QueryPoseImageProcessor
+from ..model.modeling_querypose import QueryPoseForPoseEstimation
+from ..weights.fusion import fuse_for_inference
 from . import rivals
 from .measuring import describe_device, measure_peaks, measure_side_by_side, seconds_of, threads
 from .steps import MODEL_STEPS, count_multiply_adds, time_steps

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..json_files import write_json
+from ..files import write_json
 
 
 def _milliseconds(seconds: float) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..modeling_querypose import QueryPoseForPoseEstimation, QueryPoseStages, image_sizes_from_mask
+from ..model.modeling_querypose import QueryPoseForPoseEstimation, QueryPoseStages, image_sizes_from_mask
 from .measuring import synchronize
 
 

@@ -8,8 +8,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from .. import modeling_querypose
-from ..modeling_querypose import QueryPoseForPoseEstimation, QueryPoseStages
+from ..model import modeling_querypose
+from ..model.modeling_querypose import QueryPoseForPoseEstimation, QueryPoseStages
 from ..training.frozen_norms import fold_frozen_norms
 from .measuring import measure_side_by_side
 

@@ -7,7 +7,7 @@ at once.
 
 import argparse
 
-from ..querypose_nano import QUERYPOSE_NANO
+from ..assets import QUERYPOSE_NANO
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:

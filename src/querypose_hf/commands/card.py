@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..configuration_querypose import VARIANTS
+from ..model.configuration_querypose import VARIANTS
 
 
 def add_parser(commands: Any) -> None:
@@ -34,8 +34,8 @@ def add_parser(commands: Any) -> None:
 
 
 def _card(options: argparse.Namespace) -> None:
-    from ..hub import read_model_card_config
-    from ..model_card import MeasuredFigures, build_model_card, check_model_card, find_variant, save_model_card
+    from ..hub.model_card import MeasuredFigures, build_model_card, check_model_card, find_variant, save_model_card
+    from ..hub.push import read_model_card_config
 
     output = options.output or options.model / "README.md"
     config = read_model_card_config(options.model)

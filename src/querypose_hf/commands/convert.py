@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..configuration_querypose import VARIANTS
+from ..model.configuration_querypose import VARIANTS
 
 
 def add_parser(commands: Any) -> None:
@@ -39,7 +39,7 @@ def _json_list(text: str) -> list[Any]:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from ..conversion import convert_checkpoint, describe_report
+    from ..weights.conversion import convert_checkpoint, describe_report
 
     overrides = {} if options.keypoint_names is None else {"keypoint_names": options.keypoint_names}
     report = convert_checkpoint(

@@ -32,11 +32,11 @@ def add_parser(commands: Any) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from safetensors import SafetensorError
 
-    from .. import demo
+    from ..inference import demo
 
     gradio = demo._import_gradio()
     if options.space is not None:
-        from ..space import write_space
+        from ..hub.space import write_space
 
         folder = write_space(
             options.space, options.model, requirement=options.requirement, gradio_version=gradio.__version__

@@ -37,8 +37,8 @@ def _explain(options: argparse.Namespace) -> None:
         raise ValueError(f"--top-k must be at least 1, but is {options.top_k}.")
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output must be a folder, but {options.output} is a file.")
-    from ..explanation import draw_part_attention, explain_people, overlay_part_attention
-    from ..image_decoding_querypose import decode_image
+    from ..inference.explanation import draw_part_attention, explain_people, overlay_part_attention
+    from ..model.image_decoding_querypose import decode_image
     from .predict import _check_device, _check_picture
 
     for source in options.images:

@@ -91,8 +91,8 @@ def _check_device(device: str | None) -> None:
 def _find_people(options: argparse.Namespace, images: Sequence[str]) -> None:
     from transformers import pipeline
 
-    from ..image_decoding_querypose import decode_image
-    from ..visualization import draw_poses
+    from ..inference.visualization import draw_poses
+    from ..model.image_decoding_querypose import decode_image
 
     try:
         pose_estimator = pipeline(  # type: ignore[call-overload]  # Transformers' annotations know its own tasks alone

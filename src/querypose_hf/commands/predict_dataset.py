@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
     from accelerate import PartialState
     from transformers import pipeline
 
-    from ..bulk import open_image_dataset, predict_to_parquet
+    from ..inference.bulk import open_image_dataset, predict_to_parquet
 
     dataset = open_image_dataset(options.dataset, options.split, options.image_column)
     state = PartialState(cpu=options.device == "cpu")

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ..video import STREAM_SCHEMES, VIDEO_SUFFIXES, VideoReader, VideoWriter, find_people_in_frames
+from ..inference.video import STREAM_SCHEMES, VIDEO_SUFFIXES, VideoReader, VideoWriter, find_people_in_frames
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def check_options(options: argparse.Namespace, videos: Sequence[str]) -> None:
             continue
         VideoReader(video).close()
     if videos and not options.no_track:
-        from ..tracking import PersonTracker
+        from ..inference.tracking import PersonTracker
 
         PersonTracker(options.threshold)
 
@@ -114,8 +114,8 @@ def find_people_in_video(
     options: argparse.Namespace, pose_estimator: Any, source: str, drawn: Path | None, lines: TextIO | None
 ) -> None:
     """Finds and follows the people of one video. Ctrl-C ends the video early, with all that was found."""
-    from ..tracking import PersonTracker
-    from ..visualization import draw_poses
+    from ..inference.tracking import PersonTracker
+    from ..inference.visualization import draw_poses
 
     seen: set[int] = set()
     count, tracker = 0, None

@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
 
 def _push(options: argparse.Namespace) -> None:
     from ..data.synthetic import SAMPLE_SCENE_PATH
-    from ..hub import push_checkpoint
+    from ..hub.push import push_checkpoint
 
     commit = push_checkpoint(
         options.model,

@@ -61,9 +61,9 @@ def add_parser(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from ..processes import this_process
     from ..training.experiment import Experiment, set_field, with_assignments
     from ..training.experiment_run import run_experiment
-    from ..training.processes import this_process
     from ..training.settings import read_yaml
 
     values: Any = {}
@@ -99,7 +99,7 @@ def _train(options: argparse.Namespace) -> None:
 def _apply_model(values: dict[str, Any], model: str | None) -> None:
     if model is None:
         return
-    from ..configuration_querypose import VARIANTS
+    from ..model.configuration_querypose import VARIANTS
 
     kept = {
         name: value

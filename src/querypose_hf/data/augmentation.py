@@ -16,7 +16,7 @@ import torch
 from torchvision.transforms import v2
 from transformers.image_utils import SizeDict
 
-from ..image_processing_base_querypose import get_resized_size
+from ..model.image_processing_base_querypose import get_resized_size
 from .annotated_image import AnnotatedImage
 from .pose_dataset import check_flip_indices
 from .sample import PoseSample

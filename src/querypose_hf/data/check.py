@@ -14,9 +14,9 @@ import PIL.Image
 from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 
-from ..json_files import write_json
-from ..skeletons import Skeleton
-from ..visualization import draw_poses
+from ..files import write_json
+from ..inference.visualization import draw_poses
+from ..model.skeletons import Skeleton
 from .annotated_image import AnnotatedImage
 from .pose_dataset import PoseDataset
 from .sample import PoseSample, UnusableImageError

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..json_files import read_json
-from ..record_checks import is_identifier, require_numbers, require_records, shown
-from ..skeletons import CROWDPOSE_14
+from ..checks import is_identifier, require_numbers, require_records, shown
+from ..files import read_json
+from ..model.skeletons import CROWDPOSE_14
 from .pose_dataset import OnError, PoseFileDataset, check_on_error
 from .pose_table import PoseTable
 

@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
-from ..record_checks import is_identifier, shown
-from ..skeletons import flip_indices_from_names
+from ..checks import is_identifier, shown
+from ..model.skeletons import flip_indices_from_names
 from .pose_dataset import OnError, PoseDataset, check_flip_indices, check_on_error
 from .pose_table import PoseTable
 from .sample import PoseSample, UnusableImageError, read_image, read_image_size

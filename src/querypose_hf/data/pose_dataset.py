@@ -11,7 +11,7 @@ import PIL.Image
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from ..skeletons import flip_indices_from_names
+from ..model.skeletons import flip_indices_from_names
 from .pose_table import PoseTable
 from .sample import PoseSample, UnusableImageError, read_image
 

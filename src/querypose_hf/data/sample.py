@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict
 import PIL.Image
 import PIL.ImageOps
 
-from ..image_decoding_querypose import decode_image
+from ..model.image_decoding_querypose import decode_image
 
 
 _EXIF_ORIENTATION = 0x0112

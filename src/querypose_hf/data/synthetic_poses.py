@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..skeletons import COCO_17
+from ..model.skeletons import COCO_17
 
 
 #: The joints of a body: COCO's 17 keypoints first, in their order, then what drawing needs besides.

@@ -6,8 +6,8 @@ Everything but the scoring itself (reading and writing COCO results) works witho
 from .coco_results import coco_results_from_people, read_coco_results, write_coco_results
 from .evaluate import evaluate_predictions
 from .ground_truth import KeypointGroundTruth
-from .inference import predict_dataset, unsqueeze_annotations
 from .model_evaluation import evaluate_model
+from .prediction import predict_dataset, unsqueeze_annotations
 from .protocols import BOX_METRICS, KEYPOINT_METRICS
 from .report import write_report
 from .scoring import ImageError, KeypointEvaluation, PeopleGroup, PrecisionRecall, score_boxes, score_keypoints

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..json_files import read_json, write_json
-from ..record_checks import is_identifier, require_numbers, require_records, shown
+from ..checks import is_identifier, require_numbers, require_records, shown
+from ..files import read_json, write_json
 
 
 def coco_results_from_people(

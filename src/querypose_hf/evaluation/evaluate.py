@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..json_files import write_json
+from ..files import write_json
 from .coco_results import read_coco_results, write_coco_results
 from .ground_truth import KeypointGroundTruth
 from .protocols import resolve_sigmas

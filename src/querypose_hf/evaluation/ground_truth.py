@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..json_files import read_json
-from ..record_checks import is_identifier, require_numbers, require_records, shown
+from ..checks import is_identifier, require_numbers, require_records, shown
+from ..files import read_json
 from .protocols import CROWDPOSE_AREA_RATIO, check_metric, images_by_crowd_group
 
 

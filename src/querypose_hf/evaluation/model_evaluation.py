@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ..json_files import write_json
-from ..skeletons import SKELETONS
+from ..files import write_json
+from ..model.skeletons import SKELETONS
 from .coco_results import write_coco_results
 from .ground_truth import KeypointGroundTruth
-from .inference import check_prediction_options, load_model, predict_dataset, processes, unsqueeze_annotations
 from .partial_results import PartialResults
+from .prediction import check_prediction_options, load_model, predict_dataset, processes, unsqueeze_annotations
 from .protocols import resolve_sigmas
 from .report import check_worst_images, write_report
 from .scoring import check_backend, score_boxes, score_keypoints

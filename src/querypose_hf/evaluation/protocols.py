@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..record_checks import is_finite_number
-from ..skeletons import COCO_17, CROWDPOSE_14, Skeleton
+from ..checks import is_finite_number
+from ..model.skeletons import COCO_17, CROWDPOSE_14, Skeleton
 
 
 #: Names of the figures of each keypoint protocol, in the order they are reported.

@@ -13,8 +13,8 @@ import PIL.Image
 from tqdm.auto import tqdm
 
 from ..data.sample import read_image
-from ..json_files import write_json
-from ..visualization import draw_poses
+from ..files import write_json
+from ..inference.visualization import draw_poses
 from .charts import bar_chart, precision_recall_chart
 from .ground_truth import KeypointGroundTruth
 from .scoring import ImageError, KeypointEvaluation, PeopleGroup

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..configuration_querypose import QueryPoseConfig
-from ..modeling_querypose import QueryPosePoseEstimationOutput
+from ..model.configuration_querypose import QueryPoseConfig
+from ..model.modeling_querypose import QueryPosePoseEstimationOutput
 from .exporting import FORMATS, METADATA_FILE
 
 

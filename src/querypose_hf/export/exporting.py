@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..inference_fusion import fuse_for_inference
-from ..modeling_querypose import STRIDES, QueryPoseForPoseEstimation
+from ..model.modeling_querypose import STRIDES, QueryPoseForPoseEstimation
+from ..weights.fusion import fuse_for_inference
 from .graphs import PeopleGraph, RawOutputsGraph
 
 

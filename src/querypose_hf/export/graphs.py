@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ..boxes_querypose import find_duplicates
-from ..modeling_querypose import QueryPoseForPoseEstimation
+from ..model.boxes_querypose import find_duplicates
+from ..model.modeling_querypose import QueryPoseForPoseEstimation
 
 
 RAW_OUTPUTS = ("logits", "pred_boxes", "pred_keypoints", "keypoint_scores", "keypoint_query_mask")

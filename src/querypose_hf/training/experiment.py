@@ -12,9 +12,9 @@ from typing import Any, Literal
 import yaml
 from transformers import PreTrainedConfig
 
-from ..configuration_querypose import VARIANTS, QueryPoseConfig
+from ..checks import shown
 from ..data.augmentation import Mosaic, PoseAugmentation, RandomCrop, ResizeShortSide
-from ..record_checks import shown
+from ..model.configuration_querypose import VARIANTS, QueryPoseConfig
 from .recipe import TrainingConfig
 from .settings import build, plain_mapping, read_yaml, require
 

@@ -12,15 +12,15 @@ from huggingface_hub.utils import validate_repo_id
 from torch.utils.data import Subset
 
 from ..data import PoseDataset
-from ..hub import push_checkpoint
+from ..hub.push import push_checkpoint
+from ..processes import this_process
 from .checkpoints import find_checkpoints, write_whole
 from .experiment import Experiment
-from .experiment_data import Validation, describe_sources, join_sources, open_source
 from .experiment_model import build_config, build_image_processor, build_model
 from .initial_boxes import start_from_typical_boxes
+from .log import choose_trackers
 from .loop import TrainingLoop, check_stop_after
-from .processes import this_process
-from .training_log import choose_trackers
+from .sources import Validation, describe_sources, join_sources, open_source
 
 
 logger = logging.getLogger(__name__)

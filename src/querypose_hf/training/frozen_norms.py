@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..inference_fusion import find_norm_pairs, norm_tail
-from ..modeling_querypose import QueryPoseBackbone
+from ..model.modeling_querypose import QueryPoseBackbone
+from ..weights.fusion import find_norm_pairs, norm_tail
 
 
 class _ScaledConv2d(nn.Conv2d):

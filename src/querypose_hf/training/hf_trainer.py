@@ -14,8 +14,8 @@ from ..evaluation.coco_results import coco_results_from_people
 from ..evaluation.ground_truth import KeypointGroundTruth
 from ..evaluation.protocols import resolve_sigmas
 from ..evaluation.scoring import check_backend, score_keypoints
-from ..modeling_querypose import QueryPoseForPoseEstimation
-from ..skeletons import SKELETONS
+from ..model.modeling_querypose import QueryPoseForPoseEstimation
+from ..model.skeletons import SKELETONS
 from .recipe import TrainingConfig, build_optimizer
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
 from ..data.pose_dataset import PoseDataset
-from ..modeling_querypose import QueryPoseForPoseEstimation
+from ..model.modeling_querypose import QueryPoseForPoseEstimation
 
 
 # Among so many of the data set's boxes the best are looked for, and on so many they are tried: both are enough for

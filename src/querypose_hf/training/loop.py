@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
 from ..data.collation import AspectRatioBatchSampler, PoseCollator
-from ..modeling_querypose import QueryPoseForPoseEstimation
+from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from .checkpoints import (
     find_checkpoints,
     load_checkpoint,
@@ -25,9 +25,9 @@ from .checkpoints import (
 )
 from .cpu_bfloat16 import keep_strided_depthwise_float32
 from .frozen_norms import fold_frozen_norms, unfold_frozen_norms
+from .log import TrainingLog, choose_trackers
 from .pretraining import OBJECTIVES
 from .recipe import TrainingConfig, build_optimizer
-from .training_log import TrainingLog, choose_trackers
 
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from ..loss_querypose import Matches, Targets, number_of_people, part_attention_loss, pose_estimation_loss
-from ..modeling_querypose import (
+from ..model.loss_querypose import Matches, Targets, number_of_people, part_attention_loss, pose_estimation_loss
+from ..model.modeling_querypose import (
     QueryPoseForPoseEstimation,
     QueryPoseStages,
     image_sizes_from_mask,

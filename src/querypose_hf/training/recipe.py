@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import nn
 
-from ..record_checks import shown
+from ..checks import shown
 from .settings import changed, plain_mapping, read_yaml, require
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from ..record_checks import shown
+from ..checks import shown
 
 
 Settings = TypeVar("Settings")

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..configuration_querypose import QueryPoseConfig
-from ..modeling_querypose import QueryPoseForPoseEstimation
-from ..skeletons import Skeleton
+from ..model.configuration_querypose import QueryPoseConfig
+from ..model.modeling_querypose import QueryPoseForPoseEstimation
+from ..model.skeletons import Skeleton
 
 
 # What has a row (or a block of rows) for each keypoint, and for each part; everything else knows of neither.

@@ -1,0 +1,1 @@
+"""Publishing on the Hub: upload, model card, endpoint handler, Space."""

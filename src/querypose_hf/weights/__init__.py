@@ -1,0 +1,1 @@
+"""Weights: conversion, backbones, storage, fusion, adapters."""

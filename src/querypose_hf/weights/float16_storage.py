@@ -1,0 +1,63 @@
+"""Checkpoints of half the size, for packages and slow lines."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..files import read_json, write_json
+
+
+_SETTINGS = ("config.json", "preprocessor_config.json", "processor_config.json")
+_WEIGHTS = "model.safetensors"
+
+
+def store_in_float16(folder: str | os.PathLike, output: str | os.PathLike) -> Path:
+    """Writes a checkpoint again with its weights in float16; `config.json` stays, so it loads in the type it had.
+
+    A tensor with a value beyond float16's range keeps its own type.
+
+    Args:
+        folder (`str` or `os.PathLike`): what `save_pretrained` of model and image processor wrote.
+        output (`str` or `os.PathLike`): the folder to write; made if it does not exist. Files of the same names are
+            replaced whole. Code that the checkpoint carries stays behind.
+
+    Returns:
+        `Path`: the folder written.
+
+    Raises:
+        FileNotFoundError: `folder` has no configuration or no weights in one file.
+
+    Example:
+
+    ```python
+    >>> store_in_float16("runs/querypose_nano_3/last", "querypose-nano")
+    ```
+    """
+    folder, output = Path(folder), Path(output)
+    for name in (_SETTINGS[0], _WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"`folder` is {str(folder)!r}, which has no {name}.")
+    halved = {}
+    for name, tensor in load_file(folder / _WEIGHTS).items():
+        half = tensor.half() if tensor.is_floating_point() else tensor
+        # running variances grow as the square of what runs through, and may be beyond float16
+        fits = torch.equal(half.isfinite(), tensor.isfinite())
+        halved[name] = half if fits else tensor
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".storing_") as name:
+        temporary = Path(name)
+        save_file(halved, temporary / _WEIGHTS, metadata={"format": "pt"})
+        for settings in _SETTINGS:
+            if (folder / settings).is_file():
+                fields = read_json(folder / settings)
+                fields.pop("auto_map", None)  # it would ask for the code
+                write_json(fields, temporary / settings, indent=2)
+        for file in sorted(temporary.iterdir()):
+            os.replace(file, output / file.name)
+    return output
+
+
+__all__ = ["store_in_float16"]

@@ -1,0 +1,153 @@
+"""Folds what is fixed in inference into fewer, faster layers."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from ..model.modeling_querypose import QueryPoseForPoseEstimation, QueryPoseModel, SpatialPartEmbedding
+
+
+# A picture on which the backbone shows which batch norm follows which convolution.
+_PROBE_SIDE = 64
+
+
+def fuse_for_inference(
+    model: QueryPoseForPoseEstimation | QueryPoseModel, channels_last: bool = True
+) -> QueryPoseForPoseEstimation | QueryPoseModel:
+    """Folds batch norms into the convolutions before them, in place, and lays out convolutions for speed.
+
+    Outputs are the same to floating-point tolerance. Frozen batch norms are folded like any other, and so is the one
+    behind the transposed convolution of every keypoint layer. The model can then neither be trained nor saved: a
+    checkpoint without its batch norms could not be loaded again.
+
+    Args:
+        model: a QueryPose model in evaluation mode; it is changed.
+        channels_last (`bool`, *optional*, defaults to `True`): whether the weights of convolutions are laid out with
+            channels last, which convolutions then use for their features, too. The usual layout is better for export.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        ValueError: the model is in training mode, or it would not give the same after folding.
+
+    Example:
+
+    ```python
+    >>> model = fuse_for_inference(QueryPoseForPoseEstimation.from_pretrained("path/to/checkpoint"))
+    ```
+    """
+    if model.training:
+        raise ValueError("`model` is in training mode; expected `model.eval()`, since batch norms are to be folded.")
+    base = model.model if isinstance(model, QueryPoseForPoseEstimation) else model
+    with torch.no_grad():
+        _fuse_network(base.backbone)
+        for module in base.modules():
+            if isinstance(module, SpatialPartEmbedding) and not isinstance(module.upsample_norm, nn.Identity):
+                _fold(module.upsample, module.upsample_norm)
+                setattr(module, "upsample_norm", nn.Identity())  # noqa: B010 - of another type than it is declared
+    model.requires_grad_(False)
+    if channels_last:
+        for module in base.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _forbid(model, "train", "trained", lambda mode=True: mode)
+    _forbid(model, "save_pretrained", "saved")
+    return model
+
+
+def _forbid(model: nn.Module, method: str, what: str, applies: Any = lambda *args, **kwargs: True) -> None:
+    """Makes a method of this one model refuse."""
+    original = getattr(model, method)
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        if applies(*args, **kwargs):
+            raise ValueError(f"The model's batch norms are folded for inference: it cannot be {what} any more.")
+        return original(*args, **kwargs)
+
+    object.__setattr__(model, method, refuse)
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    # timm and torchvision have frozen batch norms of their own, whose statistics are buffers all the same
+    names = ("running_mean", "running_var", "weight", "bias")
+    return "BatchNorm" in type(module).__name__ and all(
+        isinstance(getattr(module, name, None), torch.Tensor) for name in names
+    )
+
+
+def norm_tail(norm: nn.Module) -> list[nn.Module]:
+    """What follows within a batch norm's module: timm has norms that go on with dropout and an activation."""
+    return [module for module in (getattr(norm, "drop", None), getattr(norm, "act", None)) if module is not None]
+
+
+def _fuse_network(network: nn.Module) -> None:
+    parameter = next(network.parameters())
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.randn(1, 3, _PROBE_SIDE, _PROBE_SIDE, generator=generator).to(parameter)
+    pairs, expected = find_norm_pairs(network, picture)
+    for convolution, name, norm in pairs:
+        _fold(convolution, norm)
+        rest = norm_tail(norm)
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, nn.Sequential(*rest) if rest else nn.Identity())
+    tolerance = 1e-3 if parameter.dtype in (torch.float32, torch.float64) else 0.1
+    for before, after in zip(expected, network(picture), strict=True):
+        if not (before - after).abs().max() <= tolerance * before.abs().max().clamp(min=1e-6):
+            raise ValueError(
+                f"`backbone_config` describes a {type(network).__name__} whose batch norms cannot be folded: "
+                "their convolutions' outputs are used elsewhere, too."
+            )
+
+
+def find_norm_pairs(
+    network: nn.Module, picture: torch.Tensor
+) -> tuple[list[tuple[nn.Conv2d, str, nn.Module]], list[torch.Tensor]]:
+    """Convolutions with the batch norm that takes just their output, and what the network makes of the picture."""
+    made_by: list[tuple[torch.Tensor, nn.Conv2d]] = []
+    pairs: list[tuple[nn.Conv2d, str, nn.Module]] = []
+
+    def note_output(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        made_by.append((output, module))
+
+    def note_input(name: str) -> Any:
+        def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            pairs.extend((made, name, module) for output, made in made_by if output is inputs[0])
+
+        return note
+
+    handles = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            handles.append(module.register_forward_hook(note_output))
+        elif _is_batch_norm(module):
+            handles.append(module.register_forward_pre_hook(note_input(name)))
+    try:
+        outputs = list(network(picture))
+    finally:
+        for handle in handles:
+            handle.remove()
+    # what runs twice cannot be folded into one
+    runs = [id(module) for _, module in made_by]
+    norms = [name for _, name, _ in pairs]
+    return [pair for pair in pairs if runs.count(id(pair[0])) == 1 and norms.count(pair[1]) == 1], outputs
+
+
+def _fold(convolution: nn.Conv2d | nn.ConvTranspose2d, norm: Any) -> None:
+    weight, bias = fuse_conv_bn_weights(
+        convolution.weight,
+        convolution.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
+        transpose=isinstance(convolution, nn.ConvTranspose2d),
+    )
+    convolution.weight, convolution.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+
+
+__all__ = ["fuse_for_inference"]

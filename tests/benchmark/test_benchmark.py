@@ -1,0 +1,135 @@
+"""The benchmark's counts and its report, on tiny models: what it times is looked at by people alone."""
+
+import json
+
+import pytest
+import torch
+from test_modeling_querypose import images, make_model
+from tiny import tiny_config
+
+from querypose_hf.benchmark import BenchmarkSettings, describe_results, run_benchmark, write_results
+from querypose_hf.benchmark.steps import count_multiply_adds, run_steps, time_steps
+from querypose_hf.cli import main
+
+
+def tiny_settings(**changes) -> BenchmarkSettings:
+    fields = {
+        "people": [2, 3],
+        "queries": [12],
+        "image_sizes": [(64, 96)],
+        "batch_sizes": [1],
+        "rounds": 1,
+        "full_rounds": 1,
+        "compare": ["full", "plain"],
+    }
+    return BenchmarkSettings(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("query_feedback", ["never", "always"])
+def test_steps_are_the_forward_pass(query_feedback):
+    """What is timed does all that the model does: as many multiply-adds, split as the configuration says."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = make_model(query_feedback=query_feedback, pose_query_interaction="dynamic").float()
+    model.requires_grad_(False)  # the counter of operations wants gradients otherwise
+    pixel_values = images(2, 3, 64, 96).float()
+    steps = count_multiply_adds(model, pixel_values, 3)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(pixel_values, keypoint_top_k=3)
+    assert sum(steps.values()) == counter.get_total_flops() // 2
+    assert count_multiply_adds(model, pixel_values, 6)["keypoints"] == 2 * steps["keypoints"]
+    # per stage the class and box branches and heads alone
+    assert steps["boxes"] > 2 * 2 * 12 * (4 * 32**2 + 5 * 32)
+    assert all(seconds > 0 for seconds in time_steps(model, pixel_values, 3, torch.device("cpu")).values())
+    names = []
+    run_steps(model, pixel_values, 3, names.append)
+    assert names[:3] == ["backbone + neck", "boxes", "keypoints"] and names[-1] == ""
+
+
+def test_multiply_adds_of_the_light_model():
+    """Of a published model, without weights: the figures that follow from the paper's sizes by hand."""
+    from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation
+
+    config = QueryPoseConfig.from_variant("r50", light=True)
+    with torch.device("meta"):
+        layer = QueryPoseForPoseEstimation(config).eval().model.decoder.keypoint_layers[0]
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            layer.part_embedding(layer.conv_stack(torch.zeros(1, 256, 14, 14)))
+    convolutions = 196 * 9 * (256 * 512 + 4 * 512 * 512 + 512 * 256)
+    upsampling = 196 * 16 * 256 * 256 + 784 * 9 * 256 * 7
+    assert counter.get_total_flops() / 2 == pytest.approx(convolutions + upsampling, rel=0.01)
+
+
+def test_results_and_files(tmp_path):
+    model = make_model(backbone="resnet", pose_query_interaction="none").float()
+    results = run_benchmark(tiny_settings(num_threads=1, training=True), model)
+    assert set(results["comparison"]) == {
+        "selective",
+        "selective, nothing folded",
+        "full decoding",
+        "full decoding, nothing folded",
+    }
+    assert [found["people"] for found in results["variations"]] == [3]
+    table = describe_results(results)
+    json_file, table_file = write_results(results, tmp_path)
+    assert json.loads(json_file.read_text())["comparison"]["selective"]["times_of_selective"] == 1.0
+    assert table_file.read_text() == table
+    for name in (
+        "decode",
+        "preprocess",
+        "backbone + neck",
+        "boxes",
+        "keypoints",
+        "post-process",
+        "full decoding",
+        "training step",
+    ):
+        assert f"| {name} |" in table
+    assert "float32" in json_file.name
+
+
+def test_training_step_next_to_plainer_ones():
+    """The plainer ones decode the keypoints of every query, and each does so in every stage."""
+    from querypose_hf.benchmark import training_step
+    from querypose_hf.model.modeling_querypose import QueryPoseStages
+
+    model = make_model(backbone="resnet", pose_query_interaction="none").float()
+    pixel_values = images(2, 3, 64, 96).float()
+    found = training_step.measure_training_step(model, pixel_values, 3, rounds=4, plain_rounds=1)
+    for name, each in found.items():
+        assert each["images_per_second"] == pytest.approx(2 / each["median_s"]), name
+        assert len(each["times_s"]) == (1 if "every query" in name else 4), name
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+    decoded = []
+    for layer in model.model.decoder.keypoint_layers:
+        layer.register_forward_hook(lambda module, inputs, output: decoded.append(len(inputs[0])))
+    labels = training_step._labels(2, 3, model)
+    for stages, queries in ((QueryPoseStages, 3), (training_step._StagesOfEveryQuery, model.config.num_queries)):
+        decoded.clear()
+        training_step._step(model.train(), pixel_values, labels, stages)()
+        assert decoded == [2 * queries] * model.config.decoder_layers
+    assert training_step.modeling_querypose.QueryPoseStages is QueryPoseStages
+
+
+def test_command(tmp_path, capsys):
+    folder = tmp_path / "model"
+    from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessorPil
+
+    QueryPoseForPoseEstimation(tiny_config()).save_pretrained(folder)
+    QueryPoseImageProcessorPil().save_pretrained(folder)
+    small = ["--people", "2", "--sizes", "64x64", "--batch-sizes", "1", "--rounds", "1", "--compare"]
+    arguments = ["benchmark", "--model", str(folder), "--output", str(tmp_path / "out"), *small]
+    assert main(arguments) == 0
+    assert len(list((tmp_path / "out").glob("*.json"))) == 1
+    assert "| keypoints |" in capsys.readouterr().out
+    for wrong, message in (
+        (["--sizes", "large"], "--sizes"),
+        (["--sizes", "65x64"], "multiples of 32"),
+        (["--people", "0"], "people"),
+        (["--compare", "yolo"], "compare"),
+    ):
+        assert main(["benchmark", *wrong]) == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,408 @@
+"""Tests of the `querypose` command and of the scripts that share its flags."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from places import PROJECT
+from tiny import save_tiny_checkpoint
+from transformers import pipeline
+
+from querypose_hf import COCO_17
+from querypose_hf.cli import main
+from querypose_hf.data.synthetic import SAMPLE_SCENE_PATH, render_sample_scene
+
+
+REPOSITORY = PROJECT
+# the script for Transformers' Trainer shows how to use it, and is no command
+SCRIPTS = sorted(set((REPOSITORY / "scripts").glob("*.py")) - {REPOSITORY / "scripts" / "train_with_trainer.py"})
+
+
+def script_command(script):
+    return "convert" if script.stem == "convert_querypose_original_to_hf" else script.stem.replace("_", "-")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny_checkpoint(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    """An empty working directory."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def make_picture(path, height=120, width=160, seed=0):
+    y, x = np.mgrid[:height, :width]
+    phase = np.random.default_rng(seed).uniform(0, 6, 3)
+    waves = np.stack([np.sin(x / 14 + a) * np.cos(y / 17 - a) for a in phase], axis=-1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(np.rint(127.5 + 100 * waves).astype(np.uint8)).save(path)
+    return path
+
+
+def fails(capsys, *arguments):
+    """Runs a command that must fail and gives what it says."""
+    try:
+        status = main([str(argument) for argument in arguments])
+    except SystemExit as error:  # argparse
+        status = error.code
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_predict_prints_and_draws(model, in_folder, capsys):
+    picture = make_picture(in_folder / "street.png")
+    arguments = ["predict", str(picture), "--model", model, "--device", "cpu", "--output", "drawn"]
+    assert main([*arguments, "--threshold", "0.01"]) == 0
+    printed = capsys.readouterr().out
+    people = pipeline("pose-estimation", model=model, device="cpu")(str(picture), threshold=0.01)
+    assert len(people) > 1
+    lines = printed.splitlines()
+    assert lines[0] == f"{picture}: {len(people)} people, drawn to {Path('drawn/street_poses.jpg')}"
+    assert len(lines) == 1 + len(people) * (1 + 17)
+    for person, first in zip(people, lines[1::18], strict=True):
+        box = [round(side) for side in person["box"].values()]
+        assert first == f"  person {person['score']:.2f}, box ({', '.join(map(str, box))})"
+    assert [line.split()[0] for line in lines[2:19]] == list(COCO_17.keypoint_names)
+    numbers = re.findall(r"-?\d+\.\d+", lines[2])
+    nose = people[0]["keypoints"][0]
+    assert [float(number) for number in numbers] == pytest.approx([nose["x"], nose["y"], nose["score"]], abs=0.06)
+
+    assert [path.name for path in Path("drawn").iterdir()] == ["street_poses.jpg"]
+    with PIL.Image.open("drawn/street_poses.jpg") as drawn, PIL.Image.open(picture) as original:
+        assert drawn.size == original.size
+        with_people = np.asarray(drawn).astype(int)
+        pixels = np.asarray(original).astype(int)
+    assert main([*arguments, "--threshold", "1"]) == 0
+    assert "0 people" in capsys.readouterr().out
+    with PIL.Image.open("drawn/street_poses.jpg") as drawn:
+        without_people = np.asarray(drawn).astype(int)
+    # nothing but JPEG's losses without people, and far more with them
+    assert np.abs(without_people - pixels).max() < 40
+    assert (np.abs(with_people - pixels).max(axis=2) > 80).sum() > 100
+
+
+def test_predict_json(model, in_folder, capsys):
+    pictures = [make_picture(in_folder / name, seed=seed) for seed, name in enumerate(["one.png", "two.jpg"])]
+    arguments = ["predict", *map(str, pictures), "--model", model, "--device", "cpu", "--threshold", "0.01", "--json"]
+    assert main(arguments) == 0
+    results = json.loads(capsys.readouterr().out)
+    pose_estimator = pipeline("pose-estimation", model=model, device="cpu")
+    assert len(results) == 2
+    for picture, result in zip(pictures, results, strict=True):
+        assert list(result) == ["image", "drawn", "people"]
+        assert result["image"] == str(picture)
+        assert result["drawn"] == str(Path("outputs", f"{picture.stem}_poses.jpg"))
+        assert Path(result["drawn"]).is_file()
+        expected = pose_estimator(str(picture), threshold=0.01)
+        assert result["people"] == expected
+        assert list(result["people"][0]) == ["score", "label", "box", "keypoints"]
+
+
+def test_predict_pictures_of_one_name(model, in_folder, capsys):
+    sources = [in_folder / "monday" / "a.png", in_folder / "tuesday" / "a.png", in_folder / "a_2.png"]
+    for seed, source in enumerate(sources):
+        make_picture(source, height=60 + 20 * seed, width=160, seed=seed)
+    assert main(["predict", *map(str, sources), "--model", model, "--json", "--device", "cpu"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert len({result["drawn"] for result in results}) == 3
+    assert len(list(Path("outputs").iterdir())) == 3
+    for source, result in zip(sources, results, strict=True):
+        with PIL.Image.open(source) as original, PIL.Image.open(result["drawn"]) as drawn:
+            assert original.size == drawn.size
+
+
+def test_predict_never_replaces_a_picture_it_reads(model, in_folder, capsys):
+    first, second = make_picture(in_folder / "a.jpg"), make_picture(in_folder / "a_poses.jpg", seed=1)
+    content = second.read_bytes()
+    assert main(["predict", "a.jpg", "a_poses.jpg", "--model", model, "--output", ".", "--device", "cpu"]) == 0
+    assert second.read_bytes() == content
+    assert sorted(path.name for path in in_folder.iterdir()) == sorted(
+        [first.name, second.name, "a_2_poses.jpg", "a_poses_poses.jpg"]
+    )
+
+
+def test_predict_transparent_and_turned_pictures(model, in_folder, capsys):
+    """The people that are printed fit the picture that is drawn."""
+    rgba = PIL.Image.open(make_picture(in_folder / "a.png")).convert("RGBA")
+    rgba.putalpha(0)
+    rgba.save(in_folder / "clear.png")
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.open(in_folder / "a.png").save(in_folder / "turned.jpg", exif=exif)
+    assert main(["predict", "clear.png", "turned.jpg", "--model", model, "--device", "cpu", "--threshold", "1"]) == 0
+    with PIL.Image.open("outputs/clear_poses.jpg") as drawn:
+        assert np.asarray(drawn).min() > 250  # nothing to see on white
+    with PIL.Image.open("outputs/turned_poses.jpg") as drawn:
+        assert drawn.size == (120, 160)
+
+
+def test_predict_refuses_before_it_writes(model, in_folder, capsys):
+    picture = make_picture(in_folder / "a.png")
+    (in_folder / "text.jpg").write_text("no picture")
+    before = sorted(in_folder.rglob("*"))
+    cases = [
+        (["missing.jpg", "--model", model], "IMAGE must be a picture .* no file missing.jpg"),
+        ([picture, "text.jpg", "--model", model], "IMAGE must be a picture .* text.jpg cannot be read"),
+        ([picture, "--model", model, "--threshold", "1.5"], "--threshold must be from 0 to 1, but is 1.5"),
+        ([picture, "--model", model, "--threshold", "nan"], "--threshold must be from 0 to 1, but is nan"),
+        ([picture, "--model", model, "--threshold", "high"], "--threshold: invalid float value: 'high'"),
+        ([picture, "--model", "missing_folder"], "--model must be .* missing_folder cannot be loaded"),
+        ([picture, "--model", in_folder], "--model must be the folder or Hub id .* cannot be loaded"),
+        ([picture, "--model", "someone/nothing"], "--model must be .* Hub id .* someone/nothing cannot be loaded"),
+        ([picture, "--model", model, "--device", "abacus"], "--device must be .* 'abacus'"),
+        ([picture, "--model", model, "--output", picture], "--output must be a folder, but .*a.png is a file"),
+    ]
+    for arguments, message in cases:
+        assert re.search(message, fails(capsys, "predict", *arguments)), arguments
+    assert sorted(in_folder.rglob("*")) == before
+
+
+def test_predict_url_that_cannot_be_had(model, in_folder, capsys):
+    # port 9 discards what it gets, where anything listens at all
+    said = fails(capsys, "predict", "http://127.0.0.1:9/a.jpg", "--model", model, "--device", "cpu")
+    assert "http://127.0.0.1:9/a.jpg' cannot be fetched" in said
+    assert not list(in_folder.iterdir())
+
+
+def test_predict_broken_weights(model, in_folder, capsys):
+    broken = in_folder / "broken"
+    broken.mkdir()
+    for path in Path(model).iterdir():
+        content = path.read_bytes()
+        (broken / path.name).write_bytes(content[:1000] if path.name == "model.safetensors" else content)
+    said = fails(capsys, "predict", make_picture(in_folder / "a.png"), "--model", broken, "--device", "cpu")
+    assert re.search("--model must be .* cannot be loaded", said)
+    assert not Path("outputs").exists()
+
+
+def overlap(box, other):
+    """Intersection over union of two xyxy boxes."""
+    low, high = np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])
+    shared = np.prod(np.clip(high - low, 0, None))
+    return shared / (np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared)
+
+
+def object_keypoint_similarity(points, annotation):
+    truth = np.reshape(annotation["keypoints"], (-1, 3))
+    labelled = truth[:, 2] > 0
+    spread = 2 * annotation["area"] * (2 * np.array(COCO_17.sigmas)) ** 2
+    similarity = np.exp(-((points - truth[:, :2]) ** 2).sum(axis=1) / spread)
+    return similarity[labelled].mean()
+
+
+def test_predict_without_arguments(in_folder, capsys):
+    """The model that comes with the package finds most of the people of the scene that comes with it."""
+    assert main(["predict", "--json", "--device", "cpu"]) == 0
+    [result] = json.loads(capsys.readouterr().out)
+    assert result["image"] == str(SAMPLE_SCENE_PATH)
+    with PIL.Image.open(result["drawn"]) as drawn:
+        assert drawn.size == (640, 480)
+    people, annotations = result["people"], render_sample_scene()["annotations"]
+    assert all(person["score"] > 0.15 for person in people)
+    found = [np.array(list(person["box"].values())) for person in people]
+    matched = set()
+    for annotation in annotations:
+        x, y, width, height = annotation["bbox"]
+        overlaps = [overlap(box, np.array([x, y, x + width, y + height])) for box in found]
+        best = int(np.argmax(overlaps))
+        points = np.array([[point["x"], point["y"]] for point in people[best]["keypoints"]])
+        if overlaps[best] > 0.5 and object_keypoint_similarity(points, annotation) > 0.2:
+            matched.add(best)
+    assert len(matched) >= 3, (found, annotations)
+
+
+@pytest.fixture
+def scored_files(in_folder):
+    """Annotations of the sample scene, and results that repeat them."""
+    scene = render_sample_scene()
+    image = {"id": scene["image_id"], "file_name": "scene.jpg", "width": 640, "height": 480}
+    category = {"id": 1, "name": "person", "keypoints": list(COCO_17.keypoint_names)}
+    annotations = {"images": [image], "categories": [category], "annotations": scene["annotations"]}
+    results = [
+        {
+            "image_id": scene["image_id"],
+            "category_id": 1,
+            "keypoints": np.column_stack([np.reshape(annotation["keypoints"], (-1, 3))[:, :2], np.ones(17)])
+            .ravel()
+            .tolist(),
+            "score": 0.9,
+        }
+        for annotation in scene["annotations"]
+    ]
+    (in_folder / "annotations.json").write_text(json.dumps(annotations))
+    (in_folder / "results.json").write_text(json.dumps(results))
+    return ["evaluate", "--annotations", "annotations.json", "--predictions", "results.json", "--output", "scores"]
+
+
+def test_evaluate(scored_files, capsys):
+    pytest.importorskip("pycocotools")
+    assert main(scored_files) == 0
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    metrics = json.loads(Path("scores/metrics.json").read_text())["metrics"]
+    assert list(printed) == list(metrics)
+    assert set(metrics) == {"AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL"}
+    assert float(printed["AP"]) == metrics["AP"] == pytest.approx(1)
+    assert len(json.loads(Path("scores/keypoints.json").read_text())) == 4
+
+    # two of the four people, one of them far off
+    results = json.loads(Path("results.json").read_text())[:2]
+    results[1]["keypoints"] = [value + 300 for value in results[1]["keypoints"]]
+    Path("results.json").write_text(json.dumps(results))
+    assert main(scored_files) == 0
+    metrics = json.loads(Path("scores/metrics.json").read_text())["metrics"]
+    assert metrics["AR"] == pytest.approx(0.25) and metrics["AP"] < 0.3
+
+
+def test_evaluate_refuses_before_it_writes(scored_files, in_folder, capsys):
+    def changed(flag, value):
+        arguments = list(scored_files)
+        arguments[arguments.index(flag) + 1] = value
+        return arguments
+
+    assert "missing.json" in fails(capsys, *changed("--annotations", "missing.json"))
+    assert "missing.json" in fails(capsys, *changed("--predictions", "missing.json"))
+    assert "argument --metric: invalid choice: 'map'" in fails(capsys, *scored_files, "--metric", "map")
+    assert "--output" in fails(capsys, *scored_files[:-2])
+    results = json.loads(Path("results.json").read_text())
+    results[2]["keypoints"] = [1, 2, 3]
+    Path("results.json").write_text(json.dumps(results))
+    assert re.search(r"results\.json: result 2: `keypoints`", fails(capsys, *scored_files))
+    assert not Path("scores").exists()
+
+
+def test_evaluate_without_scoring_package(scored_files, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "querypose_hf.evaluation.pycocotools_scorer", raising=False)
+    for module in ("pycocotools", "pycocotools.coco", "pycocotools.cocoeval"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert "pycocotools" in fails(capsys, *scored_files)
+
+
+def test_convert_refuses_before_it_writes(in_folder, capsys):
+    arguments = ["convert", "--checkpoint_path", "missing.pth", "--variant", "r50", "--output_dir", "converted"]
+    assert "missing.pth" in fails(capsys, *arguments)
+    assert "argument --variant: invalid choice: 'r18'" in fails(capsys, *arguments, "--variant", "r18")
+    for flag in ("--keypoint_names", "--keypoint_parts"):
+        for text in ("nose", "{}"):
+            said = fails(capsys, *arguments, flag, text)
+            assert f"argument {flag}: expected a JSON list, but got '{text}'" in said
+    assert not list(in_folder.iterdir())
+
+
+def test_command_is_needed(capsys):
+    assert "command" in fails(capsys)
+    assert "invalid choice: 'predicts'" in fails(capsys, "predicts")
+
+
+def test_every_command_has_a_script(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    [choices] = re.findall(r"\{([\w,-]+)\}", capsys.readouterr().out.partition("\n\n")[0])
+    assert sorted(map(script_command, SCRIPTS)) == sorted(choices.split(","))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_scripts_have_the_flags_of_their_commands(script, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as left:
+        main([script_command(script), "--help"])
+    assert left.value.code == 0
+    expected = capsys.readouterr().out
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "src"), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, str(script), "--help"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == expected
+    assert expected.startswith(f"usage: querypose {script_command(script)} ")
+
+
+def test_script_passes_the_exit_status_on(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "src"), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / "predict.py"), "missing.jpg"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("querypose predict: IMAGE must be")
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_data(capsys, tmp_path):
+    (tmp_path / "images").mkdir()
+    PIL.Image.new("RGB", (64, 48), "gray").save(tmp_path / "images" / "one.png")
+    (tmp_path / "annotations.json").write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "one.png", "width": 64, "height": 48}],
+                "annotations": [
+                    {
+                        "id": 1,
+                        "image_id": 1,
+                        "category_id": 1,
+                        "bbox": [10, 10, 30, 30],
+                        "area": 500,
+                        "iscrowd": 0,
+                        "keypoints": [20, 20, 2] + 16 * [0, 0, 0],
+                    }
+                ],
+                "categories": [{"id": 1, "name": "person", "keypoints": list(COCO_17.keypoint_names)}],
+            }
+        )
+    )
+    arguments = ["check-data", "--annotations", str(tmp_path / "annotations.json")]
+    assert "--images" in fails(capsys, *arguments)
+    assert main([*arguments, "--images", str(tmp_path / "images"), "--output", str(tmp_path / "report")]) == 0
+    assert "nose" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["num_images"] == 1
+    assert PIL.Image.open(tmp_path / "report" / "samples.png").size[0] > 0
+
+
+def test_evaluate_a_model(capsys, model, tmp_path):
+    scene = render_sample_scene()
+    (tmp_path / "images").mkdir()
+    scene["image"].save(tmp_path / "images" / "scene.png")
+    people = [{**entry, "id": number, "image_id": 1} for number, entry in enumerate(scene["annotations"], start=1)]
+    image = {"id": 1, "file_name": "scene.png", "width": scene["image"].width, "height": scene["image"].height}
+    category = {"id": 1, "name": "person", "keypoints": list(COCO_17.keypoint_names)}
+    (tmp_path / "annotations.json").write_text(
+        json.dumps({"images": [image], "annotations": people, "categories": [category]})
+    )
+    arguments = ["evaluate", "--annotations", str(tmp_path / "annotations.json"), "--images", str(tmp_path / "images")]
+    arguments += ["--workers", "0", "--device", "cpu"]
+    # without --model it is the one that comes with the package
+    assert main([*arguments, "--output", str(tmp_path / "default"), "--boxes"]) == 0
+    assert json.loads((tmp_path / "default" / "metrics.json").read_text())["box_metrics"]["AP50"] > 0.1
+    capsys.readouterr()
+    assert main([*arguments, "--output", str(tmp_path / "scores"), "--model", str(model)]) == 0
+    metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())["metrics"]
+    assert f"AP         {metrics['AP']:.4f}" in capsys.readouterr().out
+    assert {entry["image_id"] for entry in json.loads((tmp_path / "scores" / "keypoints.json").read_text())} == {1}
+    assert "<svg" in (tmp_path / "scores" / "report.html").read_text()

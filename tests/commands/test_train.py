@@ -1,0 +1,244 @@
+"""What a user does with `querypose train`."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+from places import PROJECT
+from small_data import relabelled_for_crowdpose, small_experiment, write_rendered_coco
+from transformers import AutoModelForPoseEstimation
+
+from querypose_hf import CROWDPOSE_14, QueryPoseImageProcessor
+from querypose_hf.cli import main
+from querypose_hf.training import experiment_run
+from querypose_hf.training.checkpoints import find_checkpoints, load_checkpoint
+
+
+REPOSITORY = PROJECT
+MEASURED = ("images_per_second", "data_wait", "memory_gib")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums depend on how many threads share them
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_rendered_coco(tmp_path_factory.mktemp("rendered"))
+
+
+@pytest.fixture(scope="module")
+def config(source, tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(small_experiment(source)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A run of four steps."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert train("--config", config, "--output", folder) == 0
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    return folder
+
+
+def train(*arguments) -> int:
+    return main(["train", *map(str, arguments)])
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(REPOSITORY / "src"), *sys.path])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def computed(folder) -> list[dict]:
+    records = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]
+
+
+def weights(folder):
+    return AutoModelForPoseEstimation.from_pretrained(folder).state_dict()
+
+
+def assert_same_weights(folder, reference):
+    expected = weights(reference)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(folder).items())
+
+
+def test_a_run_leaves_models_a_log_and_its_description(finished):
+    records = computed(finished)
+    assert [record["step"] for record in records if "loss" in record] == [1, 2, 3, 4]
+    assert [record["step"] for record in records if "evaluation/AP" in record] == [2, 4]
+    for folder in ("best", "last"):
+        processor = QueryPoseImageProcessor.from_pretrained(finished / folder)
+        assert (processor.num_keypoints, processor.size.shortest_edge) == (17, 48)
+        weights(finished / folder)
+    description = yaml.safe_load((finished / "experiment.yaml").read_text())
+    assert description["training"]["ema_decay"] == 0.9
+    assert (finished / "querypose").is_dir()  # TensorBoard's
+
+
+def test_flags_come_after_the_file(config, tmp_path, capsys):
+    flags = ["--steps", 3, "--learning-rate", 0.5, "--batch-size", 3, "--seed", 4, "--set", "training.log_every=9"]
+    assert train("--config", config, "--output", tmp_path / "run", "--check", *flags) == 0
+    assert not (tmp_path / "run").exists()
+    assert "6 images in an epoch, of 6 in 1 sources" in capsys.readouterr().out
+    assert train("--config", config, "--output", tmp_path / "run", "--set", "training.save_every=7", *flags) == 0
+    settings = yaml.safe_load((tmp_path / "run" / "experiment.yaml").read_text())["training"]
+    assert settings["schedule"]["length"] == 3
+    assert [settings[name] for name in ("learning_rate", "batch_size", "seed", "log_every")] == [0.5, 3, 4, 9]
+
+
+def test_resumed_goes_on_as_if_never_stopped(config, finished, tmp_path):
+    # that a run which is killed leaves such a folder is tested with the loop, in tests/training/test_checkpoints.py
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "checkpoints" / "step_000000004.pt").unlink()
+    assert train("--config", config, "--output", folder, "--resume") == 0
+    assert computed(folder) == computed(finished)
+    assert_same_weights(folder / "last", finished / "last")
+
+
+def test_two_processes(config, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path / "run"
+    # what `accelerate launch` does with several GPUs; it starts no more than one process on CPUs
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    script = [str(REPOSITORY / "scripts" / "train.py"), "--config", str(config), "--output", str(folder)]
+    done = subprocess.run(
+        [*launch, *script, "--steps", "3"],
+        env={**environment(), "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("6 images in an epoch") == 1  # the first process alone speaks
+    records = [record for record in computed(folder) if "loss" in record]
+    # six images in batches of two: with two processes an epoch has two steps, with one it has three
+    assert [(record["step"], record["epoch"]) for record in records] == [(1, 0), (2, 0), (3, 1)]
+    (checkpoint,) = find_checkpoints(folder / "checkpoints")[-1:]
+    assert load_checkpoint(checkpoint)["origin"]["number of processes"] == 2
+    assert [record["step"] for record in computed(folder) if "evaluation/AP" in record] == [2, 3]
+    weights(folder / "best")
+
+
+class TestOtherKeypoints:
+    def fine_tune(self, checkpoint, annotations, images, output, *flags):
+        files = ["--annotations", annotations, "--images", images]
+        files += ["--val-annotations", annotations, "--val-images", images]
+        small = ["augmentation.short_sides=[48]", "augmentation.crop_probability=0", "data.validation.num_workers=0"]
+        assignments = [argument for text in small for argument in ("--set", text)]
+        workers = ["--workers", 0]
+        return train("--model", checkpoint, *files, *workers, *assignments, "--output", output, *flags)
+
+    def test_rendered_people(self, finished, source, tmp_path, capsys):
+        path = tmp_path / "crowdpose_like.json"
+        path.write_text(json.dumps(relabelled_for_crowdpose(json.loads(Path(source["annotations"]).read_text()))))
+        assert self.fine_tune(finished / "last", path, source["images"], tmp_path / "run", "--epochs", 1) == 0
+        said = capsys.readouterr().out
+        assert "keypoints carried over: 12 of 14; fresh: head, neck" in said
+        assert "parts carried over: 6 of 7; fresh: head+neck" in said
+        model = AutoModelForPoseEstimation.from_pretrained(tmp_path / "run" / "best")
+        assert model.config.skeleton == CROWDPOSE_14
+        assert QueryPoseImageProcessor.from_pretrained(tmp_path / "run" / "best").num_keypoints == 14
+        assert computed(tmp_path / "run")[-1]["evaluation/AP"] >= 0
+        assert [record["step"] for record in computed(tmp_path / "run")] == [3, 3]  # three batches of two
+
+    def test_photographs(self, finished, tmp_path, capsys):
+        data = Path(os.environ.get("QUERYPOSE_SHARED", REPOSITORY / ".." / "shared")) / "data" / "coco_fullres"
+        if not data.is_dir():
+            pytest.skip(f"no photographs at {data}; QUERYPOSE_SHARED can name the folder that they are in")
+        content = relabelled_for_crowdpose(json.loads((data / "person_keypoints.json").read_text()))
+        assert all(len(person["keypoints"]) == 42 for person in content["annotations"])
+        path = tmp_path / "photographs.json"
+        path.write_text(json.dumps(content))
+        few = ["--steps", 2, "--set", "data.train.0.max_images=4", "--set", "data.validation.max_images=2"]
+        assert self.fine_tune(finished / "last", path, data / "images", tmp_path / "run", *few) == 0
+        assert "keypoints carried over: 12 of 14; fresh: head, neck" in capsys.readouterr().out
+        assert [record["step"] for record in computed(tmp_path / "run")] == [2, 2]
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--config", "none.yaml"], "none.yaml: no such file"),
+            (["--set", "data.train=[{format: synthetic, length: 1}]"], "command line: `model` is missing"),
+            (["--model", "r50", "--annotations", "none.json", "--images", "."], "`data.train[0]`: none.json: no such"),
+            (
+                ["--model", "nowhere", "--annotations", "PEOPLE", "--images", "IMAGES"],
+                "`model.checkpoint` is 'nowhere'",
+            ),
+            (["--model", "r50", "--images", "."], "--images is given without --annotations"),
+            (["--config", "CONFIG", "--set", "training.trackers=[none]"], "`trackers` holds 'none'"),
+            (["--config", "CONFIG", "--output", "CONFIG"], "which is a file; expected a folder"),
+            (["--config", "CONFIG", "--push-to-hub", "a b/c"], "`--push-to-hub` is 'a b/c'"),
+            (["--config", "CONFIG", "--push-to-hub", "me/model"], "the Hub does not know who asks"),
+            (["--config", "CONFIG", "--set", "data.validation.annotations=none.json"], "none.json: no such file"),
+        ],
+    )
+    def test_before_work_starts(self, arguments, message, config, source, tmp_path, capsys):
+        places = {"CONFIG": str(config), "PEOPLE": source["annotations"], "IMAGES": source["images"]}
+        output = tmp_path / "run"
+        assert train("--output", output, *[places.get(argument, argument) for argument in arguments]) == 2
+        assert message in capsys.readouterr().err
+        assert not output.exists()
+
+    def test_a_run_is_not_overwritten(self, config, finished, capsys):
+        before = computed(finished)
+        assert train("--config", config, "--output", finished) == 2
+        assert "holds checkpoints of a run; expected an empty folder, or `--resume`" in capsys.readouterr().err
+        assert train("--config", config, "--output", finished, "--resume", "--set", "data.train.0.repeat=2") == 2
+        assert "`data.train.0.repeat` was 1.0 in this run and is 2.0 now" in capsys.readouterr().err
+        assert computed(finished) == before
+
+
+class KnownUser:
+    def whoami(self):
+        return {"name": "me"}
+
+
+def test_push_to_hub(config, tmp_path, monkeypatch):
+    # how a checkpoint is uploaded is tested in tests/test_hub.py
+    uploads = []
+
+    def push(folder, repo_id, **options):
+        uploads.append((folder, repo_id, options["private"], sorted(path.name for path in folder.iterdir())))
+        return SimpleNamespace(commit_url="address")
+
+    monkeypatch.setattr(experiment_run, "HfApi", KnownUser)
+    monkeypatch.setattr(experiment_run, "push_checkpoint", push)
+    flags = ["--steps", 1, "--push-to-hub", "me/model", "--private", "--set", "training.trackers=[]"]
+    assert train("--config", config, "--output", tmp_path / "run", *flags) == 0
+    ((folder, repo_id, private, files),) = uploads
+    assert (folder, repo_id, private) == (tmp_path / "run" / "best", "me/model", True)
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "modeling_querypose.py"} <= set(files)

@@ -1,0 +1,169 @@
+"""README and documentation: the commands are commands, and the Python runs as it stands."""
+
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+from places import PROJECT
+from tiny import people, save_tiny_checkpoint, tiny_config
+
+from querypose_hf import COCO_17, CROWDPOSE_14, QueryPoseConfig, QueryPoseForPoseEstimation
+from querypose_hf.cli import build_parser
+from querypose_hf.data import CocoPoseDataset
+from querypose_hf.data.synthetic import SAMPLE_SCENE_PATH, render_sample_scene
+from querypose_hf.weights import backbone_weights
+
+
+#: What is not in the test extra, or need not be installed, by what a block imports.
+OPTIONAL = ("bitsandbytes", "fiftyone", "pandas", "peft", "ray", "supervision", "torchao")
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+_SCRIPT = re.compile(r"^scripts/(\w+)\.py$")
+#: Scripts that are no command of `querypose`, and the command whose script has another name.
+_OWN_SCRIPTS = ("train_with_trainer",)
+_RENAMED = {"convert_querypose_original_to_hf": "convert"}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The arguments of every `querypose` command in a page's shell blocks, also as a script under a launcher."""
+    found = []
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for command in re.split(r"&&|\||;", line):
+                words = shlex.split(command, comments=True)
+                for place, word in enumerate(words):
+                    script = _SCRIPT.match(word)
+                    if word == "querypose":
+                        found.append(words[place + 1 :])
+                    elif script and script[1] not in _OWN_SCRIPTS:
+                        name = _RENAMED.get(script[1], script[1].replace("_", "-"))
+                        found.append([name, *words[place + 1 :]])
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_commands(page, capsys):
+    for arguments in commands(page):
+        try:
+            build_parser().parse_args(arguments)
+        except SystemExit as stop:
+            pytest.fail(f"{page.name}: querypose {shlex.join(arguments)}: {stop}: {capsys.readouterr().err}")
+
+
+def test_pages_have_commands():
+    assert len(commands(PROJECT / "README.md")) >= 8
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    """A folder with what the pages speak of."""
+    checkpoint = tmp_path / "path" / "to" / "checkpoint"
+    # sure of itself, so that there are people to speak of
+    save_tiny_checkpoint(checkpoint, class_bias=4.0, longest_edge=96)
+    (tmp_path / "photo.jpg").write_bytes(SAMPLE_SCENE_PATH.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(page, **names):
+    """Runs a page's Python; gives its names, and the libraries for want of which some of it was left out."""
+    namespace, missing = dict(names), set()
+    for block in blocks(PROJECT / page, "python"):
+        needed = {name for name in OPTIONAL if re.search(rf"^\s*(import|from) {name}\b", block, flags=re.MULTILINE)}
+        if "int8_config" in block:
+            needed.add("torchao")
+        absent = {name for name in needed if importlib.util.find_spec(name) is None}
+        missing |= absent
+        if not absent:
+            exec(compile(block, page, "exec"), namespace)
+    return namespace, missing
+
+
+def test_readme(in_folder, monkeypatch):
+    # the published model takes minutes for a step here, and its weights are on the Hub
+    monkeypatch.setattr(QueryPoseConfig, "from_variant", lambda variant: tiny_config())
+    loaded = []
+    monkeypatch.setattr(backbone_weights, "load_imagenet_weights", loaded.append)
+    sample = render_sample_scene()
+    annotations = [{"image_id": 0, "annotations": sample["annotations"]}]
+    namespace, _ = run("README.md", images=[sample["image"]], annotations=annotations)
+    assert namespace["people"]
+    assert PIL.Image.open("photo_poses.jpg").size == sample["image"].size
+    assert loaded and namespace["outputs"].loss.isfinite()
+    assert namespace["config"].keypoint_flip_indices == [0, 2, 1, 3, 4]
+
+
+def test_interoperability(in_folder):
+    namespace, missing = run("docs/interoperability.md")
+    count = len(namespace["people"])
+    assert count > 0
+    assert (in_folder / "results.json").is_file()
+    if "supervision" not in missing:
+        assert len(namespace["key_points"]) == len(namespace["detections"]) == count
+    if "pandas" not in missing:
+        assert len(namespace["noses"]) == len(namespace["one_row_each"]) == count
+
+
+def test_serving(in_folder):
+    namespace, _ = run("docs/serving.md")
+    assert (in_folder / "path/to/checkpoint/handler.py").is_file()
+    assert all(person["score"] >= 0.5 for person in namespace["people"])
+
+
+def test_adapters(in_folder):
+    pytest.importorskip("peft", reason="PEFT is not installed")
+    batch = {"pixel_values": torch.zeros(1, 3, 64, 64), "labels": [people(2)]}
+    namespace, missing = run("docs/adapters.md", batch=batch)
+    assert (in_folder / "merged" / "model.safetensors").is_file()
+    assert (in_folder / "adapter" / "adapter_model.safetensors").is_file()
+    if "torchao" not in missing:
+        assert (in_folder / "int8" / "model.safetensors").is_file()
+    assert type(namespace["merged"]) is QueryPoseForPoseEstimation
+
+
+def test_explain(in_folder, capsys):
+    run("docs/explain.md")
+    assert "'left elbow, wrist'" in capsys.readouterr().out
+    assert (in_folder / "person1.png").is_file()
+
+
+def test_video(in_folder, capsys):
+    pytest.importorskip("trackers", reason="trackers is not installed", exc_type=ImportError)
+    pytest.importorskip("av", reason="PyAV is not installed", exc_type=ImportError)
+    from clips import panned_scene, write_clip
+
+    write_clip(in_folder / "clip.mp4", panned_scene(3))
+    run("docs/video.md")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:2] for line in lines] == ["0 ", "1 ", "2 "]
+    assert re.search(r"\(\d+, 0\.\d+\)", lines[2])
+
+
+def test_other_keypoints(in_folder):
+    """The recipe of the page on training makes annotations of CrowdPose's keypoints that the reader takes."""
+    sample = render_sample_scene()
+    width, height = sample["image"].size
+    sample["image"].save("scene.jpg")
+    images = [{"id": sample["image_id"], "file_name": "scene.jpg", "width": width, "height": height}]
+    categories = [{"id": 1, "name": "person", "keypoints": list(COCO_17.keypoint_names), "skeleton": []}]
+    content = {"images": images, "annotations": sample["annotations"], "categories": categories}
+    Path("coco.json").write_text(json.dumps(content))
+    run("docs/training.md")
+    dataset = CocoPoseDataset("crowdpose_like.json", in_folder)
+    assert dataset.keypoint_names == CROWDPOSE_14.keypoint_names
+    assert len(dataset.annotations(0)) == len(sample["annotations"])

@@ -1,0 +1,201 @@
+"""Tests of the demo: what it does, the files of a Space, and the page in a real browser."""
+
+import json
+import re
+import runpy
+import shutil
+import urllib.request
+from types import SimpleNamespace
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import pytest
+import torch
+from tiny import tiny_config
+from transformers import pipeline
+
+from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
+from querypose_hf.cli import main
+from querypose_hf.data.synthetic import SAMPLE_SCENE_PATH
+from querypose_hf.hub.space import write_space
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model that finds a dozen people in any picture, some of them surely and some not."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    model = QueryPoseForPoseEstimation(tiny_config())
+    with torch.no_grad():
+        for layer in model.model.decoder.box_layers:
+            layer.class_head.weight.mul_(3)
+            layer.class_head.bias.fill_(0.0)
+    model.save_pretrained(folder)
+    QueryPoseImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pose_estimator(folder):
+    return pipeline("pose-estimation", model=str(folder), device="cpu")
+
+
+def test_space_of_a_hub_model(tmp_path):
+    yaml = pytest.importorskip("yaml")
+    folder = write_space(
+        tmp_path / "space", "user/name", requirement="querypose-hf[demo]==1.0", gradio_version="6.1.0"
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "app.py", "requirements.txt"]
+    assert (folder / "requirements.txt").read_text() == "querypose-hf[demo]==1.0\n"
+    header = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    assert header["sdk"] == "gradio"
+    assert header["sdk_version"] == "6.1.0"
+    assert header["app_file"] == "app.py"
+    assert header["models"] == ["user/name"]
+    # limits of the Hub's documentation of Spaces
+    assert len(header["short_description"]) <= 60
+    assert header["colorFrom"] in {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+    compile((folder / "app.py").read_text(), "app.py", "exec")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_space_refuses(tmp_path, folder):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "kept.txt").write_text("kept")
+    with pytest.raises(ValueError, match="full holds something"):
+        write_space(tmp_path / "full", str(folder), gradio_version="6")
+    for model in ("name", str(tmp_path)):
+        with pytest.raises(ValueError, match="--model must be a checkpoint"):
+            write_space(tmp_path / "new", model, gradio_version="6")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "kept.txt"]
+
+
+def test_app_of_a_space_runs(tmp_path, folder, monkeypatch):
+    gradio = pytest.importorskip("gradio", reason="Gradio is not installed")
+    from querypose_hf.inference.demo import launch_options
+
+    assert main(["demo", "--model", str(folder), "--space", str(tmp_path / "space")]) == 0
+    launched = []
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda blocks, **options: launched.append((blocks, options)))
+    runpy.run_path(str(tmp_path / "space" / "app.py"), run_name="__main__")
+    [(blocks, options)] = launched
+    assert (blocks.title, blocks.analytics_enabled) == ("QueryPose", False)
+    assert options == launch_options() | {"theme": options["theme"]}
+
+
+def test_threshold_and_drawing_need_no_second_look(pose_estimator):
+    pytest.importorskip("gradio", reason="Gradio is not installed")
+    from querypose_hf.inference.demo import PoseDemo
+
+    demo = PoseDemo(pose_estimator)
+    picture = PIL.Image.open(SAMPLE_SCENE_PATH).convert("RGB")
+    seen = demo.look_at(picture)
+    visitor = SimpleNamespace(session_hash="../a1")
+    expected = pose_estimator(picture, threshold=0.3)
+    assert 0 < len(expected) < len(seen["people"])
+    everything = ["boxes", "skeleton", "names"]
+    drawn, text, people, people_file, picture_file = demo.show(seen, 0.3, everything, False, "", visitor)
+    assert [person["score"] for person in people] == pytest.approx([person["score"] for person in expected])
+    assert people[0]["box"] == pytest.approx(expected[0]["box"], abs=0.01)
+    assert text.startswith(f"{len(expected)} ")
+    with open(people_file) as file:
+        assert json.load(file) == people
+    with PIL.Image.open(picture_file) as saved:
+        assert saved.tobytes() == drawn.tobytes()
+    assert ".." not in people_file
+    nothing = demo.show(seen, 0.3, [], False, "", visitor)[0]
+    assert nothing.tobytes() == picture.tobytes()
+    assert demo.show(seen, 0.3, [], True, "shoulder", visitor)[0].tobytes() != picture.tobytes()
+    demo.forget(visitor)
+    with pytest.raises(FileNotFoundError):
+        open(people_file)
+    assert demo.show(None, 0.3, everything, False, "", visitor) == (None, "", None, None, None)
+
+
+@pytest.fixture(scope="module")
+def page_address(pose_estimator):
+    pytest.importorskip("gradio", reason="Gradio is not installed")
+    from querypose_hf.inference.demo import build_demo, launch_options
+
+    blocks = build_demo(pose_estimator)
+    blocks.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **launch_options())
+    yield blocks.local_url
+    blocks.close()
+
+
+def people_shown(text):
+    return int(re.search(r"(\d+) (?:people|person) above", text).group(1))
+
+
+@pytest.fixture
+def browse():
+    """Opens Chromium with further arguments."""
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    browser_path = shutil.which("chromium")
+    if browser_path is None:
+        pytest.skip("Chromium is not installed")
+    with api.sync_playwright() as playwright:
+        usual = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        yield lambda *more: playwright.chromium.launch(executable_path=browser_path, args=[*usual, *more])
+
+
+def test_page_in_a_browser(page_address, pose_estimator, browse, tmp_path):
+    import playwright.sync_api as api
+
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"broken" * 20)
+    expected = len(pose_estimator(str(SAMPLE_SCENE_PATH), threshold=0.3))
+    asked = []
+    browser = browse()
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(40_000)
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(page_address)
+    page.locator("#picture input[type=file]").set_input_files(str(SAMPLE_SCENE_PATH))
+    summary = page.locator("#summary")
+    api.expect(summary).to_contain_text("above 0.30", timeout=40_000)
+    assert people_shown(summary.inner_text()) == expected
+    before = page.locator("#drawn img").get_attribute("src")
+
+    number = page.locator("#threshold input[type=number]")
+    number.fill("0.47")
+    number.press("Tab")
+    api.expect(summary).to_contain_text("above 0.47", timeout=40_000)
+    assert people_shown(summary.inner_text()) < expected
+    assert page.locator("#drawn img").get_attribute("src") != before
+    with page.expect_download() as download:
+        page.locator("#people_file").click()
+    assert len(json.loads(download.value.path().read_text())) == people_shown(summary.inner_text())
+
+    page.reload()
+    page.locator("#picture input[type=file]").set_input_files(str(tmp_path / "broken.png"))
+    api.expect(page.get_by_text("This file cannot be read as a picture.")).to_be_visible(timeout=40_000)
+    browser.close()
+    elsewhere = [url for url in asked if url.startswith("http") and not url.startswith(page_address)]
+    assert elsewhere == []
+
+
+def test_webcam_in_a_browser(page_address, browse, tmp_path):
+    """Chromium's own stand-in for a camera shows the scene, and people are drawn on it."""
+    with PIL.Image.open(SAMPLE_SCENE_PATH) as opened:
+        scene = opened.convert("RGB").resize((320, 240))
+    scene.save(tmp_path / "camera.mjpeg", "JPEG")
+    browser = browse(
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-video-capture={tmp_path / 'camera.mjpeg'}",
+    )
+    page = browser.new_context(permissions=["camera"]).new_page()
+    page.set_default_timeout(40_000)
+    page.goto(page_address)
+    page.get_by_role("tab", name="Webcam").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.locator("#webcam").get_by_text("Record").click()
+    drawn = page.locator("#live img")
+    with urllib.request.urlopen(drawn.get_attribute("src")) as answer, PIL.Image.open(answer) as opened:
+        picture = np.asarray(opened.convert("RGB").resize(scene.size), dtype=float)
+    # as in a mirror; lines and names on it are of colours of their own
+    changed = np.abs(picture - np.asarray(PIL.ImageOps.mirror(scene), dtype=float)).max(axis=2) > 60
+    assert 0.01 < changed.mean() < 0.5
+    page.locator("#webcam").get_by_text("Stop").click()
+    browser.close()

@@ -1,0 +1,77 @@
+"""The checkpoint that comes with the package."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from places import SHARED
+from safetensors import safe_open
+from transformers import pipeline
+
+import querypose_hf
+from querypose_hf import QUERYPOSE_NANO, QueryPoseForPoseEstimation
+
+
+DATA = SHARED / "data"
+
+
+def test_is_small_and_whole():
+    weights = Path(QUERYPOSE_NANO, "model.safetensors")
+    assert weights.stat().st_size <= 12e6
+    with safe_open(weights, "pt") as file:
+        types = {name: file.get_slice(name).get_dtype() for name in file.keys()}
+    # a running variance beyond float16's range keeps its type
+    assert all(kind in ("F16", "I64") or name.endswith("upsample_norm.running_var") for name, kind in types.items())
+    model, report = QueryPoseForPoseEstimation.from_pretrained(QUERYPOSE_NANO, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.dtype == torch.float32
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_is_the_default_of_the_pipeline():
+    pose_estimator = pipeline("pose-estimation", device="cpu")
+    assert pose_estimator.model.config.keypoint_names == list(querypose_hf.COCO_17.keypoint_names)
+    assert pose_estimator.model.name_or_path == QUERYPOSE_NANO
+
+
+def test_card_and_log_tell_how_it_was_made():
+    folder = Path(QUERYPOSE_NANO)
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "keypoint-detection"
+    figures = {(result.dataset_name, result.metric_name): result.metric_value for result in card.data.eval_results}
+    assert len(figures) >= 2 and all(0 < value < 1 for value in figures.values())
+    records = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+    assert {record["recipe_step"] for record in records} == set(range(1, 8))
+    for step in range(1, 8):
+        assert f"scripts/train.py --config configs/querypose_nano_{step}.yaml" in card.content
+    assert "store_in_float16" in card.content
+
+
+@pytest.mark.skipif(not (DATA / "coco_ccby").is_dir(), reason="needs ../shared/data/coco_ccby")
+def test_finds_people_in_photographs(tmp_path):
+    """The figures that the card gives are those of the checkpoint."""
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+    from querypose_hf.evaluation import evaluate_model
+
+    data = DATA / "coco_ccby"
+    result = evaluate_model(
+        QUERYPOSE_NANO,
+        data / "person_keypoints.json",
+        data / "images",
+        tmp_path,
+        report=False,
+        num_workers=0,
+        device="cpu",
+    )
+    metrics = result["metrics"]
+    assert metrics["AP"] > 0.15 and metrics["AP50"] > 0.35
+    card = ModelCard.load(Path(QUERYPOSE_NANO) / "README.md")
+    stated = {
+        result.metric_name: result.metric_value
+        for result in card.data.eval_results
+        if "39 photographs" in result.dataset_name
+    }
+    for name, value in stated.items():
+        assert metrics[name] == pytest.approx(value, abs=0.002), name

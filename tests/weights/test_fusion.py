@@ -1,0 +1,75 @@
+"""Folding batch norms changes no result, and leaves a model that says what it cannot do any more."""
+
+import copy
+
+import pytest
+import torch
+from test_modeling_querypose import RESULTS, images, make_model
+from tiny import BACKBONES
+from torch import nn
+
+from querypose_hf.weights.fusion import fuse_for_inference
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """Batch norms as training leaves them: new ones change nothing, so that leaving them out would pass."""
+    generator = torch.Generator().manual_seed(3)
+    for module in model.modules():
+        if isinstance(getattr(module, "running_var", None), torch.Tensor):
+            for name, low in (("running_mean", -0.2), ("running_var", 0.5), ("weight", 0.6), ("bias", -0.2)):
+                tensor = getattr(module, name).detach()
+                tensor.copy_(low + 0.5 * torch.rand(tensor.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("backbone", ["resnet", "frozen_resnet", "hrnet", "swin"])
+def test_fused_model_gives_the_same(backbone, channels_last):
+    overrides = {"neck_type": "hrfpn", "backbone_kwargs": {"feature_location": ""}} if backbone == "hrnet" else {}
+    if backbone == "frozen_resnet":
+        overrides = {"backbone_config": {**BACKBONES["resnet"], "freeze_batch_norm_2d": True}}
+        backbone = "resnet"
+    model = with_statistics(make_model(backbone=backbone, **overrides))
+    pixel_values = images(2, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(pixel_values)
+        fused = fuse_for_inference(copy.deepcopy(model), channels_last=channels_last)
+        found = fused(pixel_values)
+        selected = fused(pixel_values, max_people=3)
+    for name in RESULTS:
+        torch.testing.assert_close(found[name], expected[name])
+    mask = selected.keypoint_query_mask
+    torch.testing.assert_close(selected.pred_keypoints[mask], expected.pred_keypoints[mask])
+    assert not [name for name, module in fused.named_modules() if "BatchNorm" in type(module).__name__]
+    # once more is no mistake
+    with torch.no_grad():
+        torch.testing.assert_close(fuse_for_inference(fused)(pixel_values).logits, expected.logits)
+
+
+def test_what_a_fused_model_refuses(tmp_path):
+    model = make_model(backbone="resnet")
+    with pytest.raises(ValueError, match="training mode"):
+        fuse_for_inference(model.train())
+    model = fuse_for_inference(model.eval())
+    with pytest.raises(ValueError, match="trained"):
+        model.train()
+    with pytest.raises(ValueError, match="saved"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert not model.eval().training
+
+
+def test_a_convolution_whose_output_is_used_twice_is_noticed():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, pixel_values):
+            features = self.conv(pixel_values)
+            return [features + self.norm(features)]
+
+    model = make_model(backbone="resnet")
+    model.model.backbone = with_statistics(Twice()).double().eval()
+    with pytest.raises(ValueError, match="cannot be folded"):
+        fuse_for_inference(model)
