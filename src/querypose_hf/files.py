@@ -1,7 +1,11 @@
-"""Reading JSON with errors that name the file, and writing it whole or not at all."""
+"""Files that are read with errors that name them, and written whole or not at all."""
 
+import contextlib
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +30,114 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def write_json(data: Any, path: str | os.PathLike, indent: int | None = None) -> None:
-    """Writes `data` to `path` by way of a temporary file beside it, so that a reader never sees half a file.
-
-    Missing folders are made.
+    """Writes `data` as JSON, see [`replacing_file`].
 
     Raises:
-        ValueError: `data` holds NaN or an infinity, which JSON does not have.
+        ValueError: `data` holds NaN or infinity, which JSON does not have.
         TypeError: `data` holds something that is neither JSON nor a NumPy array or number.
+    """
+    # `dumps`, because `json.dump` never uses the encoder written in C
+    write_text(json.dumps(data, indent=indent, allow_nan=False, default=_as_plain) + "\n", path)
+
+
+def write_text(text: str, path: str | os.PathLike) -> None:
+    """Writes text in UTF-8, see [`replacing_file`]."""
+    with replacing_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing_file(path: str | os.PathLike, durable: bool = False) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; what was written there becomes `path` at the end of the block.
+
+    A reader sees the old file or the new one, never a part. After an error the old file is untouched and the temporary
+    one is gone. Missing folders are made. The temporary name keeps the suffix, by which Pillow and others choose a
+    format.
+
+    Args:
+        path (`str` or `os.PathLike`): the file to write or replace.
+        durable (`bool`): force the file to disk before it gets its name, so that it survives a power cut.
+
+    Example:
+
+    ```python
+    >>> with replacing_file("outputs/poses.jpg") as temporary:
+    ...     image.save(temporary, quality=92)
+    ```
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{os.getpid()}.part.{path.name}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            # one call of `dumps`, because `json.dump` never uses the encoder written in C
-            file.write(json.dumps(data, indent=indent, allow_nan=False, default=_as_plain))
-            file.write("\n")
+        yield temporary
+        if durable:
+            _synchronize(temporary)
         os.replace(temporary, path)
+        if durable:
+            _synchronize(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def filling_folder(folder: str | os.PathLike, last: str | None = None, durable: bool = False) -> Iterator[Path]:
+    """Gives an empty temporary folder; its files move into `folder` at the end of the block, each replaced whole.
+
+    Other files in `folder` stay. After an error nothing has moved.
+
+    Args:
+        folder (`str` or `os.PathLike`): the folder to fill; made if it does not exist.
+        last (`str`, *optional*): the file that moves last, the one by which readers know that the others are there.
+        durable (`bool`): force each file to disk before it gets its name.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".part.") as name:
+        temporary = Path(name)
+        yield temporary
+        files = [file for file in temporary.rglob("*") if not file.is_dir()]
+        for file in sorted(files, key=lambda file: (file == temporary / (last or ""), file)):
+            target = folder / file.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if durable:
+                _synchronize(file)
+            os.replace(file, target)
+    if durable:
+        _synchronize(folder)
+
+
+@contextlib.contextmanager
+def making_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """Gives a temporary folder beside `folder`; it becomes `folder`, which must not exist, at the end of the block.
+
+    Raises:
+        FileExistsError: `folder` exists and is not an empty folder.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists; expected a new or empty folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".part.{folder.name}."))
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _synchronize(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _as_plain(value: Any) -> Any:

@@ -62,9 +62,9 @@ def add_parser(commands: Any) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from ..processes import this_process
+    from ..settings import read_yaml
     from ..training.experiment import Experiment, set_field, with_assignments
     from ..training.experiment_run import run_experiment
-    from ..training.settings import read_yaml
 
     values: Any = {}
     source = "command line"

@@ -15,8 +15,8 @@ from transformers import PreTrainedConfig
 from ..checks import shown
 from ..data.augmentation import Mosaic, PoseAugmentation, RandomCrop, ResizeShortSide
 from ..model.configuration_querypose import VARIANTS, QueryPoseConfig
+from ..settings import build, plain_mapping, read_yaml, require
 from .recipe import TrainingConfig
-from .settings import build, plain_mapping, read_yaml, require
 
 
 #: The configuration fields that a description of a model may set.

@@ -16,7 +16,7 @@ import yaml
 from torch import nn
 
 from ..checks import shown
-from .settings import changed, plain_mapping, read_yaml, require
+from ..settings import changed, plain_mapping, read_yaml, require
 
 
 @dataclass(frozen=True)

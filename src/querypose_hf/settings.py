@@ -1,16 +1,18 @@
-"""Settings as frozen dataclasses, read from plain values with errors that name field, value and what is expected."""
+"""Settings as frozen dataclasses: one declaration of an option, read by YAML, command line and Python.
 
+Errors name the field, its value and what is expected.
+"""
+
+import argparse
 import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
-from ..checks import shown
+from .checks import shown
 
 
 Settings = TypeVar("Settings")
@@ -27,6 +29,8 @@ def read_yaml(path: str | Path) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: it is not YAML.
     """
+    import yaml  # comes with an extra
+
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -34,6 +38,69 @@ def read_yaml(path: str | Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a YAML file: {error}") from error
+
+
+def option(default: Any, help: str, flag: str | None = None, metavar: str | None = None) -> Any:
+    """A field of a settings dataclass that is also a command line option.
+
+    Args:
+        default: the field's value where nothing is said.
+        help (`str`): what `--help` says. The default is added where it says something.
+        flag (`str`, *optional*): such as `"--workers"`; by default the field's name with hyphens, and `--no-` in front
+            of it where the field is `True` by default.
+        metavar (`str`, *optional*): what `--help` calls the value.
+
+    Example:
+
+    ```python
+    >>> @dataclass(frozen=True)
+    ... class PredictionOptions:
+    ...     batch_size: int = option(8, "images per forward pass")
+    ...     flip_test: bool = option(False, "merge with the people of the mirrored image")
+    ```
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "flag": flag, "metavar": metavar})
+
+
+def add_options(parser: Any, kind: type, leave_out: Collection[str] = ()) -> None:
+    """Adds the fields of `kind` that were declared with [`option`] to a parser or a group of it."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if "help" in field.metadata and field.name not in leave_out:
+            flag = (
+                field.metadata["flag"] or f"--{'no-' if field.default is True else ''}{field.name.replace('_', '-')}"
+            )
+            parser.add_argument(flag, dest=field.name, **_arguments_of_option(field, hints[field.name]))
+
+
+def from_options(kind: type[Settings], options: argparse.Namespace, **fields: Any) -> Settings:
+    """The settings that the command line's options say, with `fields` beside or in place of them.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    names = {field.name for field in dataclasses.fields(kind) if "help" in field.metadata}  # type: ignore[arg-type]
+    given = {name: value for name, value in vars(options).items() if name in names}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return kind(**{**given, **fields})
+
+
+def _arguments_of_option(field: Any, hint: Any) -> dict[str, Any]:
+    """The arguments of `add_argument` for a field of this type."""
+    if typing.get_origin(hint) in _UNIONS:
+        hint = typing.get_args(hint)[0]
+    arguments: dict[str, Any] = {"default": field.default, "help": field.metadata["help"]}
+    if hint is bool:
+        return {**arguments, "action": "store_false" if field.default else "store_true"}
+    if field.default is not None:
+        arguments["help"] += " (%(default)s)"
+    if field.metadata["metavar"] is not None:
+        arguments["metavar"] = field.metadata["metavar"]
+    if typing.get_origin(hint) is Literal:
+        return {**arguments, "choices": typing.get_args(hint)}
+    if typing.get_origin(hint) is tuple:
+        return {**arguments, "nargs": "+", "type": typing.get_args(hint)[0]}
+    return {**arguments, "type": hint}
 
 
 def plain_mapping(settings: Any) -> dict[str, Any]:

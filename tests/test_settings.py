@@ -1,0 +1,55 @@
+import argparse
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from querypose_hf.settings import add_options, from_options, option, require
+
+
+@dataclass(frozen=True)
+class Options:
+    size: int = option(8, "images at once")
+    scales: tuple[float, ...] | None = option(None, "factors of the size")
+    mirrored: bool = option(False, "the mirrored image, too")
+    report: bool = option(True, "leave out the report")
+    workers: int = option(2, "processes", flag="--workers-of-loader")
+    kind: Literal["small", "large"] = option("small", "kind of model")
+    name: str | None = option(None, "name of the model", metavar="NAME")
+    inner: int = 3
+
+    def __post_init__(self) -> None:
+        require(self, "size", self.size >= 1, "at least 1")
+
+
+def parse(*arguments, **fields):
+    parser = argparse.ArgumentParser()
+    add_options(parser, Options, leave_out=("name",))
+    return from_options(Options, parser.parse_args(arguments), **fields)
+
+
+def test_defaults_are_those_of_the_dataclass():
+    assert parse() == Options()
+
+
+def test_every_kind_of_field():
+    found = parse(
+        *"--size 4 --scales 0.5 1 --mirrored --no-report --workers-of-loader 0 --kind large".split(), name="a", inner=1
+    )
+    assert found == Options(4, (0.5, 1.0), True, False, 0, "large", "a", 1)
+
+
+def test_values_are_checked():
+    with pytest.raises(ValueError, match="`size` is 0; expected at least 1"):
+        parse("--size", "0")
+    with pytest.raises(SystemExit):
+        parse("--kind", "huge")
+    with pytest.raises(SystemExit):
+        parse("--name", "left out")
+
+
+def test_help_tells_defaults(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = capsys.readouterr().out
+    assert "images at once (8)" in text and "factors of the size\n" in text and "(small)" in text
