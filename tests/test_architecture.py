@@ -1,0 +1,127 @@
+"""The arrows between the package's folders are those of the table in docs/architecture.md.
+
+The imports are read from the source, those inside functions too. Nothing of the package is imported here.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+from places import PROJECT
+
+
+PACKAGE = "querypose_hf"
+SOURCE = PROJECT / "src" / PACKAGE
+#: Rooms are the package's folders and the modules beside them; `__init__` is a room, too.
+ROOMS = {path.stem for path in SOURCE.iterdir() if path.is_dir() or path.suffix == ".py"} - {"__pycache__"}
+#: Arrows beyond the table, and why they are there.
+EXCEPTIONS = {
+    ("weights", "hub"): "a converted checkpoint gets its model card before its folder appears",
+    ("hub", "data"): "the generated sample is drawn on as an example",
+}
+
+
+class Import(NamedTuple):
+    """One import of a module: `target` is its full name, `room` is set for modules of the package."""
+
+    place: str
+    level: int
+    target: str
+    top_level: bool
+
+    @property
+    def room(self) -> str | None:
+        names = self.target.split(".")
+        if names[0] != PACKAGE:
+            return None
+        return names[1] if len(names) > 1 and names[1] in ROOMS else "__init__"
+
+
+def imports(path: Path) -> Iterator[Import]:
+    """Every import of a source file; `from .. import name` counts as an import of `name`."""
+    package = [PACKAGE, *path.relative_to(SOURCE).parts[:-1]]
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets, level = [alias.name for alias in node.names], 0
+        elif isinstance(node, ast.ImportFrom):
+            level = node.level
+            base = ".".join([*(package[: len(package) - level + 1] if level else []), *filter(None, [node.module])])
+            targets = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            yield Import(f"{path.relative_to(PROJECT)}:{node.lineno}", level, target, node in tree.body)
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).with_suffix("").parts[0]
+
+
+def allowed_arrows() -> dict[str, set[str]]:
+    """The table of docs/architecture.md: a room, and the rooms that it may import."""
+    text = (PROJECT / "docs" / "architecture.md").read_text()
+    [table] = re.findall(r"^\| room \| imports \|\n\|[-|]+\|\n((?:\|.*\|\n)+)", text, flags=re.MULTILINE)
+    rows = [row.split("|")[1:3] for row in table.splitlines()]
+    return {room.strip(" `"): set(re.findall(r"`(\w+)`", targets)) for room, targets in rows}
+
+
+ARROWS = allowed_arrows()
+#: Modules without a row: every room but `model` may import them, and they import each other alone.
+GROUND_FLOOR = ROOMS - ARROWS.keys()
+SOURCE_FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def test_every_folder_has_its_row():
+    assert {path.name for path in SOURCE.iterdir() if list(path.glob("*.py"))} <= ARROWS.keys()
+    assert ARROWS.keys() | set().union(*ARROWS.values()) <= ROOMS
+
+
+def test_arrows_make_no_circle():
+    assert list(TopologicalSorter(ARROWS).static_order())  # raises CycleError
+
+
+def test_imports_follow_the_arrows():
+    faults = []
+    for path in SOURCE_FILES:
+        room = room_of(path)
+        known = {room, *ARROWS.get(room, ()), *(target for origin, target in EXCEPTIONS if origin == room)}
+        if room != "model":
+            known |= GROUND_FLOOR
+        for found in imports(path):
+            if found.room not in {None, *known} and found.target != f"{PACKAGE}.__version__":
+                faults.append(f"{found.place}: {room} must not import {found.target}")
+    assert not faults, "\n".join(faults)
+
+
+def test_source_imports_neither_scripts_nor_tests():
+    outside = {
+        path.stem for folder in ("scripts", "tests") for path in [PROJECT / folder, *(PROJECT / folder).iterdir()]
+    }
+    faults = [
+        f"{found.place}: {found.target}"
+        for path in SOURCE_FILES
+        for found in imports(path)
+        if found.target.split(".")[0] in outside
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def test_model_files_import_each_other_by_from_dot_name():
+    """Transformers copies the files of a saved model by their `from .name import ...` lines."""
+    faults = []
+    for path in SOURCE.glob("model/*.py"):
+        for found in imports(path):
+            by_name = found.level == 1 and found.top_level and len(found.target.split(".")) == 4
+            if found.room is not None and not by_name:
+                faults.append(
+                    f"{found.place}: {found.target}: expected `from .name import ...` at the top of the file"
+                )
+    assert not faults, "\n".join(faults)
+
+
+def test_model_is_flat():
+    assert not [path for path in (SOURCE / "model").iterdir() if path.is_dir() and path.name != "__pycache__"]
