@@ -15,9 +15,9 @@ from transformers import TrainingArguments
 
 from querypose_hf.data import AugmentedPoseDataset, CocoPoseDataset, PoseAugmentation
 from querypose_hf.training.experiment import ModelSettings
-from querypose_hf.training.experiment_model import build_config, build_image_processor, build_model
 from querypose_hf.training.hf_trainer import build_trainer
 from querypose_hf.training.sources import describe_sources
+from querypose_hf.training.starting_model import build_config, build_image_processor, build_model
 
 
 def main() -> None:

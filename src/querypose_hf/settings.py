@@ -8,7 +8,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -101,6 +101,59 @@ def _arguments_of_option(field: Any, hint: Any) -> dict[str, Any]:
     if typing.get_origin(hint) is tuple:
         return {**arguments, "nargs": "+", "type": typing.get_args(hint)[0]}
     return {**arguments, "type": hint}
+
+
+def with_assignments(values: Any, assignments: Iterable[str]) -> Any:
+    """A copy of plain values in which fields are set, each by `path=value`.
+
+    The path is of names and positions in lists joined by points, `data.train.0.repeat`; the value is read as YAML.
+
+    Raises:
+        ValueError: an assignment has no `=`, its value is not YAML, or its path leads through something that has no
+            fields.
+    """
+    import yaml  # comes with an extra
+
+    values = _copied(values)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise ValueError(f"`--set {assignment}`: expected FIELD=VALUE, such as training.learning_rate=1e-4.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"`--set {assignment}`: the value is not YAML: {error}") from error
+        set_field(values, path, value)
+    return values
+
+
+def set_field(values: Any, path: str, value: Any) -> None:
+    """Sets one field of nested dicts and lists in place; see [`with_assignments`]."""
+    place = values
+    *way, last = path.split(".")
+    for name in way:
+        if isinstance(place, dict):
+            if place.get(name) is None:
+                place[name] = {}
+            place = place[name]
+        else:
+            place = place[_position(place, name, path)]
+    if isinstance(place, dict):
+        place[last] = value
+    else:
+        place[_position(place, last, path)] = value
+
+
+def _position(place: Any, name: str, path: str) -> int:
+    if not isinstance(place, list) or not name.isdecimal() or int(name) >= len(place):
+        raise ValueError(f"`{path}`: there is no {name!r} in {shown(place)}.")
+    return int(name)
+
+
+def _copied(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _copied(value) for key, value in values.items()}
+    return [_copied(value) for value in values] if isinstance(values, list) else values
 
 
 def plain_mapping(settings: Any) -> dict[str, Any]:

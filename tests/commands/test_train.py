@@ -19,7 +19,7 @@ from transformers import AutoModelForPoseEstimation
 
 from querypose_hf import CROWDPOSE_14, QueryPoseImageProcessor
 from querypose_hf.cli import main
-from querypose_hf.training import experiment_run
+from querypose_hf.training import run
 from querypose_hf.training.checkpoints import find_checkpoints, load_checkpoint
 
 
@@ -235,8 +235,8 @@ def test_push_to_hub(config, tmp_path, monkeypatch):
         uploads.append((folder, repo_id, options["private"], sorted(path.name for path in folder.iterdir())))
         return SimpleNamespace(commit_url="address")
 
-    monkeypatch.setattr(experiment_run, "HfApi", KnownUser)
-    monkeypatch.setattr(experiment_run, "push_checkpoint", push)
+    monkeypatch.setattr(run, "HfApi", KnownUser)
+    monkeypatch.setattr(run, "push_checkpoint", push)
     flags = ["--steps", 1, "--push-to-hub", "me/model", "--private", "--set", "training.trackers=[]"]
     assert train("--config", config, "--output", tmp_path / "run", *flags) == 0
     ((folder, repo_id, private, files),) = uploads

@@ -23,7 +23,7 @@ from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.cli import main
 from querypose_hf.hub.push import copy_handler, push_checkpoint
 from querypose_hf.model.configuration_querypose import HUB_FILES
-from querypose_hf.training.experiment_run import upload
+from querypose_hf.training.run import upload
 
 
 HUB_PAGE = PROJECT / "docs" / "hub.md"

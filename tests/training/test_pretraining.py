@@ -13,8 +13,8 @@ from tiny import people, tiny_config
 from querypose_hf import QueryPoseForPoseEstimation
 from querypose_hf.model.loss_querypose import part_attention_loss
 from querypose_hf.training.experiment import Experiment
-from querypose_hf.training.experiment_run import run_experiment
 from querypose_hf.training.pretraining import HeatmapPretraining, PosePretraining
+from querypose_hf.training.run import run_experiment
 
 
 @pytest.fixture(autouse=True)

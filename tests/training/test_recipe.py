@@ -1,18 +1,9 @@
 import math
 
 import pytest
-import torch
 import yaml
-from tiny import tiny_config
 
-from querypose_hf import QueryPoseForPoseEstimation
-from querypose_hf.training.recipe import (
-    RECIPES,
-    LearningRateSchedule,
-    TrainingConfig,
-    build_optimizer,
-    parameter_groups,
-)
+from querypose_hf.training.recipe import RECIPES, LearningRateSchedule, TrainingConfig
 
 
 class TestSchedule:
@@ -103,27 +94,3 @@ class TestConfig:
     def test_missing_file(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no such file"):
             TrainingConfig.from_yaml(tmp_path / "none.yaml")
-
-
-class TestParameterGroups:
-    def test_every_trained_parameter_once_and_the_flow_faster(self):
-        model = QueryPoseForPoseEstimation(tiny_config())
-        model.model.neck.requires_grad_(False)
-        groups = {group["name"]: group for group in parameter_groups(model, TrainingConfig())}
-        assert {id(p) for p in groups["flow"]["params"]} == {id(p) for p in model.flow.parameters()}
-        grouped = [id(p) for group in groups.values() for p in group["params"]]
-        assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-        assert groups["model"]["lr"] == 2.5e-5
-        assert groups["flow"]["lr"] == pytest.approx(2.5e-4)
-        assert {group["weight_decay"] for group in groups.values()} == {1e-4}
-        assert next(iter(groups)) == "model"  # its learning rate is logged
-        backbone = {id(p) for p in model.model.backbone.parameters()}
-        assert {id(p) for p in groups["model.backbone"]["params"]} == backbone
-        assert groups["model.backbone"]["lr"] == 2.5e-5  # as in the paper
-        slower = parameter_groups(model, TrainingConfig(backbone_learning_rate_factor=0.1))
-        assert {group["name"]: group["lr"] for group in slower}["model.backbone"] == pytest.approx(2.5e-6)
-
-    def test_optimizer(self):
-        optimizer = build_optimizer(QueryPoseForPoseEstimation(tiny_config()), TrainingConfig())
-        assert isinstance(optimizer, torch.optim.AdamW)
-        assert optimizer.defaults["fused"]

@@ -62,9 +62,9 @@ def add_parser(commands: Any) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from ..processes import this_process
-    from ..settings import read_yaml
-    from ..training.experiment import Experiment, set_field, with_assignments
-    from ..training.experiment_run import run_experiment
+    from ..settings import read_yaml, set_field, with_assignments
+    from ..training.experiment import Experiment
+    from ..training.run import run_experiment
 
     values: Any = {}
     source = "command line"
@@ -123,6 +123,6 @@ def _apply_data(values: dict[str, Any], options: argparse.Namespace) -> None:
     if options.annotations is not None:
         values["data"] = {"train": [described(options.annotations, options.images, "train")]}
     if options.val_annotations is not None:
-        from ..training.experiment import set_field
+        from ..settings import set_field
 
         set_field(values, "data.validation", described(options.val_annotations, options.val_images, "val"))

@@ -16,7 +16,8 @@ from ..evaluation.protocols import resolve_sigmas
 from ..evaluation.scoring import check_backend, score_keypoints
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from ..model.skeletons import SKELETONS
-from .recipe import TrainingConfig, build_optimizer
+from .optimizer import build_optimizer
+from .recipe import TrainingConfig
 
 
 #: The model's outputs that are left in an evaluation, in the order that `Trainer` gives them.

@@ -26,8 +26,9 @@ from .checkpoints import (
 from .cpu_bfloat16 import keep_strided_depthwise_float32
 from .frozen_norms import fold_frozen_norms, unfold_frozen_norms
 from .log import TrainingLog, choose_trackers
+from .optimizer import build_optimizer
 from .pretraining import OBJECTIVES
-from .recipe import TrainingConfig, build_optimizer
+from .recipe import TrainingConfig
 
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
-from torch import nn
 
 from ..checks import shown
 from ..settings import changed, plain_mapping, read_yaml, require
@@ -188,37 +186,6 @@ class TrainingConfig:
     def to_yaml(self) -> str:
         """The settings as YAML text."""
         return yaml.safe_dump(self.to_mapping(), sort_keys=False)
-
-
-def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: the model, its backbone (`model.model.backbone`) and its flow (`model.flow`).
-
-    Each has its own learning rate; the model's group comes first, whose rate is the one that is logged. Parameters
-    that are frozen are in none of them.
-    """
-    factors = {
-        "model": 1.0,
-        "model.backbone": config.backbone_learning_rate_factor,
-        "flow": config.flow_learning_rate_factor,
-    }
-    groups: dict[str, list[nn.Parameter]] = {name: [] for name in factors}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            # "model" also takes what belongs to none, such as the heatmap head
-            fitting = [group for group in factors if name.startswith(f"{group}.")]
-            groups[fitting[-1] if fitting else "model"].append(parameter)
-    rates = {name: config.learning_rate * factor for name, factor in factors.items()}
-    return [
-        {"name": name, "params": parameters, "lr": rates[name], "weight_decay": config.weight_decay}
-        for name, parameters in groups.items()
-        if parameters
-    ]
-
-
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over [`parameter_groups`], fused where the model's device has a fused kernel."""
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(parameter_groups(model, config), fused=fused)
 
 
 #: The paper's two recipes: "1x" of its ablations and "3x" of its final models, 16 images a step on 8 GPUs.

@@ -1,12 +1,9 @@
 """The pictures of a training experiment: its sources opened, compared, joined and augmented, and what it scores on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import PIL.Image
-from accelerate.utils import broadcast_object_list
 from torch.utils.data import Subset
 
 from ..checks import shown
@@ -21,17 +18,10 @@ from ..data import (
     PoseDataset,
     SyntheticPasses,
     YoloPoseDataset,
-    image_sizes,
 )
 from ..data.synthetic import SyntheticPeople
-from ..evaluation.ground_truth import KeypointGroundTruth
-from ..evaluation.prediction import check_images, check_model, predict_dataset, unsqueeze_annotations
-from ..evaluation.protocols import resolve_sigmas
-from ..evaluation.scoring import check_backend, score_keypoints
-from ..model.modeling_querypose import QueryPoseForPoseEstimation
-from ..model.skeletons import COCO_17, SKELETONS
-from ..processes import this_process
-from .experiment import AugmentationSettings, SourceSettings, TrainingSource, ValidationSource
+from ..model.skeletons import COCO_17
+from .experiment import AugmentationSettings, SourceSettings, TrainingSource
 
 
 @dataclass(frozen=True)
@@ -203,110 +193,3 @@ def join_sources(
     )
     mosaic = None if augmentation.mosaic is None else augmentation.mosaic.build()
     return AugmentedPoseDataset(joined, augmentation.build(flip_indices), seed=seed, mosaic=mosaic)
-
-
-class Validation:
-    """Scores a model on pictures; called with the model in every process, which share the pictures.
-
-    Everything about annotations and pictures is checked when it is made; a model is checked by [`check`].
-
-    Args:
-        settings ([`ValidationSource`]): the pictures.
-        image_processor (`QueryPoseImageProcessor`): the model's.
-        folder (`Path`): where pictures are written that are in no file, those of `hub` and `synthetic` sources.
-    """
-
-    def __init__(self, settings: ValidationSource, image_processor: Any, folder: Path):
-        self.settings = settings
-        self.image_processor = image_processor
-        check_backend("pycocotools")
-        self.images = Path(settings.images or ".")
-        content: Any = settings.annotations
-        if settings.format not in ("coco", "crowdpose"):
-            self.images = folder
-            content = _as_coco(open_source(settings, "data.validation"), list(image_processor.category_ids), folder)
-        elif settings.undo_squeeze:
-            content = unsqueeze_annotations(content)
-        ground_truth = KeypointGroundTruth.read(content, settings.protocol)
-        if settings.max_images is not None and settings.max_images < len(ground_truth.images):
-            chosen = [image["id"] for image in ground_truth.images[: settings.max_images]]
-            ground_truth = KeypointGroundTruth.read(content, settings.protocol, chosen)
-        self.ground_truth = ground_truth
-        source = settings.annotations or "data.validation"
-        check_images(ground_truth.images, self.images, source, settings.undo_squeeze, progress=False)
-
-    def check(self, model: QueryPoseForPoseEstimation) -> None:
-        """Raises `ValueError` unless the model finds what is annotated."""
-        truth = self.ground_truth
-        source = f"`data.validation` ({self.settings.annotations or 'synthetic'})"
-        categories = set(truth.category_ids)
-        check_model(model, self.image_processor, source, truth.num_keypoints, categories, False, None)
-        resolve_sigmas(truth.metric, truth.num_keypoints, self._sigmas(model))
-
-    def _sigmas(self, model: QueryPoseForPoseEstimation) -> tuple[float, ...] | None:
-        if self.settings.sigmas is not None:
-            return self.settings.sigmas
-        skeleton = model.config.skeleton
-        return None if skeleton.keypoint_names == SKELETONS[self.settings.protocol].keypoint_names else skeleton.sigmas
-
-    def __call__(self, model: QueryPoseForPoseEstimation) -> dict[str, float]:
-        """The protocol's figures, in every process; those that nobody is annotated for are left out."""
-        settings, truth = self.settings, self.ground_truth
-        results = predict_dataset(
-            model,
-            truth,
-            self.images,
-            image_processor=self.image_processor,
-            batch_size=settings.batch_size,
-            top_k=settings.top_k,
-            undo_squeeze=settings.undo_squeeze,
-            num_workers=settings.num_workers,
-        )
-        figures: list[Any] = [None]
-        if this_process().is_main_process:
-            metrics = score_keypoints(truth, results, self._sigmas(model), progress=False).metrics
-            figures = [{name: value for name, value in metrics.items() if value is not None}]
-        if this_process().num_processes > 1:
-            broadcast_object_list(figures)
-        return figures[0]
-
-
-def _as_coco(dataset: Any, category_ids: Sequence[int], folder: Path) -> Mapping[str, Any]:
-    """An opened source as COCO annotations, its categories numbered as given.
-
-    Pictures that are in no file of their own are written to a folder, by the first process.
-    """
-    description = DataDescription.of_source(dataset)
-    if len(description.category_names) != len(category_ids):
-        raise ValueError(
-            f"`data.validation` has the categories {shown(description.category_names)}; expected {len(category_ids)}, "
-            "as the data to train on has."
-        )
-    number_of = dict(zip(description.category_names, category_ids, strict=True))
-    plain: Any = dataset.dataset if isinstance(dataset, Subset) else dataset
-    has_files = isinstance(plain, YoloPoseDataset)
-    folder.mkdir(parents=True, exist_ok=True)
-    images, people = [], []
-    with this_process().main_process_first():
-        for index, (width, height) in enumerate(image_sizes(dataset).tolist()):
-            if has_files:
-                name, image_id = str(Path(plain.image_name(index)).resolve()), plain.image_id(index)
-                annotations = plain.annotations(index)
-            else:
-                sample = dataset[index]
-                name, image_id, annotations = f"{index:06d}.png", sample["image_id"], sample["annotations"]
-                if not _holds(folder / name, sample["image"]):
-                    sample["image"].save(folder / name)
-            images.append({"id": image_id, "file_name": name, "width": width, "height": height})
-            people += [
-                {**one, "image_id": image_id, "category_id": number_of[one["category_id"]]} for one in annotations
-            ]
-    categories = [{"id": number, "name": str(number)} for number in category_ids]
-    return {"images": images, "annotations": people, "categories": categories}
-
-
-def _holds(path: Path, image: PIL.Image.Image) -> bool:
-    if not path.is_file():
-        return False
-    with PIL.Image.open(path) as found:
-        return found.size == image.size and found.tobytes() == image.tobytes()

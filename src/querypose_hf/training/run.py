@@ -16,11 +16,12 @@ from ..hub.push import push_checkpoint
 from ..processes import this_process
 from .checkpoints import find_checkpoints, write_whole
 from .experiment import Experiment
-from .experiment_model import build_config, build_image_processor, build_model
 from .initial_boxes import start_from_typical_boxes
 from .log import choose_trackers
 from .loop import TrainingLoop, check_stop_after
-from .sources import Validation, describe_sources, join_sources, open_source
+from .sources import describe_sources, join_sources, open_source
+from .starting_model import build_config, build_image_processor, build_model
+from .validation import Validation
 
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,68 @@
+import json
+
+import pytest
+from small_data import relabelled_for_crowdpose, write_rendered_coco
+
+from querypose_hf import COCO_17
+from querypose_hf.data import image_sizes
+from querypose_hf.training.experiment import Experiment
+from querypose_hf.training.sources import describe_sources, open_source
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_rendered_coco(tmp_path_factory.mktemp("rendered"))
+
+
+def sources_of(*train):
+    values = {"model": {"variant": "r50"}, "data": {"train": list(train)}}
+    return [
+        open_source(settings, f"data.train[{n}]")
+        for n, settings in enumerate(Experiment.from_mapping(values).data.train)
+    ]
+
+
+SYNTHETIC = {"format": "synthetic", "length": 3, "size": [64, 48]}
+
+
+class TestSources:
+    def test_options_reach_the_readers(self, source, tmp_path):
+        content = json.loads(open(source["annotations"]).read())
+        for image in content["images"]:
+            image.update(orig_width=96, orig_height=48)
+        content["images"].append({**content["images"][0], "id": 99})  # nobody in it
+        path = tmp_path / "people.json"
+        path.write_text(json.dumps(content))
+        fields = {"annotations": str(path), "images": source["images"]}
+        (dataset,) = sources_of({**fields, "undo_squeeze": True, "exhaustive": False})
+        assert len(dataset) == 6 and dataset[0]["image"].size == (96, 48)
+        assert dataset[0]["exhaustive"] is False
+        (few,) = sources_of({**fields, "only_with_people": False, "max_images": 2})
+        assert len(few) == 2 and image_sizes(few).tolist() == [[64, 48]] * 2
+
+    def test_together(self, source):
+        data = describe_sources(sources_of(SYNTHETIC, source))
+        assert data.keypoint_names == COCO_17.keypoint_names
+        assert data.category_names == {1: "person"}
+
+    def test_differences_are_errors(self, source, tmp_path):
+        path = tmp_path / "other.json"
+        content = json.loads(open(source["annotations"]).read())
+        path.write_text(json.dumps(relabelled_for_crowdpose(content)))
+        crowdpose = {"annotations": str(path), "images": source["images"]}
+        with pytest.raises(ValueError, match=r"`data.train\[1\]` has 14 keypoints and `data.train\[0\]` 17"):
+            describe_sources(sources_of(source, crowdpose))
+        content["categories"][0]["keypoints"][:2] = ["left_eye", "nose"]
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"`data.train\[1\]` has the keypoints \['left_eye', 'nose'"):
+            describe_sources(sources_of(source, crowdpose))
+        content["categories"] = [{**content["categories"][0], "id": number} for number in (1, 2)]
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"has the categories .*; expected as many"):
+            describe_sources(sources_of(source, crowdpose))
+
+    def test_missing_files_are_named_with_their_place(self, source):
+        with pytest.raises(FileNotFoundError, match=r"`data.train\[1\]`: .*none.json"):
+            sources_of(source, {**source, "annotations": "none.json"})
+        with pytest.raises(ValueError, match=r"`data.train\[0\]`: `columns` is .*; expected fields of PoseColumns"):
+            sources_of({"format": "hub", "annotations": "x", "columns": {"picture": "y"}})

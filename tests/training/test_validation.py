@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from small_data import write_rendered_coco
+from tiny import tiny_config
+
+from querypose_hf import CROWDPOSE_14, QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessor
+from querypose_hf.evaluation.scoring import score_keypoints
+from querypose_hf.training.experiment import Experiment
+from querypose_hf.training.validation import Validation
+
+
+SYNTHETIC = {"format": "synthetic", "length": 3, "size": [64, 48]}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_rendered_coco(tmp_path_factory.mktemp("rendered"))
+
+
+def validation_of(settings, folder, category_ids=(1,), num_keypoints=17):
+    values = {"model": {"variant": "r50"}, "data": {"train": [SYNTHETIC], "validation": settings}}
+    processor = QueryPoseImageProcessor(category_ids=list(category_ids), num_keypoints=num_keypoints)
+    return Validation(Experiment.from_mapping(values).data.validation, processor, folder)
+
+
+def perfect_score(truth):
+    results = [
+        {**{key: person[key] for key in ("image_id", "category_id", "bbox")}, "score": 1.0}
+        | {"keypoints": np.asarray(person["keypoints"]).tolist()}
+        for person in truth.annotations
+    ]
+    return score_keypoints(truth, results, sigmas=[0.05] * truth.num_keypoints, progress=False).metrics["AP"]
+
+
+class TestValidation:
+    def test_rendered_people_become_files(self, tmp_path):
+        validation = validation_of({**SYNTHETIC, "seed": 4}, tmp_path / "images")
+        assert len(list((tmp_path / "images").iterdir())) == 3
+        assert validation.ground_truth.num_keypoints == 17
+        assert perfect_score(validation.ground_truth) == pytest.approx(1)
+        before = (tmp_path / "images" / "000000.png").stat().st_mtime_ns
+        validation_of({**SYNTHETIC, "seed": 4}, tmp_path / "images")
+        assert (tmp_path / "images" / "000000.png").stat().st_mtime_ns == before
+        torch.manual_seed(0)
+        model = QueryPoseForPoseEstimation(tiny_config())
+        validation.check(model)
+        assert validation(model)["AP"] < 0.5
+
+    def test_yolo(self, tmp_path):
+        for kind in ("images", "labels"):
+            (tmp_path / kind / "val").mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (80, 40)).save(tmp_path / "images" / "val" / f"{number}.png")
+            line = "1 0.5 0.5 0.25 0.5 0.5 0.5 2 0.25 0.75 1 0 0 0"
+            (tmp_path / "labels" / "val" / f"{number}.txt").write_text(line)
+        settings = {"path": ".", "val": "images/val", "kpt_shape": [3, 3], "names": {0: "horse", 1: "rider"}}
+        (tmp_path / "data.yaml").write_text(yaml.safe_dump(settings))
+        source = {"format": "yolo", "annotations": str(tmp_path / "data.yaml"), "split": "val", "max_images": 1}
+        truth = validation_of(source, tmp_path / "unused", category_ids=(4, 6), num_keypoints=3).ground_truth
+        (person,) = truth.annotations
+        assert (person["category_id"], person["bbox"], person["area"]) == (6, [30, 10, 20, 20], 400)
+        assert person["keypoints"].tolist() == [39.5, 19.5, 2, 19.5, 29.5, 1, 0, 0, 0]
+        assert perfect_score(truth) == pytest.approx(1)
+        with pytest.raises(ValueError, match=r"`data.validation` has the categories .*; expected 1"):
+            validation_of(source, tmp_path / "unused", num_keypoints=3)
+
+    def test_keypoints_have_to_be_the_models(self, source, tmp_path):
+        validation = validation_of({**source, "max_images": 2}, tmp_path)
+        assert len(validation.ground_truth.images) == 2
+        model = QueryPoseForPoseEstimation(tiny_config(**QueryPoseConfig.skeleton_fields(CROWDPOSE_14)))
+        with pytest.raises(ValueError, match=r"finds 14 keypoints; `data.validation` .* has 17"):
+            validation.check(model)
