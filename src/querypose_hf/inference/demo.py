@@ -11,6 +11,7 @@ from typing import Any
 import PIL.Image
 
 from .explanation import explain_people, overlay_part_attention
+from .loading import load_pipeline
 from .tracking import PersonTracker
 from .video import VideoReader, VideoWriter, find_people_in_frames
 from .visualization import draw_poses
@@ -169,9 +170,7 @@ def build_demo(
     """
     gr = _import_gradio()
     if isinstance(model, str | os.PathLike):
-        from transformers import pipeline
-
-        model = pipeline("pose-estimation", model=os.fspath(model), device=device)  # type: ignore[call-overload]
+        model = load_pipeline(model, device)
     app = PoseDemo(model, threshold, max_frames)
     config = model.model.config
 

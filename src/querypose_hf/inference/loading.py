@@ -1,0 +1,99 @@
+"""Loading a checkpoint for inference: the model and its image processor, or the pipeline around both."""
+
+import os
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForPoseEstimation
+
+from ..assets import resolve_checkpoint
+from ..model.pipeline_querypose import PoseEstimationPipeline
+from ..processes import own_device
+
+
+Checkpoint = str | os.PathLike
+
+
+def find_device(device: str | torch.device | None = None) -> torch.device:
+    """The device to run on: `device`, or by default this process's accelerator, else the CPU.
+
+    Raises:
+        ValueError: torch cannot use the device here.
+    """
+    if device is None:
+        return own_device()
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # what torch raises differs between devices
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"`device` is {str(device)!r}; expected one that torch can use here: {reason}") from error
+    return torch.device(device)
+
+
+def load_model(
+    model: Checkpoint | torch.nn.Module,
+    image_processor: Any = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[Any, Any]:
+    """Loads a QueryPose model and its image processor.
+
+    Args:
+        model: a checkpoint's folder or Hub id, `querypose-nano`, or a QueryPose model with its pose estimation head.
+        image_processor (*optional*): by default the checkpoint's; needed with a model that is passed in.
+        device (`str` or `torch.device`, *optional*): by default this process's accelerator, else the CPU; a model that
+            is passed in stays where it is.
+        dtype (`torch.dtype`, *optional*): by default float32; a model that is passed in stays as it is.
+
+    Returns:
+        `tuple`: the model, in evaluation mode if it was loaded here, and the image processor.
+
+    Raises:
+        ValueError: `model` is no QueryPose checkpoint or model, a model was passed in without an image processor, or
+            torch cannot use the device.
+    """
+    if isinstance(model, torch.nn.Module):
+        if image_processor is None:
+            raise ValueError("`image_processor` is None; a model that is passed in needs its image processor.")
+        _require_querypose(getattr(model, "config", None), type(model).__name__)
+        if device is not None or dtype is not None:
+            model = model.to(device=None if device is None else find_device(device), dtype=dtype)
+        return model, image_processor
+    place = find_device(device)
+    name = resolve_checkpoint(model)
+    try:
+        config = AutoConfig.from_pretrained(name)
+        _require_querypose(config, os.fspath(model))
+        loaded = AutoModelForPoseEstimation.from_pretrained(name, config=config, dtype=dtype or torch.float32)
+        image_processor = image_processor or AutoImageProcessor.from_pretrained(name)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"`model` is {os.fspath(model)!r}; expected a QueryPose checkpoint's folder or Hub id, or querypose-nano: "
+            f"{error}"
+        ) from error
+    return loaded.to(place), image_processor
+
+
+def load_pipeline(
+    model: Checkpoint, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> PoseEstimationPipeline:
+    """Loads the `pose-estimation` pipeline of a checkpoint; arguments and errors are those of [`load_model`].
+
+    Example:
+
+    ```python
+    >>> pose_estimator = load_pipeline("querypose-nano", device="cpu")
+    >>> people = pose_estimator("photo.jpg", threshold=0.15)
+    ```
+    """
+    loaded, image_processor = load_model(model, device=device, dtype=dtype)
+    return PoseEstimationPipeline(
+        model=loaded, image_processor=image_processor, task="pose-estimation", device=loaded.device
+    )
+
+
+def _require_querypose(config: Any, name: str) -> None:
+    model_type = getattr(config, "model_type", None)
+    if model_type != "querypose":
+        raise ValueError(f"{name} is of type {model_type!r}; expected a QueryPose model.")
