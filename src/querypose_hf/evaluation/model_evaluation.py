@@ -10,10 +10,11 @@ import torch
 
 from ..files import write_json
 from ..model.skeletons import SKELETONS
+from ..processes import rank
 from .coco_results import write_coco_results
 from .ground_truth import KeypointGroundTruth
 from .partial_results import PartialResults
-from .prediction import check_prediction_options, load_model, predict_dataset, processes, unsqueeze_annotations
+from .prediction import check_prediction_options, load_model, predict_dataset, unsqueeze_annotations
 from .protocols import resolve_sigmas
 from .report import check_worst_images, write_report
 from .scoring import check_backend, score_boxes, score_keypoints
@@ -111,25 +112,24 @@ def evaluate_model(
     if ground_truth is not None and config.num_keypoints == ground_truth.num_keypoints:
         resolve_sigmas(metric, ground_truth.num_keypoints, sigmas)  # `predict_dataset` says it if they are different
 
-    with processes() as (rank, _, _):
-        results = predict_dataset(
-            loaded,
-            annotations if ground_truth is None else ground_truth,
-            images_dir,
-            metric=None if test_dev else metric,
-            image_processor=image_processor,
-            image_ids=image_ids if test_dev else None,
-            batch_size=batch_size,
-            top_k=top_k,
-            flip_test=flip_test,
-            scales=scales,
-            undo_squeeze=undo_squeeze,
-            num_workers=num_workers,
-            output_dir=output_dir,
-            progress=progress,
-        )
-        if rank > 0:
-            return None
+    results = predict_dataset(
+        loaded,
+        annotations if ground_truth is None else ground_truth,
+        images_dir,
+        metric=None if test_dev else metric,
+        image_processor=image_processor,
+        image_ids=image_ids if test_dev else None,
+        batch_size=batch_size,
+        top_k=top_k,
+        flip_test=flip_test,
+        scales=scales,
+        undo_squeeze=undo_squeeze,
+        num_workers=num_workers,
+        output_dir=output_dir,
+        progress=progress,
+    )
+    if rank() > 0:
+        return None
     prediction = {
         "model": str(config.name_or_path or type(loaded).__name__) if _is_module(model) else str(model),
         "dtype": str(loaded.dtype).removeprefix("torch."),

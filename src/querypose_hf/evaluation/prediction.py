@@ -1,12 +1,10 @@
 """The people that a model finds in the images of an annotation file, as COCO results."""
 
-import contextlib
-import datetime
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-import torch.distributed as distributed
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation
@@ -24,6 +21,7 @@ from ..checks import is_finite_number, require_numbers, require_records, shown
 from ..data.sample import UnusableImageError, read_image, read_image_size
 from ..files import read_json
 from ..model.image_processing_base_querypose import get_resized_size
+from ..processes import ProcessGroup, own_device, process_group, rank
 from .coco_results import coco_results_from_people
 from .ground_truth import KeypointGroundTruth
 from .partial_results import PartialResults, Results
@@ -112,7 +110,7 @@ def predict_dataset(
     was_training = loaded.training
     loaded.eval()
     try:
-        with processes() as (rank, count, group):
+        with process_group() as group:
             partial, finished = None, {}
             if output_dir is not None:
                 settings = {
@@ -124,19 +122,19 @@ def predict_dataset(
                     "scales": None if scales is None else list(scales),
                     "undo_squeeze": undo_squeeze,
                 }
-                partial = PartialResults(output_dir, settings, rank)
-                finished = _read_finished(partial, rank, group)
+                partial = PartialResults(output_dir, settings, group.rank)
+                finished = _read_finished(partial, group)
             image_ids = [record["id"] for record in records]
             batches = [
                 batch
                 for batch in _batches(sizes, image_processor, batch_size)
                 if not all(image_ids[row] in finished for row in batch)
-            ][rank::count]
+            ][group.rank :: group.size]
             bar = tqdm(
                 total=sum(map(len, batches)),
-                desc="Finding people" if count == 1 else f"Finding people, process 1 of {count}",
+                desc="Finding people" if group.size == 1 else f"Finding people, process 1 of {group.size}",
                 unit="image",
-                disable=not progress or rank > 0,
+                disable=not progress or group.rank > 0,
             )
             pictures = _PictureBatches(batches, files, sizes, image_processor, scales or (1.0,))
             loader = DataLoader(pictures, batch_size=None, num_workers=num_workers, pin_memory=_is_cuda(loaded))
@@ -154,9 +152,9 @@ def predict_dataset(
                         partial.append(done)
                     own.update(done)
                     bar.update(len(rows))
-            for part in _gathered(own, rank, count, group):
+            for part in group.gather(own):
                 finished.update(part)
-            return [result for image_id in image_ids for result in finished[image_id]] if rank == 0 else []
+            return [result for image_id in image_ids for result in finished[image_id]] if group.rank == 0 else []
     finally:
         loaded.train(was_training)
 
@@ -269,7 +267,7 @@ def check_images(
                 desc="Checking images",
                 unit="image",
                 total=len(files),
-                disable=not progress or int(os.environ.get("RANK", "0")) > 0,
+                disable=not progress or rank() > 0,
             )
         )
     wrong = [str(error) for error in found if isinstance(error, UnusableImageError)]
@@ -309,7 +307,7 @@ def load_model(
                 f"`model` is {os.fspath(model)!r}; expected the folder or Hub id of a QueryPose checkpoint: {error}"
             ) from error
         if device is None:
-            device = _own_device()
+            device = own_device()
     model_type = getattr(getattr(loaded, "config", None), "model_type", None)
     if model_type != "querypose":
         raise ValueError(f"`model` is of type {model_type or type(loaded).__name__!r}; expected a QueryPose model.")
@@ -318,63 +316,21 @@ def load_model(
     return loaded, image_processor
 
 
-def _own_device() -> torch.device:
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if accelerator is None:
-        return torch.device("cpu")
-    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count())
-
-
-@contextlib.contextmanager
-def processes() -> Iterator[tuple[int, int, Any]]:
-    """The number of this process, how many there are, and a group in which they exchange Python objects.
-
-    Inside `torchrun` or `accelerate launch` a process group is made if there is none, and taken down afterwards.
-    """
-    own = False
-    if not distributed.is_available():
-        yield 0, 1, None
-        return
-    if not distributed.is_initialized() and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        distributed.init_process_group("gloo")
-        own = True
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
-        yield 0, 1, None
-        return
-    # Only results are exchanged, which needs no accelerator. A process may wait long for the slowest one.
-    group = distributed.new_group(backend="gloo", timeout=datetime.timedelta(days=2))
-    try:
-        yield distributed.get_rank(), distributed.get_world_size(), group
-        distributed.destroy_process_group(group)
-    finally:
-        if own:
-            distributed.destroy_process_group()
-
-
-def _read_finished(partial: PartialResults, rank: int, group: Any) -> Results:
-    """What earlier runs finished. Others than the first process get the ids alone, which is all they need."""
-    answer: list[Any] = [None, None]
+def _read_finished(partial: PartialResults, group: ProcessGroup) -> Results:
+    """What earlier runs finished. Processes other than the first get the ids alone, which is all they need."""
     finished: Results = {}
-    if rank == 0:
+    answer: tuple[dict[int, list], str | None] = ({}, None)
+    if group.rank == 0:
         try:
             finished = partial.read()
-            answer = [{image_id: [] for image_id in finished}, None]
+            answer = ({image_id: [] for image_id in finished}, None)
         except (OSError, ValueError) as error:  # the others must hear of it, or they would wait
-            answer = [None, str(error)]
-    if group is not None:
-        # also a barrier: nobody writes before the files have been read
-        distributed.broadcast_object_list(answer, src=0, group=group)
-    if answer[1] is not None:
-        raise ValueError(answer[1])
-    return finished if rank == 0 else answer[0]
-
-
-def _gathered(own: Results, rank: int, count: int, group: Any) -> list[Results]:
-    if group is None:
-        return [own]
-    parts: list[Any] | None = [None] * count if rank == 0 else None
-    distributed.gather_object(own, parts, dst=0, group=group)
-    return parts or []
+            answer = ({}, str(error))
+    # nobody writes before the files have been read
+    ids, message = group.broadcast(answer)
+    if message is not None:
+        raise ValueError(message)
+    return finished if group.rank == 0 else ids
 
 
 def _content(annotations: str | os.PathLike | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
