@@ -33,9 +33,10 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The arguments of every `querypose` command in a page's shell blocks, also as a script under a launcher."""
+    """The arguments of every `querypose` command in a page's shell blocks and tables, scripts under a launcher too."""
     found = []
-    for block in blocks(page, "bash"):
+    in_tables = re.findall(r"^\|.*`(querypose [^`]*)`", page.read_text(), flags=re.MULTILINE)
+    for block in [*blocks(page, "bash"), *in_tables]:
         for line in block.replace("\\\n", " ").splitlines():
             for command in re.split(r"&&|\||;", line):
                 words = shlex.split(command, comments=True)
@@ -63,7 +64,7 @@ def test_pages_have_commands():
 
 
 def test_links_lead_somewhere():
-    for page in PAGES:
+    for page in [*PAGES, PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md"]:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
@@ -94,18 +95,16 @@ def run(page, **names):
     return namespace, missing
 
 
-def test_readme(in_folder, monkeypatch):
-    # the published model takes minutes for a step here, and its weights are on the Hub
-    monkeypatch.setattr(QueryPoseConfig, "from_variant", lambda variant: tiny_config())
-    loaded = []
-    monkeypatch.setattr(backbone_weights, "load_imagenet_weights", loaded.append)
-    sample = render_sample_scene()
-    annotations = [{"image_id": 0, "annotations": sample["annotations"]}]
-    namespace, _ = run("README.md", images=[sample["image"]], annotations=annotations)
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_five_lines(page, in_folder, capsys):
+    run(page)
+    assert "'xmin'" in capsys.readouterr().out  # with querypose-nano
+
+
+def test_predict(in_folder):
+    namespace, _ = run("docs/predict.md")
     assert namespace["people"]
-    assert PIL.Image.open("photo_poses.jpg").size == sample["image"].size
-    assert loaded and namespace["outputs"].loss.isfinite()
-    assert namespace["config"].keypoint_flip_indices == [0, 2, 1, 3, 4]
+    assert PIL.Image.open("photo_poses.jpg").size == PIL.Image.open("photo.jpg").size
 
 
 def test_interoperability(in_folder):
@@ -154,8 +153,12 @@ def test_video(in_folder, capsys):
     assert re.search(r"\(\d+, 0\.\d+\)", lines[2])
 
 
-def test_other_keypoints(in_folder):
-    """The recipe of the page on training makes annotations of CrowdPose's keypoints that the reader takes."""
+def test_training(in_folder, monkeypatch):
+    """A step of training; and annotations of CrowdPose's keypoints, made of COCO's, that the reader takes."""
+    # the published model takes minutes for a step here, and its weights are on the Hub
+    monkeypatch.setattr(QueryPoseConfig, "from_variant", lambda variant: tiny_config())
+    loaded = []
+    monkeypatch.setattr(backbone_weights, "load_imagenet_weights", loaded.append)
     sample = render_sample_scene()
     width, height = sample["image"].size
     sample["image"].save("scene.jpg")
@@ -163,7 +166,10 @@ def test_other_keypoints(in_folder):
     categories = [{"id": 1, "name": "person", "keypoints": list(COCO_17.keypoint_names), "skeleton": []}]
     content = {"images": images, "annotations": sample["annotations"], "categories": categories}
     Path("coco.json").write_text(json.dumps(content))
-    run("docs/training.md")
+    annotations = [{"image_id": 0, "annotations": sample["annotations"]}]
+    namespace, _ = run("docs/training.md", images=[sample["image"]], annotations=annotations)
+    assert loaded and namespace["outputs"].loss.isfinite()
+    assert namespace["config"].keypoint_flip_indices == [0, 2, 1, 3, 4]
     dataset = CocoPoseDataset("crowdpose_like.json", in_folder)
     assert dataset.keypoint_names == CROWDPOSE_14.keypoint_names
     assert len(dataset.annotations(0)) == len(sample["annotations"])

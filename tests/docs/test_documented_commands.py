@@ -24,10 +24,10 @@ pytestmark = pytest.mark.slow
 #: Commands that cannot run here, by how they begin, and what stands for them.
 NOT_RUN = {
     "train --config configs/": "COCO and weights of the Hub; tests/training/test_published_experiments.py",
-    "push": "a hub; tests/test_hub.py has one on loopback",
-    "convert": "the authors' files; tests/test_conversion.py",
-    "benchmark": "minutes, or a GPU; tests/test_benchmark.py",
-    "demo": "Gradio, and a browser; tests/test_demo.py",
+    "push": "a hub; tests/hub has one on loopback",
+    "convert": "the authors' files; tests/weights/test_conversion.py",
+    "benchmark": "minutes, or a GPU; tests/benchmark",
+    "demo": "Gradio, and a browser; tests/inference/test_demo.py",
 }
 #: Options of training in place of the documented ones, so that it takes seconds: bfloat16 is slow on most CPUs.
 SHORTENED = {"--epochs": "1", "--mixed-precision": "no"}
