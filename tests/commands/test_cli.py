@@ -158,8 +158,8 @@ def test_predict_refuses_before_it_writes(model, in_folder, capsys):
     (in_folder / "text.jpg").write_text("no picture")
     before = sorted(in_folder.rglob("*"))
     cases = [
-        (["missing.jpg", "--model", model], "IMAGE must be a picture .* no file missing.jpg"),
-        ([picture, "text.jpg", "--model", model], "IMAGE must be a picture .* text.jpg cannot be read"),
+        (["missing.jpg", "--model", model], r"missing\.jpg: no such file; expected an image"),
+        ([picture, "text.jpg", "--model", model], r"text\.jpg cannot be read; expected an image"),
         ([picture, "--model", model, "--threshold", "1.5"], "--threshold must be from 0 to 1, but is 1.5"),
         ([picture, "--model", model, "--threshold", "nan"], "--threshold must be from 0 to 1, but is nan"),
         ([picture, "--model", model, "--threshold", "high"], "--threshold: invalid float value: 'high'"),
@@ -351,7 +351,7 @@ def test_script_passes_the_exit_status_on(tmp_path):
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("querypose predict: IMAGE must be")
+    assert done.stderr.splitlines()[-1].startswith("querypose predict: missing.jpg: no such file")
     assert not list(tmp_path.iterdir())
 
 

@@ -12,7 +12,8 @@ from transformers import pipeline
 
 from querypose_hf.cli import main
 from querypose_hf.data.synthetic import SyntheticPeople
-from querypose_hf.inference.bulk import open_image_dataset, predict_to_parquet
+from querypose_hf.inference.bulk import BulkOptions, predict_to_parquet
+from querypose_hf.inference.image_dataset import open_image_dataset
 
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
@@ -93,11 +94,11 @@ def test_a_killed_run_leaves_whole_shards_and_goes_on(model, photos, tmp_path):
         return pose_estimator(pictures, **options)
 
     dies_in_the_second_shard.model = pose_estimator.model
-    settings = {"model_name": "a", "threshold": 0.01, "batch_size": 2, "rows_per_shard": 4, "progress": False}
+    options = BulkOptions(threshold=0.01, batch_size=2, rows_per_shard=4)
     with pytest.raises(Killed):
-        predict_to_parquet(dies_in_the_second_shard, dataset, tmp_path, **settings)
+        predict_to_parquet(dies_in_the_second_shard, dataset, tmp_path, options, model_name="a", progress=False)
     assert [path.name for path in tmp_path.glob("*.parquet*")] == ["people-00000-of-00002.parquet"]
-    report = predict_to_parquet(pose_estimator, dataset, tmp_path, **settings)
+    report = predict_to_parquet(pose_estimator, dataset, tmp_path, options, model_name="a", progress=False)
     assert (report.images, report.skipped, report.unreadable) == (4, 4, 1)
     assert read(tmp_path)["index"] == list(range(8))
 
@@ -130,10 +131,10 @@ def test_data_sets_of_other_kinds(photos, tmp_path):
     opened = open_image_dataset(tmp_path / "saved")
     assert opened.column_names == ["image"]
     assert len(opened) == 2
-    with pytest.raises(ValueError, match="--image-column must be one of"):
+    with pytest.raises(ValueError, match="`image_column` is 'id'; expected one of"):
         open_image_dataset(tmp_path / "saved", image_column="id")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty has none"):
+    with pytest.raises(ValueError, match="empty holds no images"):
         open_image_dataset(tmp_path / "empty")
 
 

@@ -5,7 +5,6 @@ import re
 import runpy
 import shutil
 import urllib.request
-from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -85,15 +84,14 @@ def test_app_of_a_space_runs(tmp_path, folder, monkeypatch):
 
 
 def test_threshold_and_drawing_need_no_second_look(pose_estimator):
-    pytest.importorskip("gradio", reason="Gradio is not installed")
-    from querypose_hf.inference.demo import PoseDemo
+    from querypose_hf.inference.demo_actions import PoseDemo
 
     demo = PoseDemo(pose_estimator)
     picture = PIL.Image.open(SAMPLE_SCENE_PATH).convert("RGB")
     seen = demo.look_at(picture)
-    visitor = SimpleNamespace(session_hash="../a1")
+    visitor = "../a1"
     expected = pose_estimator(picture, threshold=0.3)
-    assert 0 < len(expected) < len(seen["people"])
+    assert 0 < len(expected) < len(seen.people)
     everything = ["boxes", "skeleton", "names"]
     drawn, text, people, people_file, picture_file = demo.show(seen, 0.3, everything, False, "", visitor)
     assert [person["score"] for person in people] == pytest.approx([person["score"] for person in expected])
@@ -151,7 +149,7 @@ def test_page_in_a_browser(page_address, pose_estimator, browse, tmp_path):
     page.set_default_timeout(40_000)
     page.on("request", lambda request: asked.append(request.url))
     page.goto(page_address)
-    page.locator("#picture input[type=file]").set_input_files(str(SAMPLE_SCENE_PATH))
+    page.locator("#image input[type=file]").set_input_files(str(SAMPLE_SCENE_PATH))
     summary = page.locator("#summary")
     api.expect(summary).to_contain_text("above 0.30", timeout=40_000)
     assert people_shown(summary.inner_text()) == expected
@@ -168,8 +166,8 @@ def test_page_in_a_browser(page_address, pose_estimator, browse, tmp_path):
     assert len(json.loads(download.value.path().read_text())) == people_shown(summary.inner_text())
 
     page.reload()
-    page.locator("#picture input[type=file]").set_input_files(str(tmp_path / "broken.png"))
-    api.expect(page.get_by_text("This file cannot be read as a picture.")).to_be_visible(timeout=40_000)
+    page.locator("#image input[type=file]").set_input_files(str(tmp_path / "broken.png"))
+    api.expect(page.get_by_text("This file cannot be read as an image.")).to_be_visible(timeout=40_000)
     browser.close()
     elsewhere = [url for url in asked if url.startswith("http") and not url.startswith(page_address)]
     assert elsewhere == []

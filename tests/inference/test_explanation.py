@@ -9,7 +9,8 @@ from tiny import tiny_config
 from querypose_hf import COCO_17, QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.cli import main
 from querypose_hf.data.synthetic import SAMPLE_SCENE_PATH
-from querypose_hf.inference.explanation import draw_part_attention, explain_people, name_parts, overlay_part_attention
+from querypose_hf.inference.explanation import explain_people, name_parts
+from querypose_hf.inference.explanation_drawing import draw_part_attention, overlay_part_attention
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from tiny import save_tiny_checkpoint
 from transformers import pipeline
 
 from querypose_hf.cli import main
-from querypose_hf.inference.video import VideoReader, VideoWriter, find_people_in_frames
+from querypose_hf.inference.tracking import VideoOptions, find_people_in_video
+from querypose_hf.inference.video import VideoReader, VideoWriter
 
 
 av = pytest.importorskip("av", reason="PyAV is not installed", exc_type=ImportError)
@@ -236,7 +237,8 @@ def test_batches_change_nothing(model, clip):
     found = {}
     for batch_size in (1, 4):
         with VideoReader(clip) as reader:
-            frames = find_people_in_frames(pose_estimator, reader, threshold=0.01, batch_size=batch_size)
+            options = VideoOptions(threshold=0.01, track=False, batch_size=batch_size)
+            frames = find_people_in_video(pose_estimator, reader, options)
             found[batch_size] = [(frame.index, people) for frame, people in frames]
     assert [index for index, _ in found[1]] == list(range(6))
     for (_, one), (_, many) in zip(found[1], found[4], strict=True):

@@ -34,7 +34,7 @@ def _demo(options: argparse.Namespace) -> None:
 
     from ..inference import demo
 
-    gradio = demo._import_gradio()
+    gradio = demo.import_gradio()
     if options.space is not None:
         from ..hub.space import write_space
 
@@ -48,7 +48,7 @@ def _demo(options: argparse.Namespace) -> None:
         raise ValueError(f"--max-frames must be at least 1, but is {options.max_frames}.")
     try:
         app = demo.build_demo(
-            options.model, device=options.device, threshold=options.threshold, max_frames=options.max_frames
+            options.model, demo.DemoOptions(options.threshold, options.max_frames), device=options.device
         )
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(

@@ -37,12 +37,14 @@ def _explain(options: argparse.Namespace) -> None:
         raise ValueError(f"--top-k must be at least 1, but is {options.top_k}.")
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output must be a folder, but {options.output} is a file.")
-    from ..inference.explanation import draw_part_attention, explain_people, overlay_part_attention
+    from ..inference.explanation import explain_people
+    from ..inference.explanation_drawing import draw_part_attention, overlay_part_attention
+    from ..inference.sources import check_image
     from ..model.image_decoding_querypose import decode_image
-    from .predict import _check_device, _check_picture
+    from .predict import _check_device
 
     for source in options.images:
-        _check_picture(source)
+        check_image(source)
     _check_device(options.device)
     model, image_processor = _load(options.model, options.device)
     taken: set[str] = set()

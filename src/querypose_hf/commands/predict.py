@@ -13,6 +13,7 @@ import PIL.Image
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from ..inference.sources import check_image, expand_sources, is_url, is_video
 from . import add_model_option, add_threshold_option, predict_dataset, predict_video, threshold_of
 
 
@@ -53,29 +54,13 @@ def _predict(options: argparse.Namespace) -> None:
         return
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output must be a folder, but {options.output} is a file.")
-    images = predict_video.expand_sources(options.images) or [str(SAMPLE_SCENE_PATH)]
+    images = expand_sources(options.images) or [str(SAMPLE_SCENE_PATH)]
     for image in images:
-        if not predict_video.is_video(image):
-            _check_picture(image)
-    predict_video.check_options(options, [image for image in images if predict_video.is_video(image)])
+        if not is_video(image):
+            check_image(image)
+    predict_video.check_options(options, [image for image in images if is_video(image)])
     _check_device(options.device)
     _find_people(options, images)
-
-
-def _is_url(source: str) -> bool:
-    return source.startswith(("http://", "https://"))
-
-
-def _check_picture(source: str) -> None:
-    if _is_url(source):
-        return
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"IMAGE must be a picture file or a URL, but there is no file {source}.")
-    try:
-        with PIL.Image.open(source):
-            pass
-    except (OSError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"IMAGE must be a picture file or a URL, but {source} cannot be read: {error}") from error
 
 
 def _check_device(device: str | None) -> None:
@@ -91,7 +76,7 @@ def _check_device(device: str | None) -> None:
 def _find_people(options: argparse.Namespace, images: Sequence[str]) -> None:
     from transformers import pipeline
 
-    from ..inference.visualization import draw_poses
+    from ..inference.visualization import draw_poses, keypoint_threshold_for
     from ..model.image_decoding_querypose import decode_image
 
     try:
@@ -109,15 +94,14 @@ def _find_people(options: argparse.Namespace, images: Sequence[str]) -> None:
     taken = {Path(source).name for source in images if Path(source).resolve().parent == options.output.resolve()}
     with predict_video.json_lines(options.jsonl) as lines:
         for source in tqdm(images, desc="Finding people", unit="source", disable=len(images) == 1):
-            if predict_video.is_video(source):
+            if is_video(source):
                 drawn = options.output / _drawn_name(source, taken, ".mp4") if options.save_video else None
-                predict_video.find_people_in_video(options, pose_estimator, source, drawn, lines)
+                predict_video.predict_on_video(options, pose_estimator, source, drawn, lines)
                 continue
             picture = PIL.Image.fromarray(decode_image(source).permute(1, 2, 0).numpy())
             people = pose_estimator(picture, threshold=options.threshold)
             drawn = options.output / _drawn_name(source, taken)
-            # of a person who is shown, the keypoints are shown that are as sure
-            keypoint_threshold = min(0.3, options.threshold)
+            keypoint_threshold = keypoint_threshold_for(options.threshold)
             _save_picture(draw_poses(picture, people, edges=edges, keypoint_threshold=keypoint_threshold), drawn)
             predict_video.write_line(lines, {"source": source, "drawn": str(drawn), "people": people})
             if options.json:
@@ -131,7 +115,7 @@ def _find_people(options: argparse.Namespace, images: Sequence[str]) -> None:
 
 
 def _drawn_name(source: str, taken: set[str], suffix: str = ".jpg") -> str:
-    stem, number = Path(urlsplit(source).path if _is_url(source) else source).stem, 1
+    stem, number = Path(urlsplit(source).path if is_url(source) else source).stem, 1
     name = f"{stem}_poses{suffix}"
     while name in taken:
         number += 1

@@ -32,7 +32,8 @@ def run(options: argparse.Namespace) -> None:
     from accelerate import PartialState
     from transformers import pipeline
 
-    from ..inference.bulk import open_image_dataset, predict_to_parquet
+    from ..inference.bulk import BulkOptions, predict_to_parquet
+    from ..inference.image_dataset import open_image_dataset
 
     dataset = open_image_dataset(options.dataset, options.split, options.image_column)
     state = PartialState(cpu=options.device == "cpu")
@@ -43,10 +44,8 @@ def run(options: argparse.Namespace) -> None:
         pose_estimator,
         dataset,
         options.output_parquet,
+        BulkOptions(options.threshold, options.batch_size, options.rows_per_shard),
         model_name=options.model,
-        threshold=options.threshold,
-        batch_size=options.batch_size,
-        rows_per_shard=options.rows_per_shard,
     )
     process = f"process {state.process_index + 1} of {state.num_processes}: " if state.num_processes > 1 else ""
     print(

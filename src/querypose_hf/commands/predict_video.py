@@ -2,19 +2,18 @@
 
 import argparse
 import contextlib
-import glob
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
-from urllib.parse import urlsplit
 
-import PIL.Image
 from tqdm.auto import tqdm
 
-from ..inference.video import STREAM_SCHEMES, VIDEO_SUFFIXES, VideoReader, VideoWriter, find_people_in_frames
+from .. import settings
+from ..inference.tracking import PersonTracker, VideoOptions, find_people_in_video
+from ..inference.video import VideoReader, VideoWriter
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     videos.add_argument(
         "--jsonl", metavar="FILE", help="write a JSON line per picture and frame; - is the standard output"
     )
-    videos.add_argument("--no-track", action="store_true", help="do not follow people from frame to frame")
-    videos.add_argument("--max-frames", type=int, help="stop each video after so many frames")
-    videos.add_argument("--batch-size", type=int, default=1, help="frames or pictures per forward pass (%(default)s)")
+    settings.add_options(videos, VideoOptions)
 
 
 def check_options(options: argparse.Namespace, videos: Sequence[str]) -> None:
@@ -45,46 +42,8 @@ def check_options(options: argparse.Namespace, videos: Sequence[str]) -> None:
         if video.isdecimal() or "://" in video:
             continue
         VideoReader(video).close()
-    if videos and not options.no_track:
-        from ..inference.tracking import PersonTracker
-
+    if videos and options.track:
         PersonTracker(options.threshold)
-
-
-def is_video(source: str) -> bool:
-    if source.startswith(STREAM_SCHEMES):
-        return True
-    if source.isdecimal() and not os.path.exists(source):
-        return True
-    place = urlsplit(source).path if source.startswith(("http://", "https://")) else source
-    return Path(place).suffix.lower() in VIDEO_SUFFIXES
-
-
-def expand_sources(sources: Sequence[str]) -> list[str]:
-    """Puts the pictures and videos in place of the folders and patterns that stand for them, in order of their names.
-
-    Raises:
-        FileNotFoundError: a pattern matches nothing.
-        ValueError: a folder holds neither pictures nor videos.
-    """
-    pictures = {suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
-    pictures -= {".pdf", ".mpg", ".mpeg"}
-    expanded = []
-    for source in sources:
-        if os.path.isdir(source):
-            files = sorted(path for path in Path(source).iterdir() if path.is_file())
-            wanted = [str(path) for path in files if path.suffix.lower() in pictures | VIDEO_SUFFIXES]
-            if not wanted:
-                raise ValueError(f"IMAGE must be pictures or videos, but the folder {source} holds neither.")
-            expanded += wanted
-        elif "://" not in source and not os.path.exists(source) and glob.has_magic(source):
-            matches = sorted(path for path in glob.glob(source, recursive=True) if os.path.isfile(path))
-            if not matches:
-                raise FileNotFoundError(f"IMAGE must be pictures or videos, but nothing matches {source}.")
-            expanded += matches
-        else:
-            expanded.append(source)
-    return expanded
 
 
 @contextlib.contextmanager
@@ -110,52 +69,39 @@ def write_line(lines: TextIO | None, record: dict[str, Any]) -> None:
         lines.flush()
 
 
-def find_people_in_video(
+def predict_on_video(
     options: argparse.Namespace, pose_estimator: Any, source: str, drawn: Path | None, lines: TextIO | None
 ) -> None:
     """Finds and follows the people of one video. Ctrl-C ends the video early, with all that was found."""
-    from ..inference.tracking import PersonTracker
-    from ..inference.visualization import draw_poses
+    from ..inference.visualization import draw_poses, keypoint_threshold_for
 
     seen: set[int] = set()
-    count, tracker = 0, None
+    count = 0
     edges = pose_estimator.model.config.keypoint_edges
-    keypoint_threshold = min(0.3, options.threshold)
+    keypoint_threshold = keypoint_threshold_for(options.threshold)
+    video_options = settings.from_options(VideoOptions, options, threshold=options.threshold)
     with contextlib.ExitStack() as opened:
         reader = opened.enter_context(VideoReader(source))
-        if not options.no_track:
-            tracker = PersonTracker(options.threshold, frame_rate=float(reader.frame_rate))
         writer = None if drawn is None else opened.enter_context(VideoWriter(drawn, reader.frame_rate))
-        total = options.max_frames if reader.num_frames is None else reader.num_frames
-        if options.max_frames is not None and total is not None:
-            total = min(total, options.max_frames)
+        total = min(filter(None, (reader.num_frames, options.max_frames)), default=None)
         progress = opened.enter_context(tqdm(total=total, desc=Path(source).name, unit="frame"))
-        found = find_people_in_frames(
-            pose_estimator,
-            reader,
-            threshold=options.threshold,
-            batch_size=1 if reader.is_live else options.batch_size,
-            tracker=tracker,
-        )
         try:
-            for frame, people in found:
+            for frame, people in find_people_in_video(pose_estimator, reader, video_options):
                 write_line(
                     lines, {"source": source, "frame": frame.index, "time": round(frame.time, 6), "people": people}
                 )
                 if writer is not None:
-                    picture = draw_poses(frame.image, people, edges=edges, keypoint_threshold=keypoint_threshold)
-                    writer.write(picture, frame.time)
+                    image = draw_poses(frame.image, people, edges=edges, keypoint_threshold=keypoint_threshold)
+                    writer.write(image, frame.time)
                 if lines is None and writer is None:
                     tqdm.write(_describe_frame(frame.index, frame.time, people))
                 count += 1
                 seen |= {person["track_id"] for person in people if person.get("track_id") is not None}
                 progress.update()
                 progress.set_postfix(people=len(people))
-                if count == options.max_frames:
-                    break
         except KeyboardInterrupt:
             tqdm.write(f"{source}: stopped", file=sys.stderr)
-    followed = "" if tracker is None else f", {len(seen)} {'person' if len(seen) == 1 else 'people'} followed"
+    followed = f", {len(seen)} {'person' if len(seen) == 1 else 'people'} followed" if options.track else ""
     place = "" if drawn is None or not count else f", drawn to {drawn}"
     tqdm.write(f"{source}: {count} frames{followed}{place}", file=sys.stderr if options.jsonl == "-" else sys.stdout)
 

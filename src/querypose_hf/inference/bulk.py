@@ -1,10 +1,11 @@
-"""People in a data set of any size, as Parquet files: shared among processes, and resumable.
+"""People in a dataset of any size, as Parquet files. Processes share the work, and a run can be resumed.
 
-The data set is cut into shards of consecutive rows. A shard is one Parquet file, written under a temporary name and
-renamed, so that the files that are there are whole and a run that was stopped goes on with those that are not.
+The dataset is cut into shards of consecutive rows, one Parquet file each. A file appears once it is whole, so a run
+that was stopped goes on with the shards that have no file.
 """
 
 import hashlib
+import io
 import json
 import os
 import time
@@ -13,13 +14,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import PIL.Image
 from tqdm.auto import tqdm
 
-from ..files import read_json, write_json
+from ..files import read_json, replacing_file, write_json
+from ..model.image_decoding_querypose import decode_image
+from ..settings import option, require
+from .image_dataset import import_from_data_extra
+from .loading import fingerprint
 
 
 _SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class BulkOptions:
+    """How the people of a dataset are found.
+
+    Attributes:
+        threshold (`float`): least score of a person.
+        batch_size (`int`): images per forward pass.
+        rows_per_shard (`int`): images per file; a kill costs at most so many.
+    """
+
+    threshold: float = 0.3
+    batch_size: int = option(8, "images per forward pass")
+    rows_per_shard: int = option(1024, "images per file")
+
+    def __post_init__(self) -> None:
+        require(self, "batch_size", self.batch_size >= 1, "at least 1")
+        require(self, "rows_per_shard", self.rows_per_shard >= 1, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -27,9 +51,9 @@ class BulkReport:
     """What one process did.
 
     Attributes:
-        images (`int`): pictures that this run looked at.
-        skipped (`int`): rows of shards that were there already.
-        unreadable (`int`): pictures among `images` that could not be read; their rows say why.
+        images (`int`): images that this run looked at.
+        skipped (`int`): rows of shards that an earlier run wrote.
+        unreadable (`int`): those of `images` that could not be read; their rows say why.
         seconds (`float`): how long it took, without loading the model.
     """
 
@@ -43,90 +67,32 @@ class BulkReport:
         return self.images / self.seconds if self.seconds > 0 else 0.0
 
 
-def open_image_dataset(source: str | os.PathLike, split: str | None = None, image_column: str | None = None) -> Any:
-    """Opens a folder of pictures, a saved data set, or one of the Hub, without decoding anything.
-
-    Args:
-        source (`str` or `os.PathLike`): a folder of pictures (also within folders, sorted by their paths), a folder
-            that `Dataset.save_to_disk` wrote, or what `datasets.load_dataset` takes.
-        split (`str`, *optional*): such as `train`; needed where there are several.
-        image_column (`str`, *optional*): which column has the pictures; by default the first of images.
-
-    Returns:
-        `datasets.Dataset`: one column `image`, of `{"bytes", "path"}`.
-
-    Raises:
-        ImportError: `datasets` is not installed.
-        ValueError: there is no such data set, split or column, or no picture.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError('--dataset needs datasets: pip install "querypose-hf[data]".') from error
-    folder = Path(source)
-    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        data = datasets.load_from_disk(str(folder))
-    elif folder.is_dir() and (files := _picture_files(folder)):
-        data = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image())
-    elif folder.is_dir() and not any(folder.rglob("*.parquet")):
-        raise ValueError(f"--dataset must hold pictures, but the folder {folder} has none.")
-    else:
-        try:
-            data = datasets.load_dataset(str(source))
-        except Exception as error:  # the library raises of many kinds
-            raise ValueError(
-                f"--dataset must be a folder or a data set, but {source} cannot be opened: {error}"
-            ) from error
-    if isinstance(data, dict):
-        names = list(data)
-        if split is None and len(names) > 1:
-            raise ValueError(f"--split must be one of {names}.")
-        if split is not None and split not in names:
-            raise ValueError(f"--split must be one of {names}, but is {split!r}.")
-        data = data[split or names[0]]
-    columns = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
-    if image_column is None and not columns:
-        raise ValueError(f"--dataset must have a column of images, but {source} has {list(data.features)}.")
-    if image_column is not None and image_column not in columns:
-        raise ValueError(f"--image-column must be one of {columns}, but is {image_column!r}.")
-    column = image_column or columns[0]
-    data = data.select_columns([column])
-    if column != "image":
-        data = data.rename_column(column, "image")
-    if not len(data):
-        raise ValueError(f"--dataset must hold pictures, but {source} is empty.")
-    return data.cast_column("image", datasets.Image(decode=False))
-
-
 def predict_to_parquet(
     pose_estimator: Any,
     dataset: Any,
     output_dir: str | os.PathLike,
+    options: BulkOptions | None = None,
     *,
     model_name: str,
-    threshold: float = 0.3,
-    batch_size: int = 8,
-    rows_per_shard: int = 1024,
     progress: bool = True,
 ) -> BulkReport:
-    """Finds the people of all pictures of a data set and writes them to `output_dir/people-*.parquet`.
+    """Finds the people of all images of a dataset and writes them to `output_dir/people-*.parquet`.
 
-    Under `accelerate launch` or `torchrun` process r of n does every n-th shard. Each row has `index` (in the data
-    set), `path` (or null), `width`, `height`, `people` (list of `score`, `label`, `box` of four numbers x1, y1, x2, y2
-    and `keypoints`, K times x, y, score) and `error`, null unless the picture could not be read.
+    Under `accelerate launch` or `torchrun` process r of n does every n-th shard. Each row has `index` (in the
+    dataset), `path` (or null), `width`, `height`, `people` (a list of `score`, `label`, `box` as x1, y1, x2, y2, and
+    `keypoints` as K times x, y, score) and `error`, null unless the image could not be read.
 
     Args:
         pose_estimator ([`PoseEstimationPipeline`]): of this process.
         dataset (`datasets.Dataset`): from [`open_image_dataset`].
         output_dir (`str` or `os.PathLike`): a run with the same arguments takes up what is there.
-        model_name (`str`): says which results go together.
-        threshold, batch_size: as for the pipeline.
-        rows_per_shard (`int`, *optional*, defaults to 1024): pictures per file; what a kill can cost at most.
+        options ([`BulkOptions`], *optional*): threshold, batch size and rows per shard.
+        model_name (`str`): written to `settings.json`; another name needs another folder.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
 
     Raises:
         ImportError: PyArrow is not installed.
-        ValueError: an argument is wrong, or `output_dir` holds results of other settings.
+        ValueError: `output_dir` holds results of other settings.
 
     Example:
 
@@ -135,91 +101,95 @@ def predict_to_parquet(
     >>> people = datasets.load_dataset("parquet", data_files="people/people-*.parquet")
     ```
     """
-    for name, value in (("batch_size", batch_size), ("rows_per_shard", rows_per_shard)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, but is {value}.")
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ImportError('Parquet files need pyarrow: pip install "querypose-hf[data]".') from error
-    rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    options = options or BulkOptions()
+    import_from_data_extra("pyarrow")
     output_dir = Path(output_dir)
     _check_settings(
         output_dir,
         {
             "model": model_name,
-            "weights": _fingerprint(pose_estimator.model),
+            "weights": fingerprint(pose_estimator.model),
             "dataset": _dataset_fingerprint(dataset),
             "rows": len(dataset),
-            "rows_per_shard": rows_per_shard,
-            "threshold": threshold,
+            "rows_per_shard": options.rows_per_shard,
+            "threshold": options.threshold,
         },
     )
-    shards = -(-len(dataset) // rows_per_shard)
-    schema = _schema()
+    shards = [
+        range(first, min(first + options.rows_per_shard, len(dataset)))
+        for first in range(0, len(dataset), options.rows_per_shard)
+    ]
+    rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    own = list(enumerate(shards))[rank::count]
     images = skipped = unreadable = 0
-    mine = range(rank, shards, count)
-    rows = sum(min(rows_per_shard, len(dataset) - shard * rows_per_shard) for shard in mine)
-    title = "Finding people" if count == 1 else f"Finding people, process {rank + 1} of {count}"
     start = time.perf_counter()
-    with tqdm(total=rows, desc=title, unit="image", disable=not progress or rank > 0) as bar:
-        for shard in mine:
-            place = output_dir / f"people-{shard:05d}-of-{shards:05d}.parquet"
-            first, last = shard * rows_per_shard, min((shard + 1) * rows_per_shard, len(dataset))
-            if place.exists():
-                skipped += last - first
-                bar.update(last - first)
+    title = "Finding people" if count == 1 else f"Finding people, process {rank + 1} of {count}"
+    total = sum(len(rows) for _, rows in own)
+    with tqdm(total=total, desc=title, unit="image", disable=not progress or rank > 0) as bar:
+        for number, rows in own:
+            path = output_dir / f"people-{number:05d}-of-{len(shards):05d}.parquet"
+            if path.exists():
+                skipped += len(rows)
+                bar.update(len(rows))
                 continue
-            temporary = place.with_name(f".{place.name}.part")  # a killed run's is written over
-            try:
-                with parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
-                    for batch_start in range(first, last, batch_size):
-                        batch = list(range(batch_start, min(batch_start + batch_size, last)))
-                        found = list(_find(pose_estimator, dataset, batch, threshold))
-                        writer.write_table(_table(found, schema))
-                        unreadable += sum(row["error"] is not None for row in found)
-                        images += len(batch)
-                        bar.update(len(batch))
-                temporary.replace(place)
-            finally:
-                temporary.unlink(missing_ok=True)
+            unreadable += _write_shard(path, _found_people(pose_estimator, dataset, rows, options), bar)
+            images += len(rows)
     return BulkReport(images, skipped, unreadable, time.perf_counter() - start)
 
 
-def _find(pose_estimator: Any, dataset: Any, batch: Sequence[int], threshold: float) -> Iterator[dict[str, Any]]:
-    import io
+def _write_shard(path: Path, batches: Iterator[list[dict[str, Any]]], bar: Any) -> int:
+    """Writes the rows of one shard, batch by batch; returns how many images could not be read."""
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
 
-    import PIL.Image
+    schema = _schema()
+    unreadable = 0
+    with replacing_file(path) as temporary, ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for rows in batches:
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
+            unreadable += sum(row["error"] is not None for row in rows)
+            bar.update(len(rows))
+    return unreadable
 
-    from ..model.image_decoding_querypose import decode_image
 
-    rows: list[dict[str, Any]] = []
-    pictures: list[tuple[int, PIL.Image.Image]] = []
-    for index in batch:
-        entry = dataset[index]["image"] or {}
-        row: dict[str, Any] = {"index": index, "path": entry.get("path")}
-        row.update(width=None, height=None, people=[], error=None)
-        try:
-            source = entry.get("path") if entry.get("bytes") is None else PIL.Image.open(io.BytesIO(entry["bytes"]))
-            pixels = decode_image(source)
-            row["height"], row["width"] = pixels.shape[-2:]
-            pictures.append((len(rows), PIL.Image.fromarray(pixels.permute(1, 2, 0).numpy())))
-        except (OSError, SyntaxError, TypeError, ValueError, PIL.Image.DecompressionBombError) as error:
-            row["error"] = str(error)  # one bad file must not end a run of days
-        rows.append(row)
-    if pictures:
-        found = pose_estimator([picture for _, picture in pictures], threshold=threshold, batch_size=len(pictures))
-        for (position, _), people in zip(pictures, found, strict=True):
-            rows[position]["people"] = [
-                {
-                    "score": person["score"],
-                    "label": person["label"],
-                    "box": [person["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")],
-                    "keypoints": [[point["x"], point["y"], point["score"]] for point in person["keypoints"]],
-                }
-                for person in people
-            ]
-    yield from rows
+def _found_people(
+    pose_estimator: Any, dataset: Any, rows: Sequence[int], options: BulkOptions
+) -> Iterator[list[dict[str, Any]]]:
+    """The table's rows of each batch of the dataset's rows."""
+    for first in range(0, len(rows), options.batch_size):
+        found = [_read_image(dataset, index) for index in rows[first : first + options.batch_size]]
+        readable = [(row, image) for row, image in found if image is not None]
+        if readable:
+            people_of_images = pose_estimator(
+                [image for _, image in readable], threshold=options.threshold, batch_size=len(readable)
+            )
+            for (row, _), people in zip(readable, people_of_images, strict=True):
+                row["people"] = [_person_row(person) for person in people]
+        yield [row for row, _ in found]
+
+
+def _read_image(dataset: Any, index: int) -> tuple[dict[str, Any], PIL.Image.Image | None]:
+    """The table's row of an image, without people, and the image, unless it cannot be read."""
+    entry = dataset[index]["image"] or {}
+    row: dict[str, Any] = {"index": index, "path": entry.get("path")}
+    row.update(width=None, height=None, people=[], error=None)
+    try:
+        source = entry.get("path") if entry.get("bytes") is None else PIL.Image.open(io.BytesIO(entry["bytes"]))
+        image = PIL.Image.fromarray(decode_image(source).permute(1, 2, 0).numpy())
+    except (OSError, SyntaxError, TypeError, ValueError, PIL.Image.DecompressionBombError) as error:
+        row["error"] = str(error)  # one bad file must not end a run of days
+        return row, None
+    row["width"], row["height"] = image.size
+    return row, image
+
+
+def _person_row(person: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "score": person["score"],
+        "label": person["label"],
+        "box": [person["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")],
+        "keypoints": [[point["x"], point["y"], point["score"]] for point in person["keypoints"]],
+    }
 
 
 def _schema() -> Any:
@@ -241,44 +211,21 @@ def _schema() -> Any:
     )
 
 
-def _table(rows: list[dict[str, Any]], schema: Any) -> Any:
-    import pyarrow as pa
-
-    return pa.Table.from_pylist(rows, schema=schema)
-
-
 def _check_settings(output_dir: Path, settings: dict[str, Any]) -> None:
-    place = output_dir / _SETTINGS
-    if place.exists():
-        before = read_json(place)
-        different = [name for name in settings if before.get(name) != settings[name]]
-        if different:
-            name = different[0]
-            raise ValueError(
-                f"--output-parquet must be a new folder: {output_dir} holds results with {name} {before.get(name)!r}, "
-                f"and now it is {settings[name]!r}."
-            )
+    path = output_dir / _SETTINGS
+    if not path.exists():
+        write_json(settings, path, indent=2)
         return
-    write_json(settings, place, indent=2)
+    before = read_json(path)
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"{output_dir} holds results with {name} {before.get(name)!r}, and now it is {value!r}; expected a "
+                "new folder."
+            )
 
 
 def _dataset_fingerprint(dataset: Any) -> str:
-    """Of what the rows are; the library's own covers how the table was made, which may differ from run to run."""
+    """A digest of the images' paths. `datasets` has one of how the table was made, which differs from run to run."""
     paths = [(entry or {}).get("path") for entry in dataset[: min(len(dataset), 1000)]["image"]]
     return hashlib.sha256(json.dumps(paths).encode()).hexdigest()[:16]
-
-
-def _fingerprint(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, values in sorted(model.state_dict().items()):
-        # sums tell checkpoints apart and cost little even of large models
-        digest.update(f"{name} {tuple(values.shape)} {values.double().sum().item():.9e}".encode())
-    return digest.hexdigest()[:16]
-
-
-def _picture_files(folder: Path) -> list[str]:
-    import PIL.Image
-
-    suffixes = {suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
-    suffixes -= {".pdf", ".mpg", ".mpeg"}
-    return sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())

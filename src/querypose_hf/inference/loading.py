@@ -1,5 +1,7 @@
 """Loading a checkpoint for inference: the model and its image processor, or the pipeline around both."""
 
+import hashlib
+import json
 import os
 from typing import Any
 
@@ -97,3 +99,14 @@ def _require_querypose(config: Any, name: str) -> None:
     model_type = getattr(config, "model_type", None)
     if model_type != "querypose":
         raise ValueError(f"{name} is of type {model_type!r}; expected a QueryPose model.")
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A digest of configuration, weights and precision: of all by which a model's results differ."""
+    settings: Any = model.config
+    fields = {name: value for name, value in settings.to_dict().items() if not name.startswith(("_", "transformers"))}
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

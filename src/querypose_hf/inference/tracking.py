@@ -1,24 +1,29 @@
-"""Following people from frame to frame, with ByteTrack of Roboflow's `trackers` (extra `video`)."""
+"""People in videos, followed from frame to frame by ByteTrack of Roboflow's `trackers` (extra `video`)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from ..settings import option, require
+from .video import VideoFrame, VideoReader
+
 
 class PersonTracker:
-    """Gives the people of consecutive frames numbers that stay theirs, by ByteTrack (Zhang et al., ECCV 2022).
+    """Follows the people of one video with ByteTrack (Zhang et al., ECCV 2022), which compares boxes.
 
-    A track starts with a person of at least `threshold`; with less, down to `lowest_score`, it is only continued.
-    Boxes are what is compared. The tracker knows one video: take a new one for the next.
+    A person of at least `threshold` starts a track; people with less, down to `lowest_score`, only continue one. Take
+    a new tracker for each video.
 
     Args:
         threshold (`float`, *optional*, defaults to 0.3): least score of a person who starts a track.
         frame_rate (`float`, *optional*, defaults to 30): frames per second.
-        lost_after (`float`, *optional*, defaults to 1): seconds that a person who is not found is waited for.
+        lost_after (`float`, *optional*, defaults to 1): a track ends when its person is not found for so many seconds.
 
     Attributes:
-        lowest_score (`float`): people down to this score should be passed to [`update`]: a third of `threshold`.
+        lowest_score (`float`): a third of `threshold`. Pass people down to this score to [`update`].
 
     Raises:
         ImportError: `trackers` is not installed.
@@ -28,8 +33,8 @@ class PersonTracker:
 
     ```python
     >>> tracker = PersonTracker(threshold=0.3, frame_rate=25)
-    >>> for picture in pictures:
-    ...     people = tracker.update(pose_estimator(picture, threshold=tracker.lowest_score))
+    >>> for image in images:
+    ...     people = tracker.update(pose_estimator(image, threshold=tracker.lowest_score))
     ```
     """
 
@@ -58,17 +63,17 @@ class PersonTracker:
         )
 
     def update(self, people: Sequence[dict[str, Any]], time: float | None = None) -> list[dict[str, Any]]:
-        """Takes the next frame's people and returns those who are sure enough or followed, each with a `track_id`.
+        """Takes the people of the next frame and adds their `track_id`.
 
         Args:
-            people (`Sequence[dict]`): as the pipeline gives them, down to [`lowest_score`]; empty if there are none,
-                which the tracker must know, too.
-            time (`float`, *optional*): seconds, above those of the call before; by default one frame later.
+            people (`Sequence[dict]`): as the pipeline gives them, down to `lowest_score`. Call this for frames without
+                people, too.
+            time (`float`, *optional*): of the frame, in seconds; by default one frame after the call before.
 
         Returns:
-            `list[dict]`: copies in the same order with `track_id` after `label`: an `int`, or `None` in the first
-            frame that a person is seen in, because a number is given with the second. Whoever has neither `threshold`
-            nor a number is left out.
+            `list[dict]`: copies in the same order with `track_id` after `label`. It is `None` in the first frame of a
+            person, because ByteTrack gives a number with the second. People below `threshold` without a number are
+            left out.
         """
         sides = ("xmin", "ymin", "xmax", "ymax")
         boxes = np.array([[person["box"][side] for side in sides] for person in people], dtype=np.float32)
@@ -91,3 +96,57 @@ class PersonTracker:
                 first = {"score": person["score"], "label": person["label"], "track_id": numbers.get(position)}
                 result.append({**first, **person})
         return result
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """How people are found in a video.
+
+    Attributes:
+        threshold (`float`): least score of a person.
+        track (`bool`): whether to follow people from frame to frame.
+        max_frames (`int`, *optional*): stop after so many frames.
+        batch_size (`int`): frames per forward pass; a live stream is always looked at frame by frame.
+    """
+
+    threshold: float = 0.3
+    track: bool = option(True, "do not follow people from frame to frame")
+    max_frames: int | None = option(None, "stop each video after so many frames", metavar="N")
+    batch_size: int = option(1, "frames or images per forward pass")
+
+    def __post_init__(self) -> None:
+        require(self, "max_frames", self.max_frames is None or self.max_frames >= 1, "at least 1")
+        require(self, "batch_size", self.batch_size >= 1, "at least 1")
+
+
+def find_people_in_video(
+    pose_estimator: Any, reader: VideoReader, options: VideoOptions | None = None
+) -> Iterator[tuple[VideoFrame, list[dict[str, Any]]]]:
+    """Finds the people of a video frame by frame, and follows them.
+
+    Args:
+        pose_estimator ([`PoseEstimationPipeline`]): what `pipeline("pose-estimation", ...)` returns.
+        reader ([`VideoReader`]): the video.
+        options ([`VideoOptions`], *optional*): by default a threshold of 0.3, with tracking.
+
+    Yields:
+        `tuple[VideoFrame, list[dict]]`: each frame with its people, as the pipeline gives them. With tracking each has
+        a `track_id`, and people with less than the threshold are kept, too, while they are followed.
+
+    Example:
+
+    ```python
+    >>> with VideoReader("clip.mp4") as reader:
+    ...     for frame, people in find_people_in_video(pose_estimator, reader, VideoOptions(threshold=0.4)):
+    ...         print(frame.time, [person["track_id"] for person in people])
+    ```
+    """
+    options = options or VideoOptions()
+    tracker = PersonTracker(options.threshold, frame_rate=float(reader.frame_rate)) if options.track else None
+    threshold = options.threshold if tracker is None else tracker.lowest_score
+    batch_size = 1 if reader.is_live else options.batch_size
+    frames = islice(reader, options.max_frames)
+    while batch := list(islice(frames, batch_size)):
+        found = pose_estimator([frame.image for frame in batch], threshold=threshold, batch_size=batch_size)
+        for frame, people in zip(batch, found, strict=True):
+            yield frame, people if tracker is None else tracker.update(people, frame.time)

@@ -1,36 +1,32 @@
-"""Videos and streams: frames are decoded ahead in a thread, people are found in them, and pictures become a video.
+"""Reading and writing videos with FFmpeg, through PyAV (extra `video`). A thread decodes frames ahead."""
 
-FFmpeg does the decoding and the encoding, through PyAV (extra `video`).
-"""
-
+import contextlib
 import os
 import queue
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 
-from .tracking import PersonTracker
+from ..files import replacing_file
+from .sources import STREAM_SCHEMES
 
 
-VIDEO_SUFFIXES = frozenset(".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
-STREAM_SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "udp://", "tcp://", "srt://")
 _WEBCAMS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 _TIME_BASE = Fraction(1, 90_000)  # of MPEG: every usual frame rate is a whole number of these
 
 
 @dataclass(frozen=True)
 class VideoFrame:
-    """One picture of a video.
+    """One image of a video.
 
     Attributes:
-        index (`int`): how many frames came before it; those that a live stream had to drop count, too.
+        index (`int`): from 0; dropped frames of a live stream count, too.
         time (`float`): seconds since the first frame.
         image (`PIL.Image.Image`): RGB, turned upright.
     """
@@ -41,25 +37,25 @@ class VideoFrame:
 
 
 class VideoReader:
-    """Reads the frames of a video file, a network stream or a webcam, which a thread decodes ahead.
+    """Reads the frames of a video file, a network stream or a webcam.
 
-    At most `ahead` decoded frames wait, so that memory does not grow with the video. Of a live source old frames are
-    dropped when they are not taken in time; of a file none is.
+    A thread decodes up to `ahead` frames before they are asked for. A live source drops the oldest of these when more
+    arrive; a file waits.
 
     Args:
         source (`str`, `os.PathLike` or `int`): a file, a URL that FFmpeg can open, or a webcam's number.
-        ahead (`int`, *optional*, defaults to 8): at most so many frames are decoded ahead.
+        ahead (`int`, *optional*, defaults to 8): how many decoded frames may wait.
 
     Attributes:
         size (`tuple[int, int]`): width and height in pixels, before a frame is turned upright.
         frame_rate (`fractions.Fraction`): frames per second, on average; 30 where the source does not say.
-        num_frames (`int` or `None`): as the file says or its length suggests; None where nobody knows.
-        is_live (`bool`): whether frames come in their own time and without end.
+        num_frames (`int` or `None`): as the file says or its length suggests; None where it is not known.
+        is_live (`bool`): whether the source is a stream or a webcam.
 
     Raises:
         ImportError: PyAV is not installed.
         FileNotFoundError: there is no such file or webcam.
-        ValueError: the source is no video; while reading, that a frame cannot be decoded.
+        ValueError: the source is no video, or, while reading, a frame cannot be decoded.
 
     Example:
 
@@ -77,25 +73,20 @@ class VideoReader:
         self.source = source
         self._ahead = ahead
         self._av = av
-        name, container_format = os.fspath(source) if not isinstance(source, int) else "", None
-        is_webcam = isinstance(source, int) or name.isdecimal()
-        if is_webcam:
-            if sys.platform not in _WEBCAMS:
-                raise ValueError(f"a webcam cannot be opened by its number on {sys.platform}; got {source}.")
-            container_format, place = _WEBCAMS[sys.platform]
-            name = place.format(int(os.fspath(source) if not isinstance(source, int) else source))
-        self.is_live = is_webcam or name.startswith(STREAM_SCHEMES)
+        name, container_format = _place_of(source)
+        self.is_live = container_format is not None or name.startswith(STREAM_SCHEMES)
         if not self.is_live and "://" not in name and not Path(name).is_file():
             raise FileNotFoundError(f"there is no video file {name}.")
         try:
             self._container = av.open(name, format=container_format, timeout=(30.0, 30.0))
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"there is no {'webcam' if is_webcam else 'video'} {source}.") from error
+            kind = "video" if container_format is None else "webcam"
+            raise FileNotFoundError(f"there is no {kind} {source}.") from error
         except av.FFmpegError as error:
             raise ValueError(f"{source} cannot be opened as a video: {error}") from error
         if not self._container.streams.video:
             self._container.close()
-            raise ValueError(f"{source} cannot be opened as a video: it holds no pictures.")
+            raise ValueError(f"{source} cannot be opened as a video: it holds no images.")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self.size = (self._stream.width, self._stream.height)
@@ -152,7 +143,7 @@ class VideoReader:
                 index += 1
             self._put(None)
         except Exception as error:
-            # whatever it is, it must reach the reader, who would wait for ever
+            # every error must reach the reader, who would wait for ever
             if isinstance(error, self._av.FFmpegError):
                 broken = ValueError(f"{self.source}: the frame after {index} others cannot be decoded: {error}")
                 broken.__cause__ = error
@@ -160,7 +151,7 @@ class VideoReader:
             self._put(error)
 
     def _put(self, item: VideoFrame | Exception | None) -> bool:
-        """Hands an item to the reader; False when nobody wants it any more."""
+        """Hands an item to the reader; False once the reader is closed."""
         while not self._stopped.is_set():
             try:
                 self._waiting.put(item, timeout=0.1)
@@ -175,10 +166,10 @@ class VideoReader:
 
 
 class VideoWriter:
-    """Writes pictures as an MP4 video (H.264 where FFmpeg has it, else MPEG-4).
+    """Writes images as an MP4 video (H.264 where FFmpeg has it, else MPEG-4), without sound.
 
-    The file appears when the writer is left without an error; until then, and if there is one, it does not exist or
-    is the one that was there before. Sound is not carried over.
+    The file appears, or replaces the one before it, at the end of the `with` block, unless the block raises an error
+    or no image was written.
 
     Args:
         path (`str` or `os.PathLike`): ends in `.mp4`; missing folders are made.
@@ -188,8 +179,8 @@ class VideoWriter:
 
     ```python
     >>> with VideoWriter("drawn.mp4", frame_rate=25) as writer:
-    ...     for number, picture in enumerate(pictures):
-    ...         writer.write(picture, time=number / 25)
+    ...     for number, image in enumerate(images):
+    ...         writer.write(image, time=number / 25)
     ```
     """
 
@@ -201,9 +192,7 @@ class VideoWriter:
             raise ValueError(f"`frame_rate` must be above 0, but is {frame_rate}.")
         self._av = _import_av()
         self.frame_rate = Fraction(frame_rate).limit_denominator(1001)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        self._container = self._av.open(str(self._temporary), "w", format="mp4")
+        self._opened = contextlib.ExitStack()  # of the file, from the first image on
         self._stream: Any = None
         self._last = -1
 
@@ -211,27 +200,22 @@ class VideoWriter:
         return self
 
     def __exit__(self, kind: Any, *error: Any) -> None:
-        if kind is None and self._stream is not None:
-            try:
-                self._container.mux(self._stream.encode())
-                self._container.close()
-                self._temporary.replace(self.path)
-            finally:
-                self._temporary.unlink(missing_ok=True)
+        if kind is not None or self._stream is None:
+            self._opened.__exit__(kind, *error)
             return
-        try:
-            self._container.close()
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        with self._opened:
+            self._container.mux(self._stream.encode())
 
     def write(self, image: PIL.Image.Image, time: float) -> None:
-        """Adds a picture.
+        """Adds an image.
 
         Args:
-            image (`PIL.Image.Image`): of the first picture's size; what is not is scaled to it.
+            image (`PIL.Image.Image`): scaled to the size of the first one.
             time (`float`): when it is shown, in seconds since the start; later than the one before.
         """
         if self._stream is None:
+            temporary = self._opened.enter_context(replacing_file(self.path))
+            self._container = self._opened.enter_context(self._av.open(str(temporary), "w", format="mp4"))
             codec = "libx264" if "libx264" in self._av.codec.codecs_available else "mpeg4"
             self._stream = self._container.add_stream(codec, rate=self.frame_rate)
             # 4:2:0 colours need even sides
@@ -251,44 +235,15 @@ class VideoWriter:
         self._container.mux(self._stream.encode(frame))
 
 
-def find_people_in_frames(
-    pose_estimator: Any,
-    frames: Iterable[VideoFrame],
-    *,
-    threshold: float = 0.3,
-    batch_size: int = 1,
-    tracker: PersonTracker | None = None,
-) -> Iterator[tuple[VideoFrame, list[dict[str, Any]]]]:
-    """Finds people in frames, one batch after the other, and follows them.
-
-    Args:
-        pose_estimator ([`PoseEstimationPipeline`]): what `pipeline("pose-estimation", ...)` returns.
-        frames (`Iterable[VideoFrame]`): such as a [`VideoReader`].
-        threshold (`float`, *optional*, defaults to 0.3): least score of a person.
-        batch_size (`int`, *optional*, defaults to 1): frames per forward pass. A live stream is best served with 1.
-        tracker ([`~tracking.PersonTracker`], *optional*): gives each person a `track_id`; by then people with less
-            than `threshold` are kept, too, while they are followed.
-
-    Yields:
-        `tuple[VideoFrame, list[dict]]`: each frame with its people, as the pipeline gives them.
-
-    Example:
-
-    ```python
-    >>> with VideoReader("clip.mp4") as reader:
-    ...     tracker = PersonTracker(threshold=0.3, frame_rate=float(reader.frame_rate))
-    ...     for frame, people in find_people_in_frames(pose_estimator, reader, tracker=tracker):
-    ...         print(frame.time, [person["track_id"] for person in people])
-    ```
-    """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, but is {batch_size}.")
-    lowest = threshold if tracker is None else tracker.lowest_score
-    remaining = iter(frames)
-    while batch := list(islice(remaining, batch_size)):
-        found = pose_estimator([frame.image for frame in batch], threshold=lowest, batch_size=batch_size)
-        for frame, people in zip(batch, found, strict=True):
-            yield frame, people if tracker is None else tracker.update(people, frame.time)
+def _place_of(source: str | os.PathLike | int) -> tuple[str, str | None]:
+    """What FFmpeg opens, and for a webcam the format of its device."""
+    name = str(source) if isinstance(source, int) else os.fspath(source)
+    if not name.isdecimal():
+        return name, None
+    if sys.platform not in _WEBCAMS:
+        raise ValueError(f"a webcam cannot be opened by its number on {sys.platform}; got {source}.")
+    container_format, place = _WEBCAMS[sys.platform]
+    return place.format(int(name)), container_format
 
 
 def _import_av() -> Any:

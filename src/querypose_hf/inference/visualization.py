@@ -109,6 +109,11 @@ def draw_poses(
     return picture
 
 
+def keypoint_threshold_for(threshold: float) -> float:
+    """The `keypoint_threshold` of [`draw_poses`] for people of at least `threshold`: 0.3, or less if that is less."""
+    return min(0.3, threshold)
+
+
 def pose_colors(
     edges: Sequence[Sequence[int]], num_keypoints: int, keypoint_names: Sequence[str] | None = None
 ) -> tuple[list[Color], list[Color]]:
