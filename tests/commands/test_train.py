@@ -202,7 +202,7 @@ class TestErrors:
             (["--config", "CONFIG", "--set", "training.trackers=[none]"], "`trackers` holds 'none'"),
             (["--config", "CONFIG", "--output", "CONFIG"], "which is a file; expected a folder"),
             (["--config", "CONFIG", "--push-to-hub", "a b/c"], "`--push-to-hub` is 'a b/c'"),
-            (["--config", "CONFIG", "--push-to-hub", "me/model"], "the Hub does not know who asks"),
+            (["--config", "CONFIG", "--push-to-hub", "me/model"], "you are not logged in to the Hub"),
             (["--config", "CONFIG", "--set", "data.validation.annotations=none.json"], "none.json: no such file"),
         ],
     )

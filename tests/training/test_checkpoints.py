@@ -138,7 +138,7 @@ class TestFiles:
 
     def test_model_folder(self, tmp_path):
         model = QueryPoseForPoseEstimation(tiny_config())
-        (tmp_path / ".saving_left_by_a_kill").mkdir()
+        (tmp_path / ".part.left_by_a_kill").mkdir()
         save_model_folder(tmp_path, model)
         torch.nn.init.ones_(model.model.decoder.part_queries)
         save_model_folder(tmp_path, model)

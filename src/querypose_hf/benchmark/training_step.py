@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..model import modeling_querypose
 from ..model.modeling_querypose import QueryPoseForPoseEstimation, QueryPoseStages
-from ..training.frozen_norms import fold_frozen_norms
+from ..training.fast_convolutions import speed_up_convolutions
 from .measuring import measure_side_by_side
 
 
@@ -36,7 +36,7 @@ def measure_training_step(
     """
     folded = copy.deepcopy(model).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     unfolded = copy.deepcopy(folded)
-    fold_frozen_norms(folded.model.backbone)
+    speed_up_convolutions(folded.model.backbone)
     labels = _labels(len(pixel_values), people, model)
     nhwc = pixel_values.contiguous(memory_format=torch.channels_last)
     steps = {

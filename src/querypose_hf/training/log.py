@@ -1,4 +1,4 @@
-"""What a training run shows while it runs: a progress bar, a log file, and trackers."""
+"""What a training run reports while it runs: a progress bar, a log file and trackers."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from tqdm.auto import tqdm
 
-from .checkpoints import write_whole
+from ..files import write_text
 
 
 LOG_FILE = "training_log.jsonl"
@@ -39,18 +39,21 @@ def choose_trackers(names: tuple[str, ...] | None) -> list[str]:
 
 
 class TrainingLog:
-    """Sums up what happens between two records, and writes the records.
+    """Sums up the steps between two records, and writes the records.
 
-    A record goes to the log file (`training_log.jsonl`, one JSON object per line), to the trackers and to the progress
-    bar. It holds `step`, `epoch`, the mean `loss` and its terms, each summed over the stages, over all micro batches
-    and processes since the record before, `gradient_norm` before clipping, `learning_rate`, `images_per_second` of all
-    processes, `data_wait` (the share of the time spent waiting for data) and `memory_gib` (the most of the device's
-    memory that was in use; on a CPU, of the process's).
+    A record goes to the log file (`training_log.jsonl`, one JSON object per line), the trackers and the progress bar.
+    It holds, since the record before:
+
+    - `step` and `epoch`;
+    - `loss` and its terms, each summed over the stages: means over micro batches and processes;
+    - `gradient_norm`: the mean before clipping; and `learning_rate`, the model's at the last step;
+    - `images_per_second` of all processes, and `data_wait`, the share of the time spent waiting for data;
+    - `memory_gib`: the peak of the device's memory in use; on a CPU, of the process's.
 
     Args:
-        accelerator (`Accelerator`): of the run.
-        folder (`Path`): where the log file is.
-        step (`int`): steps already taken; records of later ones, left by a run that was killed, are deleted.
+        accelerator (`Accelerator`): the run's.
+        folder (`Path`): the folder of the log file.
+        step (`int`): optimizer steps already taken. Records of later steps, left by a killed run, are deleted.
         total_steps (`int`): optimizer steps of the whole run.
     """
 
@@ -71,10 +74,10 @@ class TrainingLog:
     def _keep_records_up_to(self, step: int) -> None:
         if not self.path.exists():
             return
-        # the last line may be half of one, if the process was killed while it was written
+        # where a process was killed while it wrote, the last line is incomplete
         lines = [line for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
         kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
-        write_whole(self.path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+        write_text(kept, self.path)
 
     def _clear(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
@@ -83,12 +86,12 @@ class TrainingLog:
         self._since = time.perf_counter()
 
     def _add(self, name: str, value: torch.Tensor) -> None:
-        # on the device: reading a number there would make the host wait at every step
+        # stays on the device: reading it would be a host sync in every step
         value = value.detach().double()
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def add_micro_batch(self, outputs: Any, images: int, waited: float) -> None:
-        """Takes in a micro batch: the model's outputs, its number of images, and seconds spent waiting for it."""
+        """Adds a micro batch: the model's outputs, its number of images, and the seconds spent waiting for it."""
         self._add("loss", outputs.loss)
         for name, term in outputs.loss_dict.items():
             self._add(_STAGE.sub("", name), term)
@@ -97,14 +100,14 @@ class TrainingLog:
         self._waited += waited
 
     def add_step(self, gradient_norm: torch.Tensor) -> None:
-        """Takes in an optimizer step."""
+        """Adds an optimizer step."""
         # float16 skips the steps whose gradients overflow
         self._add("gradient_norm", gradient_norm.nan_to_num(0.0, 0.0, 0.0))
         self._steps += 1
         self.progress.update()
 
     def write(self, step: int, epoch: int, learning_rate: float) -> None:
-        """Writes a record of everything since the one before; every process has to call it.
+        """Writes a record of everything since the last one; every process has to call it.
 
         Raises:
             FloatingPointError: the loss is not a finite number.
@@ -136,11 +139,11 @@ class TrainingLog:
         self._clear()
 
     def write_evaluation(self, metrics: dict[str, float], step: int) -> None:
-        """Writes an evaluation's figures; the time that it took does not count as training."""
+        """Writes the figures of an evaluation."""
         self._emit({"step": step, **{f"evaluation/{name}": value for name, value in metrics.items()}}, step)
 
     def restart_clock(self) -> None:
-        """Leaves what was done since the last record, such as an evaluation, out of the next record's speed."""
+        """Leaves the time since the last record, such as an evaluation's, out of the next record's speed."""
         self._since = time.perf_counter()
 
     def _emit(self, record: dict[str, float], step: int) -> None:
@@ -157,7 +160,7 @@ class TrainingLog:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """The most bytes that were in use so far: of a CUDA device by this process, otherwise of its main memory."""
+    """The peak of the memory in use, in bytes: of the CUDA device, or else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

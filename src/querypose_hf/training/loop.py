@@ -1,8 +1,9 @@
 """The training loop, on Accelerate."""
 
 import logging
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
 from ..data.collation import AspectRatioBatchSampler, PoseCollator
+from ..files import write_text
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from .checkpoints import (
     find_checkpoints,
@@ -21,10 +23,8 @@ from .checkpoints import (
     save_checkpoint,
     save_model_folder,
     set_random_state,
-    write_whole,
 )
-from .cpu_bfloat16 import keep_strided_depthwise_float32
-from .frozen_norms import fold_frozen_norms, unfold_frozen_norms
+from .fast_convolutions import restore_convolutions, speed_up_convolutions
 from .log import TrainingLog, choose_trackers
 from .optimizer import build_optimizer
 from .pretraining import OBJECTIVES
@@ -33,10 +33,10 @@ from .recipe import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-#: Figures of a model by name, such as `{"AP": 0.68}`.
+#: Scores a model: figures by name, such as `{"AP": 0.68}`.
 Evaluate = Callable[[QueryPoseForPoseEstimation], Mapping[str, float]]
 
-# Settings with which the rest of a run would not be that of the run begun. The schedule may become longer.
+# Settings that a resumed run must not change. The schedule is not one of them: it may become longer.
 _SETTINGS_OF_THE_WHOLE_RUN = (
     "objective",
     "learning_rate",
@@ -64,16 +64,16 @@ def train(
 ) -> dict[str, float]:
     """Trains a model, on as many processes as the program was started with (`accelerate launch`).
 
-    In `output_dir` are then `last/` and, with `evaluate`, `best/`, to load by `from_pretrained`; `checkpoints/`, from
-    which a run that was stopped goes on; `training_log.jsonl`, see [`TrainingLog`]; and `training.yaml`, the settings.
+    Afterwards `output_dir` holds `last/` and, with `evaluate`, `best/`, both for `from_pretrained`; `checkpoints/`,
+    from which a stopped run goes on; `training_log.jsonl`, see [`TrainingLog`]; and `training.yaml`, the settings.
 
-    A run that is resumed goes on as if it had never stopped: with the same data in the same order and, on a CPU, the
-    same bits in every loss and weight. For that the data set has to give the same sample for an index and epoch
+    A resumed run goes on as if it had never stopped: it sees the same data in the same order and, on a CPU, has the
+    same bits in every loss and weight. For that the dataset has to give the same sample for the same index and epoch,
     whatever was read before, as [`AugmentedPoseDataset`] does.
 
-    Over several processes gradients are those of one process with the whole batch, every person weighing the same.
-    The exception is the batch norm of the part embedding, which in training sees the people of its own process alone,
-    as in the paper.
+    Gradients over several processes are those of one process with the whole batch; every person has the same weight.
+    The exception is the batch norm of the part embedding: in training it sees only the people of its own process, as
+    in the paper.
 
     Args:
         model ([`QueryPoseForPoseEstimation`]): trained in place.
@@ -81,19 +81,18 @@ def train(
         image_processor (`QueryPoseImageProcessor`): see [`PoseCollator`].
         config ([`TrainingConfig`]): the settings.
         output_dir (`str` or `Path`): made if it does not exist.
-        evaluate (`Callable`, *optional*):
-            Gives figures of a model. Called in every process, with the model in evaluation mode and
-            without gradients; the figures of the main process count.
-        resume (`bool`): whether to go on from the newest checkpoint in `output_dir`, if there is one.
-        stop_after (`int`, *optional*): step after which a checkpoint is written and training stops, to be resumed.
+        evaluate (`Callable`, *optional*): scores a model. It is called in every process, with the model in evaluation
+            mode and without gradients; the main process's figures count.
+        resume (`bool`): go on from the newest checkpoint in `output_dir`, if there is one.
+        stop_after (`int`, *optional*): the step after which a checkpoint is written and training stops, to be resumed.
 
     Returns:
         `dict[str, float]`: the figures of the last evaluation.
 
     Raises:
-        ValueError: `output_dir` has checkpoints and `resume` is not set, the run to resume had other settings or data,
-            or a tracker is not installed.
-        FloatingPointError: the loss became infinite or no number.
+        ValueError: `output_dir` holds checkpoints and `resume` is not set, the run to resume had other settings or
+            data, or a tracker is not installed.
+        FloatingPointError: the loss became NaN or infinite.
 
     Example:
 
@@ -108,7 +107,7 @@ def train(
 
 
 def check_stop_after(stop_after: int | None) -> None:
-    """Raises `ValueError` unless it is a step, or none."""
+    """Raises `ValueError` unless `stop_after` is a step or `None`."""
     if stop_after is not None and stop_after < 1:
         raise ValueError(f"`stop_after` is {stop_after}; expected a step of at least 1.")
 
@@ -133,42 +132,21 @@ class TrainingLoop:
         self.accelerator = build_accelerator(config, self.output_dir)
         set_seed(config.seed, device_specific=True)
 
-        self.batch_sampler = AspectRatioBatchSampler(dataset, config.batch_size, seed=config.seed)
-        if not len(self.batch_sampler):
-            raise ValueError("`dataset` is empty; expected at least one image.")
-        loader: DataLoader = DataLoader(
-            dataset,
-            batch_sampler=self.batch_sampler,
-            collate_fn=PoseCollator(image_processor),
-            num_workers=config.num_workers,
-            persistent_workers=config.num_workers > 0,
-            pin_memory=self.accelerator.device.type == "cuda",
-            # of its own: every pass through a loader draws a number, of torch's global generator by default
-            generator=torch.Generator().manual_seed(config.seed),
-        )
-        self.model = model.to(self.accelerator.device).train()
-        if config.channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        fold_frozen_norms(self.model.model.backbone)
-        if self.accelerator.device.type == "cpu" and config.mixed_precision == "bf16":
-            keep_strided_depthwise_float32(self.model.model.backbone)
-        self.average = None
-        if config.ema_decay is not None:
-            self.average = ModelEmaV3(self.model, decay=config.ema_decay, use_warmup=True)
-            self.average.module = self.accelerator.prepare_model(self.average.module, evaluation_mode=True)
+        self.model = self._place(model)
+        self.average = self._start_average()
         if config.compile:
             self.model.model.backbone.compile()
             self.model.model.neck.compile()
         optimizer = build_optimizer(self.model, config)
         objective = OBJECTIVES[config.objective]
         trained = self.model if objective is None else objective(self.model)
-        self.prepared_model, self.optimizer, self.loader = self.accelerator.prepare(trained, optimizer, loader)
-        if self.average is not None:  # only now have all processes the weights of the first
+        self.prepared_model, self.optimizer = self.accelerator.prepare(trained, optimizer)
+        self.loader = self._build_loader(dataset)
+        if self.average is not None:  # only now has every process the weights of the first
             self.average.set(self.model)
 
-        accumulated = config.gradient_accumulation_steps
-        self.steps_per_epoch = -(-len(self.loader) // accumulated)
-        schedule = config.schedule.in_steps(self.steps_per_epoch)
+        steps_per_epoch = math.ceil(len(self.loader) / config.gradient_accumulation_steps)
+        schedule = config.schedule.in_steps(steps_per_epoch)
         self.total_steps = schedule.length
         # not prepared: Accelerate would advance it once for each process
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
@@ -181,9 +159,44 @@ class TrainingLoop:
             "number of images": len(dataset),
         }
 
+    def _build_loader(self, dataset: Any) -> Any:
+        config = self.config
+        batch_sampler = AspectRatioBatchSampler(dataset, config.batch_size, seed=config.seed)
+        if not len(batch_sampler):
+            raise ValueError("`dataset` is empty; expected at least one image.")
+        loader: DataLoader = DataLoader(
+            dataset,
+            batch_sampler=batch_sampler,
+            collate_fn=PoseCollator(self.image_processor),
+            num_workers=config.num_workers,
+            persistent_workers=config.num_workers > 0,
+            pin_memory=self.accelerator.device.type == "cuda",
+            # its own: every pass through a loader draws a number, by default from torch's global generator
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+        return self.accelerator.prepare(loader)
+
+    def _place(self, model: QueryPoseForPoseEstimation) -> QueryPoseForPoseEstimation:
+        """The model in training mode on the device, laid out as the settings say."""
+        config, device = self.config, self.accelerator.device
+        model = model.to(device).train()
+        if config.channels_last:
+            model.to(memory_format=torch.channels_last)
+        if config.fast_convolutions:
+            on_cpu_in_bfloat16 = device.type == "cpu" and config.mixed_precision == "bf16"
+            speed_up_convolutions(model.model.backbone, float32_depthwise=on_cpu_in_bfloat16)
+        return model
+
+    def _start_average(self) -> ModelEmaV3 | None:
+        if self.config.ema_decay is None:
+            return None
+        average = ModelEmaV3(self.model, decay=self.config.ema_decay, use_warmup=True)
+        average.module = self.accelerator.prepare_model(average.module, evaluation_mode=True)
+        return average
+
     @property
     def model_to_keep(self) -> QueryPoseForPoseEstimation:
-        """The model that is evaluated and saved: the moving average where there is one."""
+        """The model that is evaluated and saved: the moving average, where there is one."""
         return self.model if self.average is None else self.average.module
 
     def run(self, resume: bool = False, stop_after: int | None = None) -> dict[str, float]:
@@ -199,8 +212,7 @@ class TrainingLoop:
             self.load_state(checkpoints[-1])
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            settings = self.config.to_yaml()
-            write_whole(self.output_dir / "training.yaml", lambda path: path.write_text(settings, encoding="utf-8"))
+            write_text(self.config.to_yaml(), self.output_dir / "training.yaml")
         self.accelerator.wait_for_everyone()
         self.accelerator.init_trackers("querypose", config=self._settings_for_trackers())
         self.log = TrainingLog(self.accelerator, self.output_dir, self.step, self.total_steps)
@@ -209,21 +221,25 @@ class TrainingLoop:
                 self._run_epoch()
         finally:
             self.log.close()
-            unfold_frozen_norms(self.model)
+            restore_convolutions(self.model)
             if self.average is not None:
-                unfold_frozen_norms(self.average)
+                restore_convolutions(self.average)
         return self.metrics
 
     def _settings_for_trackers(self) -> dict[str, Any]:
-        # trackers know numbers and text alone
+        # trackers take only numbers and text
         settings = self.config.to_mapping()
         schedule = settings.pop("schedule")
         settings.update({f"schedule/{name}": value for name, value in schedule.items()})
         return {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
 
-    def _run_epoch(self) -> None:
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        """The batches of this epoch that are still to come."""
         self.loader.set_epoch(self.epoch)
-        batches = iter(skip_first_batches(self.loader, self.batch) if self.batch else self.loader)
+        return iter(skip_first_batches(self.loader, self.batch) if self.batch else self.loader)
+
+    def _run_epoch(self) -> None:
+        batches = self._batches()
         while self.step < self.stop_step:
             start = time.perf_counter()
             batch = next(batches, None)
@@ -251,7 +267,7 @@ class TrainingLoop:
             self.step += 1
             self.log.add_step(norm)
         self.learning_rate = learning_rate
-        if not self.optimizer.step_was_skipped:  # where float16 overflowed
+        if not self.optimizer.step_was_skipped:  # it is where float16 overflowed
             self.schedule.step()
             if self.average is not None:
                 self.average.update(self.model, step=self.step)
@@ -262,7 +278,7 @@ class TrainingLoop:
         evaluates = self.evaluate is not None and (last or self._is_due(config.evaluate_every))
         saves = self.step == self.stop_step or self._is_due(config.save_every)
         if saves or evaluates or self._is_due(config.log_every):
-            # before every checkpoint too, so that no record spans one
+            # also before every checkpoint, so that no record spans one
             self.log.write(self.step, self.epoch, self.learning_rate)
         if evaluates:
             self._evaluate()
@@ -277,7 +293,7 @@ class TrainingLoop:
     def _evaluate(self) -> None:
         assert self.evaluate is not None
         model = self.model_to_keep
-        random_numbers = random_state()  # so that training goes on the same with and without evaluations
+        random_numbers = random_state()  # training goes on the same with and without evaluations
         model.eval()
         with torch.no_grad():
             self.metrics = {name: float(value) for name, value in self.evaluate(model).items()}
@@ -322,7 +338,7 @@ class TrainingLoop:
         self.accelerator.wait_for_everyone()
 
     def load_state(self, path: Path) -> None:
-        """Puts the run where it was when the checkpoint was written.
+        """Puts the run back to where it was when the checkpoint was written.
 
         Raises:
             ValueError: the checkpoint is of a run with other settings or data.
@@ -353,6 +369,6 @@ def build_accelerator(config: TrainingConfig, output_dir: Path) -> Accelerator:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=choose_trackers(config.trackers) or None,
         project_dir=str(output_dir),
-        # some backbones have layers that nothing uses, and without the loss of earlier stages their heads are unused
+        # some backbones have unused layers; without `auxiliary_loss` the heads of earlier stages are unused, too
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )

@@ -1,4 +1,4 @@
-"""What a training run is made of: the settings, the optimizer's parameter groups and the learning rate schedule.
+"""How a model is trained: the learning rate schedule, all other settings, and the paper's recipes.
 
 The defaults are those of the paper (Section 4.1) and its released code.
 """
@@ -19,19 +19,19 @@ from ..settings import changed, plain_mapping, read_yaml, require
 
 @dataclass(frozen=True)
 class LearningRateSchedule:
-    """Factor by which the learning rates are multiplied at each optimizer step.
+    """The factor of the learning rates at each optimizer step.
 
-    A linear warm-up from `warmup_factor` to 1, times either steps down by `gamma` at each milestone or half a cosine
-    from 1 to 0.
+    It is the product of a linear warm-up from `warmup_factor` to 1 and either a drop by `gamma` at each milestone or
+    half a cosine from 1 to 0.
 
     Args:
         kind (`str`): `"multistep"` or `"cosine"`.
-        unit (`str`): what `length` and `milestones` count, `"step"` (of the optimizer) or `"epoch"`.
+        unit (`str`): the unit of `length` and `milestones`: `"step"` (of the optimizer) or `"epoch"`.
         length (`int`): how long training lasts.
-        milestones (`tuple[int, ...]`): where the learning rate drops; without effect with `"cosine"`.
-        gamma (`float`): factor of a drop.
-        warmup_steps (`int`): optimizer steps of the warm-up, whatever the unit.
-        warmup_factor (`float`): factor at the first step.
+        milestones (`tuple[int, ...]`): where the learning rates drop; `"cosine"` ignores them.
+        gamma (`float`): the factor of a drop.
+        warmup_steps (`int`): the length of the warm-up, always in optimizer steps.
+        warmup_factor (`float`): the factor at the first step.
     """
 
     kind: Literal["multistep", "cosine"] = "multistep"
@@ -64,9 +64,9 @@ class LearningRateSchedule:
         )
 
     def factor(self, step: int) -> float:
-        """Factor of optimizer step `step`, counted from 0, of a schedule in steps."""
+        """The factor at an optimizer step, counted from 0; the schedule must be in steps."""
         if self.unit != "step":
-            raise ValueError("a schedule by epochs has no factor of a step: convert it with `in_steps` first.")
+            raise ValueError("`unit` is 'epoch'; expected 'step': convert the schedule with `in_steps` first.")
         warmup = 1.0
         if step < self.warmup_steps:
             warmup = self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup_steps
@@ -80,38 +80,41 @@ class TrainingConfig:
     """Settings of a training run.
 
     Args:
-        objective (`str`):
-            `"everything"`, the model's own loss; or, before that, `"heatmaps"` ([`HeatmapPretraining`]) or `"poses"`
-            ([`PosePretraining`], whose data needs `person_crops`).
-        learning_rate (`float`): of all parameters but the flow's and the backbone's.
-        backbone_learning_rate_factor (`float`):
-            What the backbone's learning rate is multiplied by; 1, as in the paper. Less keeps more of a pretrained
-            backbone where the learning rate is large.
-        flow_learning_rate_factor (`float`): how much larger the flow's learning rate is.
-        weight_decay (`float`): of AdamW; on every parameter, norms and biases included, as in the paper.
-        max_gradient_norm (`float`): the gradient of the whole model is scaled down to this norm if it is longer.
+        objective (`str`): `"everything"`, the model's own loss. Before that, `"heatmaps"` ([`HeatmapPretraining`]) or
+            `"poses"` ([`PosePretraining`], which needs data with `person_crops`).
+        learning_rate (`float`): of all parameters except those of the flow and the backbone.
+        backbone_learning_rate_factor (`float`): the backbone's learning rate relative to `learning_rate`; 1 in the
+            paper. A smaller factor keeps more of a pretrained backbone where the learning rate is large.
+        flow_learning_rate_factor (`float`): the flow's learning rate relative to `learning_rate`.
+        weight_decay (`float`): AdamW's, on every parameter, including norms and biases, as in the paper.
+        max_gradient_norm (`float`): a longer gradient of the whole model is scaled down to this norm.
         schedule ([`LearningRateSchedule`]): of the learning rates.
-        batch_size (`int`): images per process and micro batch. The paper's is 2 on each of 8 GPUs.
-        gradient_accumulation_steps (`int`):
-            Micro batches per optimizer step. The loss of a micro batch is divided by its own number of people, and
-            their gradients are averaged: people in a micro batch with fewer of them weigh more than in a single large
-            batch. Over processes people are counted together, and weigh the same.
+        batch_size (`int`): images per process and micro batch. The paper has 2 on each of 8 GPUs.
+        gradient_accumulation_steps (`int`): micro batches per optimizer step. Each micro batch's loss is divided by
+            its own number of people and the gradients are averaged, so that people in a micro batch with few of them
+            weigh more than in one large batch. Over processes people are counted together and weigh the same.
         mixed_precision (`str`): `"no"`, as in the paper, `"bf16"` or `"fp16"`.
-        ema_decay (`float`, *optional*):
-            Decay of an exponential moving average of the weights, which then is what is evaluated and saved. The
-            decay grows from 0 at the start.
+        ema_decay (`float`, *optional*): decay of an exponential moving average of the weights, which is then evaluated
+            and saved. The decay grows from 0 at the start.
         channels_last (`bool`): whether images and convolutions are laid out with channels last.
+        fast_convolutions (`bool`): whether the backbone's convolutions do the work of the frozen batch norms that
+            follow them and, with `"bf16"` on a CPU, depthwise convolutions with a stride stay in float32. Results are
+            the same to floating-point tolerance. It pays for networks of depthwise convolutions on a CPU: a step of
+            querypose-nano (MobileNetV2; 6 images of 192x256; one thread of an AMD EPYC, medians of 6 in turn) took
+            0.44 s in place of 0.54 in bfloat16 and 0.60 in place of 0.64 in float32; a step of heatmap pretraining (32
+            crops of 96x96) 0.18 in place of 0.35 and 0.29 in place of 0.31. A ResNet-50 gained nothing.
         compile (`bool`): whether backbone and neck go through `torch.compile`. The decoder does not: its matching
             runs on the host, and its number of RoIs changes from batch to batch.
         seed (`int`): of data order, augmentation and dropout.
-        num_workers (`int`): processes that prepare data, for each training process; 0 prepares it in between.
+        num_workers (`int`): processes that prepare data, for each training process; 0 prepares it in the training
+            process.
         log_every (`int`): optimizer steps between records in the log, the progress bar and the trackers.
         save_every (`int`): optimizer steps between checkpoints.
         keep_checkpoints (`int`): how many of the newest checkpoints are kept.
-        evaluate_every (`int`, *optional*): optimizer steps between evaluations; by default at the end alone.
-        best_metric (`str`): figure of the evaluation by which the best model is chosen, the greater the better.
+        evaluate_every (`int`, *optional*): optimizer steps between evaluations; by default there is one, at the end.
+        best_metric (`str`): the figure of the evaluation that chooses the best model; higher is better.
         trackers (`tuple[str, ...]`, *optional*): names of Accelerate's trackers, such as `"tensorboard"`, `"wandb"`
-            and `"trackio"`. By default TensorBoard where it is installed.
+            and `"trackio"`. By default TensorBoard, where it is installed.
 
     Example:
 
@@ -134,6 +137,7 @@ class TrainingConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     ema_decay: float | None = None
     channels_last: bool = False
+    fast_convolutions: bool = False
     compile: bool = False
     seed: int = 0
     num_workers: int = 4
@@ -159,10 +163,10 @@ class TrainingConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "training configuration") -> "TrainingConfig":
-        """Builds the settings from plain values; `recipe` names one of [`RECIPES`] that they change.
+        """Builds the settings from plain values; `recipe` names one of [`RECIPES`], which they change.
 
         Raises:
-            ValueError: a field is not known, or its value is not of its type or range.
+            ValueError: a field is unknown, or a value has the wrong type or range.
         """
         if not isinstance(values, Mapping):
             raise ValueError(f"{source}: expected fields with values, got {shown(values)}.")
@@ -180,7 +184,6 @@ class TrainingConfig:
 
     def to_mapping(self) -> dict[str, Any]:
         """The settings as plain values, for YAML or JSON."""
-
         return plain_mapping(self)
 
     def to_yaml(self) -> str:
@@ -188,7 +191,7 @@ class TrainingConfig:
         return yaml.safe_dump(self.to_mapping(), sort_keys=False)
 
 
-#: The paper's two recipes: "1x" of its ablations and "3x" of its final models, 16 images a step on 8 GPUs.
+#: The paper's recipes: "1x" of its ablations and "3x" of its final models. A step has 16 images, 2 on each of 8 GPUs.
 RECIPES: dict[str, TrainingConfig] = {
     "paper_1x": TrainingConfig(),
     "paper_3x": TrainingConfig(schedule=LearningRateSchedule(length=280_000, milestones=(220_000, 260_000))),

@@ -1,7 +1,8 @@
-"""A training experiment from its description to a folder of models."""
+"""Runs a training experiment: from its description to a folder of models."""
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 from torch.utils.data import Subset
 
-from ..data import PoseDataset
+from ..data import AugmentedPoseDataset, PoseDataset
+from ..files import write_text
 from ..hub.push import push_checkpoint
+from ..model.image_processing_querypose import QueryPoseImageProcessor
+from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from ..processes import this_process
-from .checkpoints import find_checkpoints, write_whole
+from .checkpoints import find_checkpoints
 from .experiment import Experiment
 from .initial_boxes import start_from_typical_boxes
 from .log import choose_trackers
@@ -29,6 +33,17 @@ logger = logging.getLogger(__name__)
 EXPERIMENT_FILE = "experiment.yaml"
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What an experiment is made of, checked and ready to train."""
+
+    model: QueryPoseForPoseEstimation
+    dataset: AugmentedPoseDataset
+    image_processor: QueryPoseImageProcessor
+    validation: Validation | None
+    report: list[str]
+
+
 def run_experiment(
     experiment: Experiment,
     output_dir: str | Path,
@@ -41,19 +56,19 @@ def run_experiment(
 ) -> dict[str, float]:
     """Trains as described, on as many processes as the program was started with (`accelerate launch`).
 
-    Everything that can be checked without training is checked first: the description, annotations, whether pictures
-    are there, keypoints and classes of all sources against each other and the model, weights, and with `push_to_hub`
-    whether one is logged in. `output_dir` gets what [`~training.loop.train`] writes and `experiment.yaml`, the
-    description with all defaults.
+    First it checks everything that can be checked without training: the description, the annotations, whether the
+    images are there, whether the keypoints and classes of all sources and the model agree, the weights, and, with
+    `push_to_hub`, whether the user is logged in. `output_dir` gets what [`~training.loop.train`] writes and
+    `experiment.yaml`, the description with all defaults.
 
     Args:
         experiment ([`Experiment`]): the description.
         output_dir (`str` or `Path`): made if it does not exist.
         resume (`bool`): go on from the newest checkpoint in `output_dir`, if there is one.
-        stop_after (`int`, *optional*): step after which a checkpoint is written and training stops, to be resumed.
-        push_to_hub (`str`, *optional*): at the end of the schedule upload the best model, or without a validation the
-            last, to this repository.
-        private (`bool`): whether that repository is made private, if it does not exist yet.
+        stop_after (`int`, *optional*): the step after which a checkpoint is written and training stops, to be resumed.
+        push_to_hub (`str`, *optional*): the repository to which the best model, or without a validation the last one,
+            is uploaded at the end of the schedule.
+        private (`bool`): whether that repository is private, if it is new.
         only_check (`bool`): stop after the checks.
 
     Returns:
@@ -61,7 +76,7 @@ def run_experiment(
 
     Raises:
         FileNotFoundError, ValueError, ImportError: something is wrong with the description or what it names.
-        FloatingPointError: the loss became infinite or no number.
+        FloatingPointError: the loss became NaN or infinite.
 
     Example:
 
@@ -75,31 +90,16 @@ def run_experiment(
     choose_trackers(experiment.training.trackers)
     if push_to_hub is not None:
         check_push(push_to_hub)
-    sources = [open_source(one, f"data.train[{n}]") for n, one in enumerate(experiment.data.train)]
-    data = describe_sources(sources)
-    config = build_config(experiment.model, data)
-    image_processor = build_image_processor(experiment.model, experiment.image_processor, data)
-    validation = None
-    if experiment.data.validation is not None:
-        validation = Validation(experiment.data.validation, image_processor, folder / "validation_images")
-    seed = experiment.training.seed
-    dataset = join_sources(sources, experiment.data.train, experiment.augmentation, config.keypoint_flip_indices, seed)
-    torch.manual_seed(seed)  # of new weights
-    model, reports = build_model(experiment.model, config, weights=not resumes)
-    if experiment.model.initial_boxes == "training_people" and not resumes:
-        start_from_typical_boxes(model, _annotated(sources), seed)
-    if validation is not None:
-        validation.check(model)
+    parts = _build_parts(experiment, folder, with_weights=not resumes)
     if this_process().is_main_process:
-        for line in (*_summary(sources, dataset, model), *reports):
-            print(line)
+        print(*parts.report, sep="\n")
     if only_check:
         return {}
-    loop = TrainingLoop(model, dataset, image_processor, experiment.training, folder, evaluate=validation)
+    loop = TrainingLoop(
+        parts.model, parts.dataset, parts.image_processor, experiment.training, folder, evaluate=parts.validation
+    )
     if loop.accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        description = experiment.to_yaml()
-        write_whole(folder / EXPERIMENT_FILE, lambda path: path.write_text(description, encoding="utf-8"))
+        write_text(experiment.to_yaml(), folder / EXPERIMENT_FILE)
     metrics = loop.run(resume, stop_after)
     loop.accelerator.wait_for_everyone()
     is_over = loop.step == loop.total_steps
@@ -108,8 +108,28 @@ def run_experiment(
     return metrics
 
 
+def _build_parts(experiment: Experiment, folder: Path, with_weights: bool) -> _Parts:
+    """The parts of an experiment; the weights are left out where a checkpoint brings them."""
+    settings, seed = experiment.model, experiment.training.seed
+    sources = [open_source(one, f"data.train[{n}]") for n, one in enumerate(experiment.data.train)]
+    data = describe_sources(sources)
+    config = build_config(settings, data)
+    image_processor = build_image_processor(settings, experiment.image_processor, data)
+    validation = None
+    if experiment.data.validation is not None:
+        validation = Validation(experiment.data.validation, image_processor, folder / "validation_images")
+    dataset = join_sources(sources, experiment.data.train, experiment.augmentation, config.keypoint_flip_indices, seed)
+    torch.manual_seed(seed)  # new weights are drawn
+    model, reports = build_model(settings, config, weights=with_weights)
+    if settings.initial_boxes == "training_people" and with_weights:
+        start_from_typical_boxes(model, _annotated(sources), seed)
+    if validation is not None:
+        validation.check(model)
+    return _Parts(model, dataset, image_processor, validation, [*_summary(sources, dataset, model), *reports])
+
+
 def _check_output(experiment: Experiment, folder: Path, resume: bool) -> bool:
-    """Whether there is a run to go on with; raises `ValueError` if there is one that must not be touched."""
+    """Whether there is a run to resume; raises `ValueError` if there is one that must not be changed."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`output` is {os.fspath(folder)!r}, which is a file; expected a folder.")
     if not find_checkpoints(folder / "checkpoints"):
@@ -130,7 +150,10 @@ def _annotated(sources: list[Any]) -> PoseDataset:
         dataset = source.dataset if isinstance(source, Subset) else source
         if isinstance(dataset, PoseDataset):
             return dataset
-    raise ValueError("`model.initial_boxes` is 'training_people', but `data.train` has rendered people alone.")
+    raise ValueError(
+        "`model.initial_boxes` is 'training_people', but `data.train` has only generated images; expected a source "
+        "with annotations."
+    )
 
 
 def _summary(sources: list[Any], dataset: Any, model: Any) -> list[str]:
@@ -149,7 +172,7 @@ def _summary(sources: list[Any], dataset: Any, model: Any) -> list[str]:
 
 
 def check_push(repo_id: str) -> None:
-    """Raises `ValueError` unless the repository's name is one and the Hub knows who is asking."""
+    """Raises `ValueError` unless `repo_id` is a valid name and the user is logged in to the Hub."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -158,15 +181,15 @@ def check_push(repo_id: str) -> None:
         HfApi().whoami()
     except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
         raise ValueError(
-            f"`--push-to-hub` is {repo_id!r}, but the Hub does not know who asks; run `hf auth login` first: {error}"
+            f"`--push-to-hub` is {repo_id!r}, but you are not logged in to the Hub; run `hf auth login` first: {error}"
         ) from error
 
 
 def upload(folder: Path, repo_id: str, private: bool = False) -> str:
-    """Uploads a run's best model, or the last without one, as [`~hub.push_checkpoint`] does.
+    """Uploads a run's best model, or the last one where there is no best, see [`~hub.push_checkpoint`].
 
     Returns:
-        `str`: the commit's address.
+        `str`: the URL of the commit.
     """
     kind = "best" if (folder / "best" / "config.json").is_file() else "last"
     message = f"QueryPose, the {kind} model of a training run"

@@ -1,0 +1,85 @@
+"""Faster convolutions of a backbone in training, with the same results to floating-point tolerance.
+
+An option of [`TrainingConfig`], whose docstring gives the measured gain.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..model.modeling_querypose import QueryPoseBackbone
+from ..weights.fusion import find_norm_pairs, norm_tail
+
+
+def speed_up_convolutions(backbone: QueryPoseBackbone, float32_depthwise: bool = False) -> None:
+    """Replaces the `forward` of some modules of a backbone; [`restore_convolutions`] takes it back.
+
+    A convolution that a frozen batch norm follows scales its own weights and bias by the norm, in every forward, and
+    the norm passes its input on: it reads and writes no feature map. Parameters, buffers, their names and gradients
+    are as before. Batch norms that learn are left alone, and so are convolutions with a `forward` of their own.
+
+    Args:
+        backbone (`QueryPoseBackbone`): changed in place. A deep copy is changed, too, and independent of it.
+        float32_depthwise (`bool`): compute depthwise convolutions with a stride in float32 under autocast. On a CPU
+            their backward in bfloat16 takes longer than that of all other convolutions of a MobileNet.
+    """
+    _merge_frozen_norms(backbone)
+    if float32_depthwise:
+        for module in backbone.modules():
+            if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.stride) > 1:
+                module.forward = partial(_run_in_float32, module.forward)  # type: ignore[method-assign]
+
+
+def restore_convolutions(network: nn.Module) -> None:
+    """Takes back what [`speed_up_convolutions`] did, in the network or a copy of it."""
+    for module in network.modules():
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, partial) and forward.func in (_run_scaled, _run_tail, _run_in_float32):
+            del module.__dict__["forward"]
+
+
+def _merge_frozen_norms(backbone: QueryPoseBackbone) -> None:
+    if not any(_is_frozen(module) for module in backbone.modules()):
+        return
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(next(backbone.parameters()))
+    was_training = backbone.training
+    backbone.eval()
+    with torch.no_grad():
+        pairs, expected = find_norm_pairs(backbone, image)
+        for convolution, _, norm in pairs:
+            if type(convolution) is nn.Conv2d and _is_frozen(norm):
+                convolution.forward = partial(_run_scaled, convolution, norm)  # type: ignore[method-assign]
+                norm.forward = partial(_run_tail, norm)
+        same = all(
+            torch.allclose(before, after, rtol=1e-2, atol=1e-3 * float(before.abs().max()))
+            for before, after in zip(expected, backbone(image), strict=True)
+        )
+    backbone.train(was_training)
+    if not same:  # something else reads the output of a convolution
+        restore_convolutions(backbone)
+
+
+def _run_scaled(convolution: nn.Conv2d, norm: Any, input: Tensor) -> Tensor:
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    if convolution.bias is not None:
+        shift = shift + convolution.bias * scale
+    return convolution._conv_forward(input, convolution.weight * scale[:, None, None, None], shift)
+
+
+def _run_tail(norm: Any, input: Tensor) -> Tensor:
+    for module in norm_tail(norm):
+        input = module(input)
+    return input
+
+
+def _run_in_float32(forward: Any, input: Tensor) -> Tensor:
+    with torch.autocast(input.device.type, enabled=False):
+        return forward(input.float())
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    # timm and torchvision have one each
+    return type(module).__name__.startswith("FrozenBatchNorm")
