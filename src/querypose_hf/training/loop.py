@@ -181,7 +181,7 @@ class TrainingLoop:
         config, device = self.config, self.accelerator.device
         model = model.to(device).train()
         if config.channels_last:
-            model.to(memory_format=torch.channels_last)
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
         if config.fast_convolutions:
             on_cpu_in_bfloat16 = device.type == "cpu" and config.mixed_precision == "bf16"
             speed_up_convolutions(model.model.backbone, float32_depthwise=on_cpu_in_bfloat16)
