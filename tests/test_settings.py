@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from querypose_hf.settings import add_options, from_options, option, require
+from querypose_hf.settings import add_options, from_options, given_options, option, require
 
 
 @dataclass(frozen=True)
@@ -53,3 +53,17 @@ def test_help_tells_defaults(capsys):
         parse("--help")
     text = capsys.readouterr().out
     assert "images at once (8)" in text and "factors of the size\n" in text and "(small)" in text
+
+
+def test_only_what_is_given(capsys):
+    parser = argparse.ArgumentParser()
+    add_options(parser, Options, only_given=True)
+    assert given_options(Options, parser.parse_args("--size 8 --scales 0.5 --no-report".split())) == {
+        "size": 8,
+        "scales": (0.5,),
+        "report": False,
+    }
+    assert given_options(Options, parser.parse_args([])) == {}
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    assert "images at once\n" in capsys.readouterr().out

@@ -17,7 +17,7 @@ from .checks import shown
 
 Settings = TypeVar("Settings")
 
-# what `X | None` becomes, by the kind of X
+# the types that `X | None` can have
 _UNIONS = (types.UnionType, typing.Union)
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -44,11 +44,11 @@ def option(default: Any, help: str, flag: str | None = None, metavar: str | None
     """A field of a settings dataclass that is also a command line option.
 
     Args:
-        default: the field's value where nothing is said.
-        help (`str`): what `--help` says. The default is added where it says something.
-        flag (`str`, *optional*): such as `"--workers"`; by default the field's name with hyphens, and `--no-` in front
-            of it where the field is `True` by default.
-        metavar (`str`, *optional*): what `--help` calls the value.
+        default: the field's default value.
+        help (`str`): the text of `--help`, to which the default is added unless it is `None`.
+        flag (`str`, *optional*): such as `"--workers"`. The default is the field's name with hyphens, after `--no-`
+            for a field that is `True` by default.
+        metavar (`str`, *optional*): the name of the value in `--help`.
 
     Example:
 
@@ -62,37 +62,51 @@ def option(default: Any, help: str, flag: str | None = None, metavar: str | None
     return dataclasses.field(default=default, metadata={"help": help, "flag": flag, "metavar": metavar})
 
 
-def add_options(parser: Any, kind: type, leave_out: Collection[str] = ()) -> None:
-    """Adds the fields of `kind` that were declared with [`option`] to a parser or a group of it."""
+def add_options(parser: Any, kind: type, leave_out: Collection[str] = (), only_given: bool = False) -> None:
+    """Adds the fields of `kind` that were declared with [`option`] to a parser or one of its groups.
+
+    Args:
+        parser: an `argparse.ArgumentParser`, or a group of one.
+        kind (`type`): a settings dataclass.
+        leave_out (`Collection[str]`): fields that get no option here.
+        only_given (`bool`): for options that change settings from elsewhere, such as a YAML file: what is not on the
+            command line is not in the namespace, and `--help` shows no defaults. See [`given_options`].
+    """
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if "help" in field.metadata and field.name not in leave_out:
             flag = (
                 field.metadata["flag"] or f"--{'no-' if field.default is True else ''}{field.name.replace('_', '-')}"
             )
-            parser.add_argument(flag, dest=field.name, **_arguments_of_option(field, hints[field.name]))
+            arguments = _arguments_of_option(field, hints[field.name], with_default=not only_given)
+            parser.add_argument(flag, dest=field.name, **arguments)
+
+
+def given_options(kind: type, options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `kind` that are options, as far as the namespace has them, with their values."""
+    names = {field.name for field in dataclasses.fields(kind) if "help" in field.metadata}
+    given = {name: value for name, value in vars(options).items() if name in names}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 def from_options(kind: type[Settings], options: argparse.Namespace, **fields: Any) -> Settings:
-    """The settings that the command line's options say, with `fields` beside or in place of them.
+    """The settings on the command line; `fields` are added or replace them.
 
     Raises:
         ValueError: a value is out of range.
     """
-    names = {field.name for field in dataclasses.fields(kind) if "help" in field.metadata}  # type: ignore[arg-type]
-    given = {name: value for name, value in vars(options).items() if name in names}
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return kind(**{**given, **fields})
+    return kind(**{**given_options(kind, options), **fields})
 
 
-def _arguments_of_option(field: Any, hint: Any) -> dict[str, Any]:
+def _arguments_of_option(field: Any, hint: Any, with_default: bool) -> dict[str, Any]:
     """The arguments of `add_argument` for a field of this type."""
     if typing.get_origin(hint) in _UNIONS:
         hint = typing.get_args(hint)[0]
-    arguments: dict[str, Any] = {"default": field.default, "help": field.metadata["help"]}
+    default = field.default if with_default else argparse.SUPPRESS
+    arguments: dict[str, Any] = {"default": default, "help": field.metadata["help"]}
     if hint is bool:
         return {**arguments, "action": "store_false" if field.default else "store_true"}
-    if field.default is not None:
+    if with_default and field.default is not None:
         arguments["help"] += " (%(default)s)"
     if field.metadata["metavar"] is not None:
         arguments["metavar"] = field.metadata["metavar"]
@@ -104,13 +118,12 @@ def _arguments_of_option(field: Any, hint: Any) -> dict[str, Any]:
 
 
 def with_assignments(values: Any, assignments: Iterable[str]) -> Any:
-    """A copy of plain values in which fields are set, each by `path=value`.
+    """A copy of plain values with some fields set, each by `path=value`.
 
-    The path is of names and positions in lists joined by points, `data.train.0.repeat`; the value is read as YAML.
+    A path joins names and positions in lists by points, such as `data.train.0.repeat`. The value is read as YAML.
 
     Raises:
-        ValueError: an assignment has no `=`, its value is not YAML, or its path leads through something that has no
-            fields.
+        ValueError: an assignment has no `=`, its value is not YAML, or its path does not exist.
     """
     import yaml  # comes with an extra
 
@@ -157,7 +170,7 @@ def _copied(values: Any) -> Any:
 
 
 def plain_mapping(settings: Any) -> dict[str, Any]:
-    """Settings as plain values, for YAML or JSON: [`build`] reads them back."""
+    """Settings as plain values, for YAML or JSON; [`build`] reads them back."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -168,23 +181,23 @@ def plain_mapping(settings: Any) -> dict[str, Any]:
 
 
 def require(settings: Any, name: str, holds: bool, expected: str) -> None:
-    """Raises `ValueError` about a field of `settings` unless what is expected of it `holds`."""
+    """Raises a `ValueError` that names a field of `settings`, its value and what is expected, unless `holds`."""
     if not holds:
         raise ValueError(f"`{name}` is {shown(getattr(settings, name))}; expected {expected}.")
 
 
 def build(kind: type[Settings], values: Any, source: str, prefix: str = "") -> Settings:
-    """Settings of a kind from plain values; fields that are left out have their defaults.
+    """Settings from plain values; missing fields have their defaults.
 
     Args:
-        kind (`type`): a dataclass whose fields are plain values, tuples of them, mappings, dataclasses of this sort,
-            or tuples of such.
-        values (`Mapping`): what was read.
-        source (`str`): the file it was read from, for messages.
-        prefix (`str`): where in the file it was, such as `"data."`, for messages.
+        kind (`type`): a dataclass whose fields are plain values, tuples of them, mappings, such dataclasses, or tuples
+            of these.
+        values (`Mapping`): field names and plain values.
+        source (`str`): the file they come from, for messages.
+        prefix (`str`): their place in the file, such as `"data."`, for messages.
 
     Raises:
-        ValueError: a field is unknown, missing, or its value is not of its type or range.
+        ValueError: a field is unknown or missing, or its value has the wrong type or range.
     """
     changes = _read_fields(kind, values, source, prefix)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
@@ -195,7 +208,7 @@ def build(kind: type[Settings], values: Any, source: str, prefix: str = "") -> S
 
 
 def changed(settings: Settings, values: Any, source: str, prefix: str = "") -> Settings:
-    """`settings` with plain values in place of its own; arguments and errors are those of [`build`]."""
+    """`settings` with some fields replaced by plain values; arguments and errors are those of [`build`]."""
     changes = _read_fields(type(settings), values, source, prefix, settings)
     return _checked(lambda: dataclasses.replace(settings, **changes), source, prefix)  # type: ignore[type-var]
 
@@ -249,13 +262,13 @@ def _settings_class(hint: Any) -> Any:
 def _read(value: Any, hint: Any) -> Any:
     """`value` as a field of type `hint` holds it; a `TypeError` says what was expected."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in _UNIONS:  # "X | None" alone is in use
+    if origin in _UNIONS:  # only `X | None` is in use
         try:
             return None if value is None else _read(value, arguments[0])
         except TypeError as error:
             raise TypeError(f"{error}, or nothing") from None
     if origin is Literal:
-        # YAML reads a bare no as a truth value
+        # YAML reads a bare `no` as false
         value = "no" if value is False and "no" in arguments else value
         if value not in arguments:
             raise TypeError(f"one of {list(arguments)}")
@@ -271,7 +284,7 @@ def _read(value: Any, hint: Any) -> Any:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise TypeError("fields with values")
         return dict(value)
-    if hint is float and isinstance(value, str):  # YAML 1.1 takes 1e-4, without a point, for text
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4, without a point, as text
         try:
             value = float(value)
         except ValueError:

@@ -190,5 +190,5 @@ class TestErrors:
 
     def test_images_of_another_file(self, source, image_processor):
         metrics = PoseMetrics(source["annotations"], image_processor)
-        with pytest.raises(ValueError, match="there is no image 77, which is in the data set"):
+        with pytest.raises(ValueError, match="there is no image 77, which is in the evaluation dataset"):
             metrics.results([(np.array([77]), np.zeros((1, 20, 57)))])

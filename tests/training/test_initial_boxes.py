@@ -105,5 +105,5 @@ def test_queries_with_boxes_of_their_own_move_to_the_nearest(dataset):
 
 
 def test_too_few_people(dataset):
-    with pytest.raises(ValueError, match="20 boxes of people; expected at least 41"):
+    with pytest.raises(ValueError, match="20 boxes of people; expected at least `count`, which is 41"):
         typical_boxes(dataset, 41)

@@ -4,15 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-
-# The flags that set one field of the description.
-_FIELDS = {
-    "learning_rate": "training.learning_rate",
-    "batch_size": "training.batch_size",
-    "mixed_precision": "training.mixed_precision",
-    "seed": "training.seed",
-    "workers": "training.num_workers",
-}
+from ..settings import add_options, given_options
+from ..training.recipe import TrainingConfig
 
 
 def add_parser(commands: Any) -> None:
@@ -49,11 +42,7 @@ def add_parser(commands: Any) -> None:
     length = training.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="length of training in optimizer steps; milestones move along")
     length.add_argument("--epochs", type=int, help="length of training in epochs; milestones move along")
-    training.add_argument("--learning-rate", type=float)
-    training.add_argument("--batch-size", type=int, help="pictures per process and micro batch")
-    training.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"))
-    training.add_argument("--workers", type=int, help="processes that prepare data, for each training process")
-    training.add_argument("--seed", type=int)
+    add_options(training, TrainingConfig, only_given=True)
     hub = parser.add_argument_group("Hub")
     hub.add_argument("--push-to-hub", metavar="REPO_ID", help="upload the best model, or the last, at the end")
     hub.add_argument("--private", action="store_true", help="as a private repository, if it is a new one")
@@ -74,9 +63,8 @@ def _train(options: argparse.Namespace) -> None:
             raise ValueError(f"{source}: expected fields with values, such as `model` and `data`.")
     _apply_model(values, options.model)
     _apply_data(values, options)
-    for flag, field in _FIELDS.items():
-        if getattr(options, flag) is not None:
-            set_field(values, field, getattr(options, flag))
+    for field, value in given_options(TrainingConfig, options).items():
+        set_field(values, f"training.{field}", value)
     experiment = Experiment.from_mapping(with_assignments(values, options.assignments), source)
     if options.steps is not None:
         experiment = experiment.with_length(options.steps, "step")

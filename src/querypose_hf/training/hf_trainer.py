@@ -1,4 +1,4 @@
-"""QueryPose with Transformers' `Trainer`: what it needs to be told, and figures in its evaluations."""
+"""QueryPose with Transformers' `Trainer`, with the figures of a protocol in its evaluations."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,24 +20,23 @@ from .optimizer import build_optimizer
 from .recipe import TrainingConfig
 
 
-#: The model's outputs that are left in an evaluation, in the order that `Trainer` gives them.
+#: The model's outputs in an evaluation, in the order in which `Trainer` gives them.
 _OUTPUTS = ("logits", "pred_boxes", "pred_keypoints", "keypoint_scores", "keypoint_query_mask")
 
 
 class PoseMetrics:
     """Figures of COCO's or CrowdPose's protocol for `Trainer`'s evaluations.
 
-    Pass [`keep_people`] as `preprocess_logits_for_metrics` and the object itself as `compute_metrics`;
-    [`build_trainer`] does. Only the best people of each picture are kept from batch to batch, in tensors of equal
-    shape, so that the processes of a distributed evaluation can exchange them; the annotations themselves are read
-    from the file.
+    Pass [`keep_people`] as `preprocess_logits_for_metrics` and the object itself as `compute_metrics`, as
+    [`build_trainer`] does. Only the best people of each image are kept from batch to batch, in tensors of equal shape,
+    so that the processes of a distributed evaluation can exchange them. The ground truth is read from the annotations.
 
     Args:
-        annotations (`str`, `os.PathLike` or `Mapping`): COCO keypoint annotations of the pictures evaluated on.
+        annotations (`str`, `os.PathLike` or `Mapping`): COCO keypoint annotations of the images to score on.
         image_processor (`QueryPoseImageProcessor`): the model's.
         metric (`str`, *optional*, defaults to `"coco"`): or `"crowdpose"`.
         sigmas (`Sequence[float]`, *optional*): OKS constants; needed for keypoints other than the protocol's.
-        top_k (`int`, *optional*, defaults to 20): people kept of each picture.
+        top_k (`int`, *optional*, defaults to 20): people kept per image.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: as [`evaluate_predictions`] raises them.
@@ -63,15 +62,14 @@ class PoseMetrics:
         """The people of a batch.
 
         Args:
-            outputs (`tuple[Tensor, ...]`): the model's outputs but for those that its configuration has `Trainer`
-                ignore.
-            labels (`list[dict[str, Tensor]]`):
-                Of the batch. All but the ids are taken out of it: processes could not exchange boxes that are not
-                equally many.
+            outputs (`tuple[Tensor, ...]`): the model's outputs, without those that `Trainer` ignores by the model's
+                configuration.
+            labels (`list[dict[str, Tensor]]`): the batch's. All but the image ids are removed: processes cannot
+                exchange boxes of different numbers.
 
         Returns:
-            `tuple[Tensor, Tensor]`: ids of the images (batch,), int64, and their people (batch, top_k, 6 + 3 K):
-            score, label, box, and x, y and score of each keypoint. The score is 0 where there are fewer people.
+            `tuple[Tensor, Tensor]`: image ids (batch,), int64, and people (batch, top_k, 6 + 3 K): score, label, box,
+            and x, y and score of each keypoint. Rows beyond an image's people have score 0.
         """
         ids = torch.cat([label["image_id"] for label in labels])
         sizes = torch.stack([label["orig_size"] for label in labels])
@@ -99,7 +97,7 @@ class PoseMetrics:
         return ids, kept.to(ids.device)
 
     def results(self, predictions: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
-        """COCO results from what [`keep_people`] kept of every batch; a picture that comes twice counts once."""
+        """COCO results of the people that [`keep_people`] kept of every batch; a repeated image counts once."""
         by_image: dict[int, list[dict[str, Any]]] = {}
         for ids, people in predictions:
             for image_id, rows in zip(ids.tolist(), people, strict=True):
@@ -113,15 +111,15 @@ class PoseMetrics:
         unknown = by_image.keys() - self.ground_truth.known_image_ids
         if unknown:
             raise ValueError(
-                f"{self.ground_truth.source}: there is no image {min(unknown)}, which is in the data set evaluated "
-                "on; expected annotations of the same images."
+                f"{self.ground_truth.source}: there is no image {min(unknown)}, which is in the evaluation dataset; "
+                "expected annotations of the same images."
             )
         return [result for group in by_image.values() for result in group]
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The protocol's figures by name; those that nobody is annotated for are left out."""
+        """The protocol's figures by name, without those for which there is no ground truth."""
         if not isinstance(prediction.predictions, list):
-            raise ValueError("`eval_do_concat_batches` is True; expected False: pictures have labels of all lengths.")
+            raise ValueError("`eval_do_concat_batches` is True; expected False: the numbers of people differ.")
         results = self.results(prediction.predictions)  # type: ignore[arg-type]
         metrics = score_keypoints(self.ground_truth, results, self.sigmas, progress=False).metrics
         return {name: value for name, value in metrics.items() if value is not None}
@@ -143,14 +141,14 @@ def build_trainer(
         image_processor (`QueryPoseImageProcessor`): see [`PoseCollator`]. It is saved with every checkpoint.
         arguments (`TrainingArguments`):
             `remove_unused_columns` and `eval_do_concat_batches` have to be `False`. Learning rate and weight decay
-            are AdamW's here, too, and the flow's learning rate is ten times as large.
+            go to AdamW; the flow's learning rate is ten times as large.
         train_dataset: map-style, such as [`AugmentedPoseDataset`].
-        eval_dataset (*optional*): map-style, its pictures not augmented.
+        eval_dataset (*optional*): map-style, without augmentation.
         eval_annotations (`str`, `os.PathLike` or `Mapping`, *optional*): COCO annotations of `eval_dataset`.
         metric (`str`, *optional*, defaults to `"coco"`): or `"crowdpose"`.
 
     Raises:
-        ValueError: an argument is not as said above.
+        ValueError: an argument is not as described above.
     """
     for name in ("remove_unused_columns", "eval_do_concat_batches"):
         if getattr(arguments, name):
@@ -164,7 +162,7 @@ def build_trainer(
         )
     settings = TrainingConfig(learning_rate=arguments.learning_rate, weight_decay=arguments.weight_decay)
     arguments.label_names = ["labels"]
-    torch.nn.Module.to(model, arguments.device)  # before the optimizer takes hold of its parameters
+    torch.nn.Module.to(model, arguments.device)  # before the optimizer gets its parameters
     return Trainer(
         model=model,
         args=arguments,
@@ -173,7 +171,7 @@ def build_trainer(
         eval_dataset=eval_dataset,
         processing_class=image_processor,
         compute_metrics=metrics,
-        # its type knows of single tensors alone
+        # typed for single tensors
         preprocess_logits_for_metrics=None if metrics is None else metrics.keep_people,  # type: ignore[arg-type]
         optimizers=(build_optimizer(model, settings), None),
     )

@@ -1,4 +1,4 @@
-"""Where queries start to look: boxes of the training people in place of the whole picture."""
+"""Initial boxes of the queries: typical boxes of the training people in place of the whole image."""
 
 import torch
 from torch import Tensor
@@ -8,27 +8,27 @@ from ..data.pose_dataset import PoseDataset
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
 
 
-# Among so many of the data set's boxes the best are looked for, and on so many they are tried: both are enough for
-# hundreds of queries, and the table of their overlaps stays below 100 MB.
+# Boxes are chosen among so many of the dataset's, by their overlaps with so many people. Both are enough for hundreds
+# of queries, and the table of overlaps stays below 100 MB.
 _MOST_CANDIDATES = 1500
 _MOST_PEOPLE = 15_000
 
 
 def typical_boxes(dataset: PoseDataset, count: int, seed: int = 0) -> Tensor:
-    """Boxes of a data set's people that together overlap best with all of them and their mirror images.
+    """Boxes of a dataset's people that together overlap best with all of its people and their mirror images.
 
-    Each is the one that adds most to the mean over people of the highest IoU, given those before it.
+    They are chosen one by one: each adds most to the mean over people of the highest IoU with any chosen box.
 
     Args:
-        dataset ([`PoseDataset`]): its annotations are read, its pictures are not.
+        dataset ([`PoseDataset`]): its annotations are read, its images are not.
         count (`int`): how many boxes.
-        seed (`int`): of the choice of people that are looked at, where there are very many.
+        seed (`int`): of the choice among people, where there are very many.
 
     Returns:
-        `Tensor` of shape `(count, 4)`: centre x, centre y, width and height relative to the picture.
+        `Tensor` of shape `(count, 4)`: center x, center y, width and height relative to the image.
 
     Raises:
-        ValueError: the data set has fewer boxes than `count`.
+        ValueError: the dataset has fewer boxes than `count`.
     """
     boxes = [
         [(x + width / 2) / size[0], (y + height / 2) / size[1], width / size[0], height / size[1]]
@@ -38,7 +38,7 @@ def typical_boxes(dataset: PoseDataset, count: int, seed: int = 0) -> Tensor:
         )
     ]
     if len(boxes) < count:
-        raise ValueError(f"`dataset` has {len(boxes)} boxes of people; expected at least {count}, the boxes wanted.")
+        raise ValueError(f"`dataset` has {len(boxes)} boxes of people; expected at least `count`, which is {count}.")
     known = torch.tensor(boxes)
     people = torch.cat([known, torch.cat([1 - known[:, :1], known[:, 1:]], dim=1)])
     people = people[torch.randperm(len(people), generator=torch.Generator().manual_seed(seed))[:_MOST_PEOPLE]]
@@ -58,11 +58,11 @@ def typical_boxes(dataset: PoseDataset, count: int, seed: int = 0) -> Tensor:
 
 @torch.no_grad()
 def start_from_typical_boxes(model: QueryPoseForPoseEstimation, dataset: PoseDataset, seed: int = 0) -> None:
-    """Sets the table of initial boxes to [`typical_boxes`] of a data set.
+    """Sets a model's initial boxes to [`typical_boxes`] of a dataset.
 
-    The paper starts every query at the whole picture and lets the table learn. In a short training on little data the
+    The paper starts every query at the whole image and learns the boxes. In a short training on little data the
     queries spread out faster from here. Where queries have learned boxes of their own, each new box gets the query
-    whose box was nearest.
+    whose box was nearest (by GIoU).
     """
     decoder = model.model.decoder
     boxes = typical_boxes(dataset, len(decoder.initial_boxes), seed)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from ..checks import shown
-from ..settings import changed, plain_mapping, read_yaml, require
+from ..settings import changed, option, plain_mapping, read_yaml, require
 
 
 @dataclass(frozen=True)
@@ -126,21 +126,21 @@ class TrainingConfig:
     """
 
     objective: Literal["everything", "heatmaps", "poses"] = "everything"
-    learning_rate: float = 2.5e-5
+    learning_rate: float = option(2.5e-5, "of all parameters but the backbone's and the flow's")
     backbone_learning_rate_factor: float = 1.0
     flow_learning_rate_factor: float = 10.0
     weight_decay: float = 1e-4
     max_gradient_norm: float = 1.0
     schedule: LearningRateSchedule = field(default_factory=LearningRateSchedule)
-    batch_size: int = 2
+    batch_size: int = option(2, "images per process and micro batch")
     gradient_accumulation_steps: int = 1
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "precision of the forward pass")
     ema_decay: float | None = None
     channels_last: bool = False
     fast_convolutions: bool = False
     compile: bool = False
-    seed: int = 0
-    num_workers: int = 4
+    seed: int = option(0, "of data order, augmentation and dropout")
+    num_workers: int = option(4, "processes that prepare data, for each training process", flag="--workers")
     log_every: int = 20
     save_every: int = 5000
     keep_checkpoints: int = 2

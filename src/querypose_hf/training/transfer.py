@@ -1,4 +1,4 @@
-"""Carrying a trained model's weights over to one with other keypoints."""
+"""Carries the weights of a trained model over to one with other keypoints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from ..model.skeletons import Skeleton
 
 
-# What has a row (or a block of rows) for each keypoint, and for each part; everything else knows of neither.
+# Tensors with a row, or a block of rows, per keypoint, instance query or part.
 _BY_KEYPOINT = (
     "keypoint_head.weight",
     "keypoint_head.bias",
@@ -36,13 +36,13 @@ class TransferReport:
     """What [`transfer_weights`] did; as text, a summary.
 
     Attributes:
-        keypoints (`dict[str, str | None]`): for each keypoint of the target the source's keypoint that it comes from.
-        parts (`dict[tuple[str, ...], tuple[str, ...] | None]`): for each part of the target, as the names of its
-            keypoints, the source's part that it comes from.
-        carried (`tuple[str, ...]`): tensors that came over whole.
-        carried_in_part (`tuple[str, ...]`): tensors of which the rows of known keypoints or parts came over.
+        keypoints (`dict[str, str | None]`): the source's keypoint by the target's, or `None` for a new one.
+        parts (`dict[tuple[str, ...], tuple[str, ...] | None]`): the source's part by the target's, or `None` for a new
+            one. A part is given as the names of its keypoints.
+        carried (`tuple[str, ...]`): tensors carried over whole.
+        carried_in_part (`tuple[str, ...]`): tensors of which the rows of known keypoints or parts were carried over.
         fresh (`tuple[str, ...]`): tensors that kept the target's own values.
-        left_behind (`tuple[str, ...]`): tensors of the source that the target has no place for.
+        left_behind (`tuple[str, ...]`): tensors of the source without a place in the target.
     """
 
     keypoints: dict[str, str | None]
@@ -77,12 +77,12 @@ def transfer_weights(
 ) -> TransferReport:
     """Starts a model from one that was trained for other keypoints.
 
-    The rows of the coordinate layers are carried over between keypoints of the same name, whatever their order;
-    `left_eye`, `Left Eye` and `lefteye` are the same. What belongs to a part is carried over from the source's part
-    that has the most of its keypoints' names (the first of several). Coordinates that are relative to something else
-    (`keypoint_origin`, `attention_sharpness`) start anew. A target of fewer instance queries gets the first of the
-    source's, one of more gets some of them twice, for [`~training.initial_boxes.start_from_typical_boxes`] to tell
-    apart. Everything else of equal name and shape is carried over as it is, and the rest keeps the target's own start.
+    - Coordinate layers: rows by the names of keypoints, in any order; `left_eye`, `Left Eye` and `lefteye` are the same
+      name. Fresh where coordinates are relative to something else (`keypoint_origin`, `attention_sharpness`).
+    - Parts: rows from the source's part that shares the most keypoint names, the first of several.
+    - Instance queries: a target with fewer gets the first of the source's; one with more gets some of them twice, and
+      [`~training.initial_boxes.start_from_typical_boxes`] tells them apart.
+    - Everything else: where name and shape agree. The rest keeps the target's own values.
 
     Args:
         source ([`QueryPoseForPoseEstimation`], `str` or `Path`): a model, or its folder or Hub id.
@@ -114,19 +114,17 @@ def transfer_weights(
     for name, value in target.state_dict().items():
         outcome[_carry(name, source_weights.get(name), value, keypoints, parts)].append(name)
     if not outcome["whole"] and not outcome["in part"]:
-        raise ValueError("`source` and `target` have no tensor of the same name and shape; expected a like model.")
-    source_names, target_names = source_skeleton.keypoint_names, target_skeleton.keypoint_names
+        raise ValueError("`source` and `target` have no tensor of the same name and shape; expected similar models.")
     carried = {*outcome["whole"], *outcome["in part"]}
+    source_names, source_parts = source_skeleton.keypoint_names, _parts_by_names(source_skeleton)
     return TransferReport(
         keypoints={
             name: None if index is None else source_names[index]
-            for name, index in zip(target_names, keypoints, strict=True)
+            for name, index in zip(target_skeleton.keypoint_names, keypoints, strict=True)
         },
         parts={
-            tuple(target_names[keypoint] for keypoint in part): None
-            if index is None
-            else tuple(source_names[keypoint] for keypoint in source_skeleton.parts[index])
-            for part, index in zip(target_skeleton.parts, parts, strict=True)
+            part: None if index is None else source_parts[index]
+            for part, index in zip(_parts_by_names(target_skeleton), parts, strict=True)
         },
         carried=tuple(outcome["whole"]),
         carried_in_part=tuple(outcome["in part"]),
@@ -135,19 +133,23 @@ def transfer_weights(
     )
 
 
+def _parts_by_names(skeleton: Skeleton) -> list[tuple[str, ...]]:
+    return [tuple(skeleton.keypoint_names[keypoint] for keypoint in part) for part in skeleton.parts]
+
+
 def _keypoint_origin(config: QueryPoseConfig) -> tuple[str, float]:
-    """What coordinates are relative to."""
+    """What the coordinates are relative to."""
     return config.keypoint_origin, config.attention_sharpness if config.keypoint_origin == "attention" else 1.0
 
 
 def match_keypoints(source_names: Sequence[str], target_names: Sequence[str]) -> list[int | None]:
-    """For each target keypoint the index of the source keypoint of the same name."""
+    """The index of the source keypoint of the same name, for each target keypoint."""
     index = {_plain(name): position for position, name in reversed(list(enumerate(source_names)))}
     return [index.get(_plain(name)) for name in target_names]
 
 
 def match_parts(source: Skeleton, target: Skeleton) -> list[int | None]:
-    """For each target part the index of the source part with which it shares the most keypoint names, if any."""
+    """The index of the source part that shares the most keypoint names, if any, for each target part."""
     source_parts = [{_plain(source.keypoint_names[keypoint]) for keypoint in part} for part in source.parts]
     matched: list[int | None] = []
     for part in target.parts:
@@ -164,7 +166,7 @@ def _plain(name: str) -> str:
 def _carry(
     name: str, source: Tensor | None, target: Tensor, keypoints: list[int | None], parts: list[int | None]
 ) -> str:
-    """Copies what it can of one tensor, and says how much: `"whole"`, `"in part"` or `"fresh"`."""
+    """Copies what it can of one tensor; returns how much: `"whole"`, `"in part"` or `"fresh"`."""
     if source is None:
         return "fresh"
     if name.endswith(_BY_QUERY) and source.shape[1:] == target.shape[1:]:
@@ -176,7 +178,7 @@ def _carry(
             return "fresh"
         target.copy_(source)
         return "whole"
-    # a part's layer is a block of rows
+    # a part has a block of rows
     block = len(target) // len(rows)
     if len(source) % block or source.shape[1:] != target.shape[1:]:
         return "fresh"
