@@ -53,7 +53,7 @@ def test_card_and_log_tell_how_it_was_made():
 def test_finds_people_in_photographs(tmp_path):
     """The figures that the card gives are those of the checkpoint."""
     pytest.importorskip("pycocotools", reason="pycocotools is not installed")
-    from querypose_hf.evaluation import evaluate_model
+    from querypose_hf.evaluation import PredictionOptions, ReportOptions, evaluate_model
 
     data = DATA / "coco_ccby"
     result = evaluate_model(
@@ -61,9 +61,8 @@ def test_finds_people_in_photographs(tmp_path):
         data / "person_keypoints.json",
         data / "images",
         tmp_path,
-        report=False,
-        num_workers=0,
-        device="cpu",
+        PredictionOptions(num_workers=0, device="cpu"),
+        report=ReportOptions(write=False),
     )
     metrics = result["metrics"]
     assert metrics["AP"] > 0.15 and metrics["AP50"] > 0.35

@@ -1,4 +1,4 @@
-"""Annotations and results made up for the scoring tests: no file outside the repository is needed."""
+"""Annotations and results made up for the scoring tests, which need no file outside the repository."""
 
 from pathlib import Path
 
@@ -100,15 +100,27 @@ def _make_crowdpose_case(seed: int) -> tuple[dict, list[dict]]:
     return dataset, results
 
 
-@pytest.fixture(params=[0, 1, 2])
-def coco_case(request) -> tuple[dict, list[dict]]:
+@pytest.fixture
+def coco_case() -> tuple[dict, list[dict]]:
     """Annotations with COCO's 17 keypoints, and results."""
+    return _make_coco_case(0)
+
+
+@pytest.fixture(params=[0, 1, 2])
+def coco_cases(request) -> tuple[dict, list[dict]]:
+    """Three of them."""
     return _make_coco_case(request.param)
 
 
-@pytest.fixture(params=[0, 1, 2])
-def crowdpose_case(request) -> tuple[dict, list[dict]]:
+@pytest.fixture
+def crowdpose_case() -> tuple[dict, list[dict]]:
     """Annotations with CrowdPose's 14 keypoints and without `area`, and results without `bbox`."""
+    return _make_crowdpose_case(0)
+
+
+@pytest.fixture(params=[0, 1, 2])
+def crowdpose_cases(request) -> tuple[dict, list[dict]]:
+    """Three of them."""
     return _make_crowdpose_case(request.param)
 
 

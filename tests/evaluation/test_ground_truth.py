@@ -23,7 +23,7 @@ def test_missing_fields_are_filled_in_and_the_file_stays_as_it_is(one_person, tm
     assert (first["area"], first["iscrowd"], first["num_keypoints"]) == (0.53 * 100 * 100, 0, 3)
     assert (second["keypoints"].tolist(), second["num_keypoints"]) == ([0] * 9, 0)
     assert ground_truth.people_per_image() == {5: 1}
-    assert ground_truth.crowd_groups == {"easy": [], "medium": [5], "hard": []}
+    assert ground_truth.image_groups == {"easy": [], "medium": [5], "hard": []}
     assert ground_truth.num_keypoints == 3
     assert path.read_bytes() == before
 
@@ -32,16 +32,6 @@ def test_a_count_of_keypoints_that_is_given_stands(one_person):
     """As in the official tools: 0 takes a person out, whatever the visibilities say."""
     one_person["annotations"][0]["num_keypoints"] = 0
     assert KeypointGroundTruth.read(one_person).people_per_image() == {5: 0}
-
-
-@pytest.mark.parametrize(
-    ("crowd_index", "group"),
-    [(0, "easy"), (0.19999, "easy"), (0.2, "medium"), (0.79999, "medium"), (0.8, "hard"), (3, "hard")],
-)
-def test_bounds_of_the_crowd_groups(one_person, crowd_index, group):
-    one_person["images"][0]["crowdIndex"] = crowd_index
-    groups = KeypointGroundTruth.read(one_person, "crowdpose").crowd_groups
-    assert [name for name, images in groups.items() if images] == [group]
 
 
 def test_annotations_of_unlisted_images_and_categories_are_left_out(one_person):
@@ -60,7 +50,7 @@ def test_some_images(one_person):
         ValueError, match="`image_ids` holds 7, 8, which annotations does not have; its ids are like 5, 6"
     ):
         KeypointGroundTruth.read(one_person, image_ids=[5, 7, 8])
-    with pytest.raises(ValueError, match="no images to score"):
+    with pytest.raises(ValueError, match="there are no images"):
         KeypointGroundTruth.read(one_person, image_ids=[])
 
 

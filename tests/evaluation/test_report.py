@@ -8,8 +8,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from querypose_hf import COCO_17, CROWDPOSE_14
+from querypose_hf import CROWDPOSE_14, Skeleton
 from querypose_hf.evaluation.ground_truth import KeypointGroundTruth
+from querypose_hf.evaluation.options import ReportOptions
 from querypose_hf.evaluation.report import write_report
 from querypose_hf.evaluation.scoring import score_boxes, score_keypoints
 
@@ -54,8 +55,7 @@ def decoded(picture):
 
 
 def score(dataset, results, metric="coco", sigmas=None):
-    ground_truth = KeypointGroundTruth.read(dataset, metric)
-    return score_keypoints(ground_truth, results, sigmas, progress=False), ground_truth, results
+    return score_keypoints(KeypointGroundTruth.read(dataset, metric), results, sigmas, progress=False)
 
 
 def read(folder):
@@ -66,11 +66,9 @@ def read(folder):
 
 
 def test_figures_and_curves(coco_case, tmp_path):
-    evaluation, ground_truth, results = score(*coco_case)
-    box_metrics = score_boxes(ground_truth, results, progress=False)
-    content = write_report(
-        evaluation, ground_truth, results, tmp_path, box_metrics=box_metrics, details={"model": "a <model>"}
-    )
+    evaluation = score(*coco_case)
+    box_metrics = score_boxes(evaluation.ground_truth, evaluation.results, progress=False)
+    content = write_report(evaluation, tmp_path, box_metrics=box_metrics, details={"model": "a <model>"})
     stored, page, charts = read(tmp_path)
     assert stored == content
     assert stored["metrics"] == evaluation.metrics
@@ -100,11 +98,11 @@ def test_figures_and_curves(coco_case, tmp_path):
     assert len(people.findall("rect")) == 2 * len(stored["average_precision_by_people"])
 
 
-def test_crowdpose_by_crowding(crowdpose_case, tmp_path):
-    evaluation, *rest = score(*crowdpose_case, metric="crowdpose")
-    write_report(evaluation, *rest, tmp_path)
+def test_crowdpose_by_groups_of_images(crowdpose_case, tmp_path):
+    evaluation = score(*crowdpose_case, metric="crowdpose")
+    write_report(evaluation, tmp_path)
     _, page, charts = read(tmp_path)
-    assert "AP by crowding" in page.headings
+    assert "AP by crowdIndex" in page.headings
     labels = [text.text for text in xml.etree.ElementTree.fromstring(charts[1]).findall("text")]
     assert labels[::3] == ["all", "easy", "medium", "hard"]
     assert labels[4] == f"{evaluation.metrics['AP_easy']:.3f}"
@@ -112,7 +110,7 @@ def test_crowdpose_by_crowding(crowdpose_case, tmp_path):
 
 def test_nobody_to_find(one_person, tmp_path):
     one_person["annotations"][0] |= {"keypoints": [0] * 9, "num_keypoints": 0}
-    write_report(*score(one_person, [], sigmas=[0.1] * 3), tmp_path)
+    write_report(score(one_person, [], sigmas=[0.1] * 3), tmp_path)
     content, page, _ = read(tmp_path)
     assert content["metrics"]["AP"] is None
     assert content["precision_recall"]["precision"][0][0] is None
@@ -135,14 +133,8 @@ def test_the_worst_images_are_shown(one_person, tmp_path, stored_size):
     }
     unused = {**result, "score": 0.3, "bbox": [10.0, 10.0, 50.0, 50.0], "keypoints": [20, 20, 1] * 3}
     scored = score(one_person, [unused, result], sigmas=[0.1] * 3)
-    content = write_report(
-        *scored,
-        tmp_path / "report",
-        images_dir=images,
-        edges=[(0, 1), (1, 2)],
-        keypoint_names=["nose", "withers", "tail"],
-        progress=False,
-    )
+    horse = Skeleton.from_names(["nose", "withers", "tail"], edges=[(0, 1), (1, 2)], sigmas=[0.1] * 3)
+    content = write_report(scored, tmp_path / "report", images_dir=images, skeleton=horse, progress=False)
     assert content["worst_images"] == [
         {"image_id": 5, "file_name": "five.jpg", "people": 1, "missed": 1, "mean_oks": 0.0}
     ]
@@ -171,7 +163,7 @@ def test_names_are_escaped(one_person, tmp_path):
     name = "a&b<c>.png"
     PIL.Image.new("RGB", (640, 480)).save(tmp_path / name)
     one_person["images"][0]["file_name"] = name
-    write_report(*score(one_person, [], sigmas=[0.1] * 3), tmp_path / "report", images_dir=tmp_path, progress=False)
+    write_report(score(one_person, [], sigmas=[0.1] * 3), tmp_path / "report", images_dir=tmp_path, progress=False)
     assert name in read(tmp_path / "report")[1].text
 
 
@@ -182,19 +174,21 @@ def test_results_without_boxes_and_few_images(crowdpose_case, tmp_path):
         PIL.Image.new("RGB", (image["width"], image["height"])).save(tmp_path / image["file_name"])
     scored = score(dataset, results, metric="crowdpose")
     write_report(
-        *scored, tmp_path / "report", images_dir=tmp_path, edges=CROWDPOSE_14.edges, worst_images=2, progress=False
+        scored,
+        tmp_path / "report",
+        ReportOptions(worst_images=2),
+        images_dir=tmp_path,
+        skeleton=CROWDPOSE_14,
+        progress=False,
     )
     content, page, _ = read(tmp_path / "report")
     assert len(content["worst_images"]) == 2
     assert len(page.pictures) == 4
 
 
-def test_errors(coco_case, tmp_path):
-    scored = score(*coco_case)
-    with pytest.raises(ValueError, match="`worst_images` is -1; expected a whole number of at least 0"):
-        write_report(*scored, tmp_path / "report", worst_images=-1)
+def test_an_image_that_cannot_be_read(coco_case, tmp_path):
     for image in coco_case[0]["images"]:
         image["file_name"] = "none.png"
     with pytest.raises(ValueError, match=r"none.png: the image cannot be read"):
-        write_report(*scored, tmp_path / "report", images_dir=tmp_path, edges=COCO_17.edges, progress=False)
+        write_report(score(*coco_case), tmp_path / "report", images_dir=tmp_path, progress=False)
     assert not (tmp_path / "report").exists()

@@ -84,7 +84,7 @@ class TestDescription:
             ("data.train.0.max_images=0", "`max_images` is 0; expected at least 1"),
             ("data.validation.metric=crowdpose", "in `data.validation`: `metric` is 'crowdpose'; expected 'coco'"),
             ("data.validation.metric=voc", "`data.validation.metric` is 'voc'; expected one of .*, or nothing"),
-            ("data.validation.batch_size=0", "`batch_size` is 0; expected at least 1"),
+            ("data.validation.batch_size=0", "`batch_size` is 0; expected a whole number of at least 1"),
             ("augmentation.rotation=200", "in `augmentation`: `rotation` is 200.0; expected an angle"),
             ("augmentation.flip_probability=2", "`flip_probability` is 2.0; expected from 0 to 1"),
             ("augmentation.crop_window=[9, 3]", "in `augmentation`: `window` is .9, 3."),

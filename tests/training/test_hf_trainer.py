@@ -10,7 +10,7 @@ from transformers import EvalPrediction, TrainingArguments
 
 from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.data import CocoPoseDataset, PoseCollator
-from querypose_hf.evaluation import predict_dataset
+from querypose_hf.evaluation import PredictionOptions, predict_dataset
 from querypose_hf.training.hf_trainer import PoseMetrics, build_trainer
 
 
@@ -73,9 +73,8 @@ def test_training_and_figures(dataset, source, image_processor, tmp_path):
         model,
         source["annotations"],
         source["images"],
+        PredictionOptions(batch_size=1, num_workers=0),
         image_processor=image_processor,
-        batch_size=1,
-        num_workers=0,
         progress=False,
     )
     key = lambda result: (result["image_id"], -result["score"])  # noqa: E731

@@ -52,7 +52,7 @@ def _size(text: str) -> tuple[int, int]:
 def _benchmark(options: argparse.Namespace) -> None:
     sizes = [_size(text) for text in options.sizes]
     from ..benchmark import BenchmarkSettings, describe_results, run_benchmark, write_results
-    from ..evaluation.prediction import load_model
+    from ..inference.loading import load_model
 
     settings = BenchmarkSettings(
         variant=options.variant,

@@ -4,11 +4,12 @@ Everything but the scoring itself (reading and writing COCO results) works witho
 """
 
 from .coco_results import coco_results_from_people, read_coco_results, write_coco_results
-from .evaluate import evaluate_predictions
+from .evaluate import evaluate_model, evaluate_predictions, predict_test_dev
 from .ground_truth import KeypointGroundTruth
-from .model_evaluation import evaluate_model
-from .prediction import predict_dataset, unsqueeze_annotations
-from .protocols import BOX_METRICS, KEYPOINT_METRICS
+from .image_list import ImageList, read_image_list
+from .options import PredictionOptions, ReportOptions, ScoringOptions
+from .prediction import predict_dataset
+from .protocols import BOX_METRICS, KEYPOINT_METRICS, PROTOCOLS, KeypointProtocol
 from .report import write_report
 from .scoring import ImageError, KeypointEvaluation, PeopleGroup, PrecisionRecall, score_boxes, score_keypoints
 
@@ -16,19 +17,26 @@ from .scoring import ImageError, KeypointEvaluation, PeopleGroup, PrecisionRecal
 __all__ = [
     "BOX_METRICS",
     "KEYPOINT_METRICS",
+    "PROTOCOLS",
     "ImageError",
+    "ImageList",
     "KeypointEvaluation",
     "KeypointGroundTruth",
+    "KeypointProtocol",
     "PeopleGroup",
     "PrecisionRecall",
+    "PredictionOptions",
+    "ReportOptions",
+    "ScoringOptions",
     "coco_results_from_people",
     "evaluate_model",
     "evaluate_predictions",
     "predict_dataset",
+    "predict_test_dev",
     "read_coco_results",
+    "read_image_list",
     "score_boxes",
     "score_keypoints",
-    "unsqueeze_annotations",
     "write_coco_results",
     "write_report",
 ]

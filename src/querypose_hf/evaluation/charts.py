@@ -1,4 +1,4 @@
-"""Charts of the report as SVG, which needs no library and stays sharp in print."""
+"""Charts of the report as SVG, which needs no library and is sharp in print."""
 
 from collections.abc import Sequence
 from html import escape
@@ -13,7 +13,7 @@ _FONT = 'font-family="system-ui, sans-serif" font-size="12"'
 
 
 def precision_recall_chart(curves: PrecisionRecall) -> str:
-    """Precision over recall, a curve for each OKS threshold, with the AP at that threshold in the legend."""
+    """Precision over recall, one curve for each OKS threshold; the legend has the AP at that threshold."""
     left, top, width, height = 48, 14, 420, 300
     parts = [
         f'<svg viewBox="0 0 {left + width + 140} {top + height + 46}" role="img" {_FONT} fill="{_INK}">',
@@ -42,7 +42,7 @@ def precision_recall_chart(curves: PrecisionRecall) -> str:
             xs = left + width * curves.recall[:last]
             ys = top + height * (1 - precision[:last])
             points = " ".join(f"{px:.1f},{py:.1f}" for px, py in zip(xs, ys, strict=True))
-            # one point alone is drawn by the round ends of its stroke
+            # a single point is drawn by the round ends of its stroke
             points = points if last > 1 else f"{points} {points}"
             parts.append(
                 f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2" stroke-linecap="round" '
@@ -62,7 +62,7 @@ def bar_chart(rows: Sequence[tuple[str, float | None, str]], title: str) -> str:
 
     Args:
         rows (`Sequence[tuple[str, float | None, str]]`): label, value (`None`: there is none) and a note.
-        title (`str`): what the chart shows, for those who cannot see it.
+        title (`str`): what the chart shows, for screen readers.
     """
     left, width, step = 104, 250, 28
     parts = [
@@ -83,7 +83,7 @@ def bar_chart(rows: Sequence[tuple[str, float | None, str]], title: str) -> str:
 
 
 def _threshold_color(share: float) -> str:
-    """From dark blue, the loosest threshold, over green to orange, the strictest; of falling darkness in print."""
+    """Dark blue for the loosest threshold, over green to orange for the strictest; ever lighter in print."""
     stops = np.array([[33, 60, 120], [38, 130, 142], [106, 175, 80], [238, 150, 40]], dtype=np.float64)
     position = share * (len(stops) - 1)
     low = min(int(position), len(stops) - 2)

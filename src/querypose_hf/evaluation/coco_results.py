@@ -1,4 +1,4 @@
-"""COCO keypoint results: from a model's people to records, to a file, and back with checks."""
+"""COCO keypoint results: made from a model's people, written to a file, and read from one with checks."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -16,8 +16,8 @@ def coco_results_from_people(
 ) -> list[dict[str, Any]]:
     """COCO results of one image from the people that `post_process_pose_estimation` returns for it.
 
-    Coordinates are rounded to 1/10,000 of a pixel and keypoint scores to six digits, which halves the file. The score
-    that ranks people keeps all its digits: rounded, it could change their order.
+    Coordinates are rounded to 1/10,000 of a pixel and keypoint scores to six digits, which halves the file. A person's
+    score keeps all its digits: rounded, it could change the order of people.
 
     Args:
         people (`Sequence[Mapping]`): each with `score`, `label`, `bbox` (4,) xyxy, `keypoints` (K, 2) as pixel indices
@@ -79,7 +79,7 @@ def coco_results_from_people(
 
 
 def _stacked(values: Sequence[Any]) -> torch.Tensor:
-    """One float64 tensor on the CPU of what each person has, copied from the device once."""
+    """What each person has, in one float64 tensor on the CPU; one copy from the device."""
     if isinstance(values[0], torch.Tensor):
         return torch.stack(list(values)).detach().cpu().double()
     return torch.as_tensor(np.asarray(values, dtype=np.float64))
@@ -113,9 +113,8 @@ def read_coco_results(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a record is not as it should be; the message names the file, the record's index from 0, the field
-            and its value. `bbox` is optional, but either every record has it or none: COCO takes a person's size from
-            it and from the keypoints otherwise.
+        ValueError: a record is wrong; the message names the file, the record's index from 0, the field and its value.
+            Either every record has a `bbox` or none: COCO takes a person's size from it, or else from the keypoints.
     """
     if isinstance(results, str | os.PathLike):
         source, records = os.fspath(results), read_json(results)

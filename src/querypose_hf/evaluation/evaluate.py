@@ -1,44 +1,49 @@
-"""From a file of annotations and a file of predictions to `metrics.json`."""
+"""From annotations and results, or a model, to figures: `metrics.json`, `keypoints.json` and the report."""
 
+import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..files import write_json
+from ..inference.loading import load_model
+from ..processes import rank
 from .coco_results import read_coco_results, write_coco_results
 from .ground_truth import KeypointGroundTruth
+from .image_list import ImageList
+from .options import PredictionOptions, ReportOptions, ScoringOptions
+from .partial_results import PartialResults
+from .prediction import check_model, dtype_of, predict_dataset
 from .protocols import resolve_sigmas
-from .scoring import check_backend, check_boxes, score_boxes, score_keypoints
+from .report import write_report
+from .scoring import KeypointEvaluation, check_backend, check_boxes, score_boxes, score_keypoints
+
+
+#: What COCO's evaluation server expects of the results on test-dev: this name, and no other fields than these.
+TEST_DEV_FILE = "person_keypoints_test-dev2017_querypose_results.json"
+TEST_DEV_FIELDS = ("image_id", "category_id", "keypoints", "score")
 
 
 def evaluate_predictions(
     annotations: str | os.PathLike | Mapping[str, Any],
     predictions: str | os.PathLike | Sequence[Mapping[str, Any]],
-    metric: str = "coco",
-    sigmas: Sequence[float] | None = None,
     output_dir: str | os.PathLike | None = None,
-    image_ids: Iterable[int] | None = None,
-    boxes: bool = False,
-    backend: str = "pycocotools",
+    scoring: ScoringOptions = ScoringOptions(),
+    *,
     progress: bool = True,
-    verbose: bool = False,
 ) -> dict[str, Any]:
     """Scores COCO keypoint results against annotations.
 
     Args:
         annotations: a COCO keypoints JSON file, or what one holds. Nothing in it is changed.
         predictions: COCO keypoint results, a JSON file or a list.
-        metric (`str`): `"coco"`, or `"crowdpose"` for the protocol of CrowdPose's own tool.
-        sigmas (`Sequence[float]`, *optional*): OKS sigmas, one per keypoint; needed for any skeleton but the
-            protocol's own.
         output_dir (`str` or `os.PathLike`, *optional*): where to write `metrics.json`, what this function returns, and
             `keypoints.json`, the results that were scored.
-        image_ids (`Iterable`, *optional*): score these images only; results on others are left out.
-        boxes (`bool`): also score the boxes by COCO's box protocol, under `box_metrics`.
-        backend (`str`): `"pycocotools"` or `"faster-coco-eval"`.
+        scoring ([`ScoringOptions`]): how results are scored. `sigmas` are needed for any skeleton but the protocol's.
         progress (`bool`): show a progress bar.
-        verbose (`bool`): let the backend print.
 
     Returns:
         `dict`: `metrics`, the figures as fractions (`None`, in the file `null`, where the annotations have nobody of
@@ -53,29 +58,179 @@ def evaluate_predictions(
     Example:
 
     ```python
-    >>> from querypose_hf.evaluation import evaluate_predictions
-    >>> report = evaluate_predictions("crowdpose_test.json", "keypoints.json", metric="crowdpose", output_dir="scores")
-    >>> report["metrics"]["AP_hard"]
+    >>> from querypose_hf.evaluation import ScoringOptions, evaluate_predictions
+    >>> scoring = ScoringOptions(metric="crowdpose")
+    >>> figures = evaluate_predictions("crowdpose_test.json", "keypoints.json", "scores", scoring)
+    >>> figures["metrics"]["AP_hard"]
     ```
     """
-    check_backend(backend)
-    if output_dir is not None and Path(output_dir).exists() and not Path(output_dir).is_dir():
-        raise ValueError(f"`output_dir` is {os.fspath(output_dir)!r}, which is a file; expected a folder")
-    ground_truth = KeypointGroundTruth.read(annotations, metric, image_ids)
-    resolve_sigmas(metric, ground_truth.num_keypoints, sigmas)
+    _require_folder(output_dir)
+    check_backend(scoring.backend)
+    ground_truth = KeypointGroundTruth.read(annotations, scoring.metric, scoring.image_ids)
+    resolve_sigmas(scoring.metric, ground_truth.num_keypoints, scoring.sigmas)
     results = read_coco_results(
         predictions, ground_truth.num_keypoints, ground_truth.known_image_ids, ground_truth.category_ids
     )
     results = ground_truth.results_to_score(results)
-    if boxes:
+    if scoring.boxes:
         check_boxes(results)
-
-    evaluation = score_keypoints(ground_truth, results, sigmas, backend, progress, verbose)
-    report: dict[str, Any] = {"metrics": evaluation.metrics}
-    if boxes:
-        report["box_metrics"] = score_boxes(ground_truth, results, backend, progress, verbose)
-    report["protocol"] = evaluation.protocol
+    _, figures = _score(ground_truth, results, scoring, progress)
     if output_dir is not None:
         write_coco_results(results, Path(output_dir) / "keypoints.json")
-        write_json(report, Path(output_dir) / "metrics.json", indent=2)
-    return report
+        write_json(figures, Path(output_dir) / "metrics.json", indent=2)
+    return figures
+
+
+def evaluate_model(
+    model: str | os.PathLike | torch.nn.Module,
+    annotations: str | os.PathLike | Mapping[str, Any],
+    images_dir: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    prediction: PredictionOptions = PredictionOptions(),
+    scoring: ScoringOptions = ScoringOptions(),
+    report: ReportOptions = ReportOptions(),
+    *,
+    image_processor: Any = None,
+    progress: bool = True,
+) -> dict[str, Any] | None:
+    """Finds the people of all images of an annotation file and scores them.
+
+    Writes `metrics.json` and `keypoints.json` as [`evaluate_predictions`] does, and `report.html` and `report.json`
+    ([`write_report`]). Until then finished images are kept in `predictions.part*.jsonl`: an interrupted run that is
+    started again takes up from there. Under `torchrun` or `accelerate launch` the processes share the images.
+
+    Args:
+        model, images_dir, prediction, image_processor: see [`predict_dataset`].
+        annotations: a COCO keypoints JSON file, or what one holds.
+        output_dir (`str` or `os.PathLike`): the folder to write to.
+        scoring ([`ScoringOptions`]): how the people found are scored.
+        report ([`ReportOptions`]): whether to write the report, and what it shows.
+        progress (`bool`): show progress bars.
+
+    Returns:
+        `dict` or `None`: what `metrics.json` holds: what [`evaluate_predictions`] returns, and `prediction`, how the
+        people were found. In all processes but the first `None`.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as [`predict_dataset`] and [`evaluate_predictions`] raise them,
+            before the first forward pass.
+
+    Example:
+
+    ```python
+    >>> figures = evaluate_model("path/to/checkpoint", "person_keypoints_val2017.json", "val2017", "scores")
+    >>> figures["metrics"]["AP"]
+    ```
+    """
+    folder = Path(output_dir)
+    _require_folder(output_dir)
+    check_backend(scoring.backend)
+    ground_truth = KeypointGroundTruth.read(annotations, scoring.metric, scoring.image_ids)
+    loaded, image_processor = load_model(model, image_processor, prediction.device, dtype_of(prediction))
+    check_model(loaded, image_processor, ground_truth, prediction)
+    skeleton = loaded.config.skeleton
+    sigmas = resolve_sigmas(scoring.metric, ground_truth.num_keypoints, scoring.sigmas, skeleton)
+    results = predict_dataset(
+        loaded,
+        ground_truth,
+        images_dir,
+        prediction,
+        image_processor=image_processor,
+        output_dir=output_dir,
+        progress=progress,
+    )
+    if rank() > 0:
+        return None
+    scoring = dataclasses.replace(scoring, sigmas=tuple(sigmas.tolist()))
+    evaluation, figures = _score(ground_truth, results, scoring, progress)
+    figures["prediction"] = _how_predicted(model, loaded, prediction)
+    write_coco_results(results, folder / "keypoints.json")
+    write_json(figures, folder / "metrics.json", indent=2)
+    PartialResults(folder, {}).remove()
+    if report.write:
+        write_report(
+            evaluation,
+            folder,
+            report,
+            images_dir=images_dir,
+            skeleton=skeleton,
+            box_metrics=figures.get("box_metrics"),
+            details=figures["prediction"],
+            progress=progress,
+        )
+    return figures
+
+
+def predict_test_dev(
+    model: str | os.PathLike | torch.nn.Module,
+    images: str | os.PathLike | Mapping[str, Any] | ImageList,
+    images_dir: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    prediction: PredictionOptions = PredictionOptions(),
+    *,
+    image_processor: Any = None,
+    progress: bool = True,
+) -> dict[str, Any] | None:
+    """Finds the people of COCO's test-dev and writes [`TEST_DEV_FILE`], which the evaluation server takes.
+
+    Nothing is scored: the annotations of test-dev are not published. An interrupted run takes up from where it was, as
+    that of [`evaluate_model`] does.
+
+    Args:
+        model, images_dir, prediction, image_processor, progress: see [`predict_dataset`].
+        images: COCO's `image_info_test-dev2017.json`, or what it holds.
+        output_dir (`str` or `os.PathLike`): the folder to write to.
+
+    Returns:
+        `dict` or `None`: `results`, their number, and `prediction`, how they were found. In all processes but the
+        first `None`.
+
+    Raises:
+        FileNotFoundError, ValueError: as [`predict_dataset`] raises them.
+    """
+    _require_folder(output_dir)
+    loaded, image_processor = load_model(model, image_processor, prediction.device, dtype_of(prediction))
+    results = predict_dataset(
+        loaded,
+        images,
+        images_dir,
+        prediction,
+        image_processor=image_processor,
+        output_dir=output_dir,
+        progress=progress,
+    )
+    if rank() > 0:
+        return None
+    submission = [{field: result[field] for field in TEST_DEV_FIELDS} for result in results]
+    write_coco_results(submission, Path(output_dir) / TEST_DEV_FILE)
+    PartialResults(output_dir, {}).remove()
+    return {"results": len(results), "prediction": _how_predicted(model, loaded, prediction)}
+
+
+def _require_folder(output_dir: str | os.PathLike | None) -> None:
+    if output_dir is not None and Path(output_dir).exists() and not Path(output_dir).is_dir():
+        raise ValueError(f"`output_dir` is {os.fspath(output_dir)!r}, which is a file; expected a folder.")
+
+
+def _score(
+    ground_truth: KeypointGroundTruth, results: Sequence[Mapping[str, Any]], scoring: ScoringOptions, progress: bool
+) -> tuple[KeypointEvaluation, dict[str, Any]]:
+    evaluation = score_keypoints(ground_truth, results, scoring.sigmas, scoring.backend, progress)
+    figures: dict[str, Any] = {"metrics": evaluation.metrics}
+    if scoring.boxes:
+        figures["box_metrics"] = score_boxes(ground_truth, results, scoring.backend, progress)
+    return evaluation, {**figures, "protocol": evaluation.protocol}
+
+
+def _how_predicted(model: Any, loaded: Any, prediction: PredictionOptions) -> dict[str, Any]:
+    """How people were found, for `metrics.json` and the report."""
+    name = (loaded.config.name_or_path or type(loaded).__name__) if isinstance(model, torch.nn.Module) else model
+    return {
+        "model": str(name),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "device": loaded.device.type,
+        "batch_size": prediction.batch_size,
+        "top_k": prediction.top_k,
+        "flip_test": prediction.flip_test,
+        "scales": None if prediction.scales is None else list(prediction.scales),
+    }

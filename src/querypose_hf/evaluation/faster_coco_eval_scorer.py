@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from .cocoeval_index import index_ground_truth, index_results
+from .coco_objects import index_ground_truth, index_results
 from .ground_truth import KeypointGroundTruth
 
 
 class FasterCocoEvalScorer:
     """The same as [`PycocotoolsScorer`], with the same arguments, by faster-coco-eval.
 
-    Its matches stay in C++, so every set of images is matched anew; it shows no progress bar.
+    Its matches stay in C++, so every set of images is matched again. It shows no progress bar.
     """
 
     def __init__(
@@ -24,7 +24,6 @@ class FasterCocoEvalScorer:
         sigmas: np.ndarray | None,
         size_ranges: bool,
         progress: bool,
-        verbose: bool,
     ) -> None:
         self._image_ids = [image["id"] for image in ground_truth.images]
         self._image_of_person = {
@@ -37,7 +36,6 @@ class FasterCocoEvalScorer:
         self._iou_type = iou_type
         self._sigmas = sigmas
         self._size_ranges = size_ranges
-        self._print = print if verbose else _print_nothing
         self._category_ids = ground_truth.category_ids
 
     def accumulate(self, image_ids: Collection[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -60,16 +58,14 @@ class FasterCocoEvalScorer:
             self._ground_truth,
             self._results,
             self._iou_type,
-            print_function=self._print,
+            print_function=_print_nothing,
             kpt_oks_sigmas=self._sigmas,
         )
         evaluation.params.catIds = list(self._category_ids)
         evaluation.params.imgIds = self._image_ids if image_ids is None else list(image_ids)
-        if not self._size_ranges:
-            evaluation.params.areaRng = evaluation.params.areaRng[:1]
-            evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
         if lowest_threshold_only:
             evaluation.params.iouThrs = evaluation.params.iouThrs[:1]
+        if lowest_threshold_only or not self._size_ranges:
             evaluation.params.areaRng = evaluation.params.areaRng[:1]
             evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
         evaluation.evaluate()

@@ -1,7 +1,7 @@
-"""Results of finished images, kept while the others are being worked on, so that a run can be taken up again.
+"""Results of finished images, kept until all are finished, so that an interrupted run can be taken up again.
 
-Each process appends to a file of its own, one line of JSON for each image, a whole batch in one write. A line that a
-kill cut off is not taken for a finished image.
+Each process appends to a file of its own: a line of JSON for each image, a whole batch in one write. A line that was
+cut off when the process was killed is not read.
 """
 
 import json
@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from ..files import replacing_file
 
 
 Results = dict[int, list[dict[str, Any]]]
@@ -18,7 +20,7 @@ class PartialResults:
     """The files of one run.
 
     Args:
-        folder (`str` or `os.PathLike`): where they are; made when the first results come.
+        folder (`str` or `os.PathLike`): where they are; made when the first results are appended.
         settings (`Mapping`): all that the results depend on, as JSON has it. Results of other settings are refused.
         process (`int`, *optional*, defaults to 0): the number of this process among those that share the images.
     """
@@ -29,9 +31,9 @@ class PartialResults:
         self._path = self._path_of(process)
 
     def read(self) -> Results:
-        """Reads what all processes of earlier runs have finished, and gathers it in the first process's file.
+        """Reads what all processes of earlier runs have finished, and moves it into the first process's file.
 
-        To be called by one process alone, before any of them appends.
+        Only one process may call this, before any of them appends.
 
         Returns:
             `dict[int, list]`: COCO results by the id of their image.
@@ -51,9 +53,8 @@ class PartialResults:
                 finished[entry["image_id"]] = entry["results"]
         if paths:
             target = self._path_of(0)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            temporary.write_bytes(self._head() + _lines(finished.items()))
-            os.replace(temporary, target)
+            with replacing_file(target) as temporary:
+                temporary.write_bytes(self._head() + _lines(finished.items()))
             for path in paths:
                 if path != target:
                     path.unlink()

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from .cocoeval_index import index_ground_truth, index_results
+from .coco_objects import index_ground_truth, index_results
 from .ground_truth import KeypointGroundTruth
 
 
@@ -51,8 +51,8 @@ class _ProgressCOCOeval(COCOeval):
         variances = (self.params.kpt_oks_sigmas * 2) ** 2
         areas = np.asarray([person["area"] for person in people], dtype=np.float64)[:, None] + np.spacing(1)
         similarity = np.exp(-((offset**2).sum(axis=-1) / variances / areas / 2))
-        # Summed person by person, over the labelled keypoints alone: a masked sum adds in another order, and the last
-        # bit of an OKS can decide a match. This way every OKS has the very bits of the original.
+        # Summed person by person, over the labelled keypoints alone, as the original does: a masked sum adds in
+        # another order, and the last bit of an OKS can decide a match.
         return np.stack(
             [
                 np.ascontiguousarray(similarity[:, index, chosen]).sum(axis=1) / np.count_nonzero(chosen)
@@ -72,7 +72,6 @@ class PycocotoolsScorer:
         sigmas (`np.ndarray` of shape (K,), *optional*): for keypoints.
         size_ranges (`bool`): also score by object size, not over all sizes alone.
         progress (`bool`): show a progress bar.
-        verbose (`bool`): let pycocotools print.
     """
 
     def __init__(
@@ -83,10 +82,8 @@ class PycocotoolsScorer:
         sigmas: np.ndarray | None,
         size_ranges: bool,
         progress: bool,
-        verbose: bool,
     ) -> None:
-        self._verbose = verbose
-        with self._output():
+        with _silence():
             evaluation = _ProgressCOCOeval(
                 index_ground_truth(COCO, ground_truth),
                 index_results(COCO, ground_truth, results),
@@ -123,12 +120,12 @@ class PycocotoolsScorer:
                 for start in range(0, len(self._evaluation.evalImgs), per_image)
                 for index in keep
             ]
-        with self._output():
+        with _silence():
             evaluation.accumulate()
         return evaluation.eval["precision"], evaluation.eval["recall"]
 
     def matches(self) -> list[tuple[int, float]]:
-        """Image id and OKS of every person that is found at the lowest threshold, over all sizes."""
+        """Image id and OKS of every person that is found at the lowest threshold, people of all sizes."""
         found = []
         images = len(self._evaluation.params.imgIds)
         categories = len(self._evaluation.params.catIds)
@@ -149,5 +146,7 @@ class PycocotoolsScorer:
                         found.append((entry["image_id"], float(oks)))
         return found
 
-    def _output(self) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext() if self._verbose else contextlib.redirect_stdout(io.StringIO())
+
+def _silence() -> contextlib.AbstractContextManager:
+    """pycocotools prints what it does."""
+    return contextlib.redirect_stdout(io.StringIO())

@@ -1,7 +1,5 @@
-"""A report of a scoring run, as one HTML file that needs nothing else and as JSON."""
+"""A report of a scoring run, as JSON and as one HTML file that needs no other."""
 
-import base64
-import io
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -9,34 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from tqdm.auto import tqdm
 
-from ..data.sample import read_image
-from ..files import write_json
-from ..inference.visualization import draw_poses
+from ..files import write_json, write_text
+from ..model.skeletons import Skeleton
 from .charts import bar_chart, precision_recall_chart
-from .ground_truth import KeypointGroundTruth
-from .scoring import ImageError, KeypointEvaluation, PeopleGroup
+from .options import ReportOptions
+from .scoring import KeypointEvaluation, PeopleGroup
+from .worst_images import WorstImages
 
-
-_PICTURE_WIDTH, _PICTURE_HEIGHT = 560, 420  # pixels; two beside each other fit on a page
-
-_FIGURE_NAMES = {
-    "AP": "mean over OKS 0.50 to 0.95",
-    "AP50": "at OKS 0.50",
-    "AP75": "at OKS 0.75",
-    "APM": "medium people, 32² to 96² pixels",
-    "APL": "large people, above 96² pixels",
-    "AR": "recall, mean over OKS 0.50 to 0.95",
-    "AR50": "recall at OKS 0.50",
-    "AR75": "recall at OKS 0.75",
-    "ARM": "recall, medium people",
-    "ARL": "recall, large people",
-    "AP_easy": "images with crowdIndex below 0.2",
-    "AP_medium": "images with crowdIndex from 0.2 to 0.8",
-    "AP_hard": "images with crowdIndex from 0.8",
-}
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -62,55 +41,47 @@ td:last-child { overflow-wrap: anywhere; }
 
 def write_report(
     evaluation: KeypointEvaluation,
-    ground_truth: KeypointGroundTruth,
-    results: Sequence[Mapping[str, Any]],
     output_dir: str | os.PathLike,
+    options: ReportOptions = ReportOptions(),
     *,
+    images_dir: str | os.PathLike | None = None,
+    skeleton: Skeleton | None = None,
     box_metrics: Mapping[str, float | None] | None = None,
     details: Mapping[str, Any] | None = None,
-    images_dir: str | os.PathLike | None = None,
-    edges: Sequence[Sequence[int]] = (),
-    keypoint_names: Sequence[str] | None = None,
-    worst_images: int = 12,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Writes `report.html` and `report.json`.
 
-    They hold the figures, the precision-recall curves, AP by size (CrowdPose: by crowding) and by number of people,
-    and the images whose people were found worst. With `images_dir` the HTML file shows those, annotated people on the
-    left, on the right as many of the best-scored results as there are annotated people.
+    They hold the figures, the precision-recall curves, AP by size of person or by group of images, AP by number of
+    people, and the images whose people were found worst. With `images_dir` the HTML file shows those, annotated people
+    on the left, on the right as many of the results with the highest scores.
 
     Args:
         evaluation ([`KeypointEvaluation`]): what [`score_keypoints`] returned.
-        ground_truth ([`KeypointGroundTruth`]): the annotations scored against.
-        results (`Sequence[Mapping]`): the COCO results scored.
-        output_dir (`str` or `os.PathLike`): the folder; made if it does not exist.
+        output_dir (`str` or `os.PathLike`): the folder to write to; made if it does not exist.
+        options ([`ReportOptions`]): what the report shows.
+        images_dir (`str` or `os.PathLike`, *optional*): the folder of the images.
+        skeleton ([`Skeleton`], *optional*): the model's, with the limbs to draw.
         box_metrics (`Mapping`, *optional*): what [`score_boxes`] returned.
-        details (`Mapping`, *optional*): what else is to be said about the run, such as the model, by name.
-        images_dir (`str` or `os.PathLike`, *optional*): the folder of the images. They are resized to the sizes that
-            the annotations say.
-        edges (`Sequence[Sequence[int]]`, *optional*): limbs to draw, as pairs of keypoint indices.
-        keypoint_names (`Sequence[str]`, *optional*): K names, which tell left from right for the colours.
-        worst_images (`int`, *optional*, defaults to 12): how many images to name and show.
-        progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar while they are drawn.
+        details (`Mapping`, *optional*): more about the run, such as the model, by name.
+        progress (`bool`): show a progress bar while images are drawn.
 
     Returns:
         `dict`: what `report.json` holds.
 
     Raises:
-        ValueError: `worst_images` is negative, or an image cannot be read.
+        ValueError: an image cannot be read.
 
     Example:
 
     ```python
     >>> evaluation = score_keypoints(ground_truth, results)
-    >>> write_report(evaluation, ground_truth, results, "scores", images_dir="val2017", edges=COCO_17.edges)
+    >>> write_report(evaluation, "scores", images_dir="val2017", skeleton=COCO_17)
     ```
     """
-    check_worst_images(worst_images)
     curves = evaluation.precision_recall()
     groups = evaluation.average_precision_by_people()
-    worst = evaluation.worst_images(worst_images)
+    worst = evaluation.worst_images(options.worst_images)
     content: dict[str, Any] = {
         "details": dict(details or {}),
         "metrics": evaluation.metrics,
@@ -127,139 +98,39 @@ def write_report(
     }
     figures: list[str] = []
     if images_dir is not None:
-        pictures = _WorstPictures(ground_truth, results, Path(images_dir), edges, keypoint_names)
+        drawing = WorstImages(evaluation, Path(images_dir), skeleton)
         figures = [
-            pictures.figure(error)
+            drawing.figure(error)
             for error in tqdm(worst, desc="Drawing images", unit="image", disable=not progress or not worst)
         ]
-    folder = Path(output_dir)
-    write_json(content, folder / "report.json", indent=2)
-    _write_text(_page(content, ground_truth, evaluation, groups, figures), folder / "report.html")
+    page = _page(evaluation, precision_recall_chart(curves), groups, content, figures)
+    write_json(content, Path(output_dir) / "report.json", indent=2)
+    write_text(page, Path(output_dir) / "report.html")
     return content
 
 
-def check_worst_images(worst_images: int) -> None:
-    """Raises `ValueError` if this argument of [`write_report`] is no number of images."""
-    if not isinstance(worst_images, int) or isinstance(worst_images, bool) or worst_images < 0:
-        raise ValueError(f"`worst_images` is {worst_images!r}; expected a whole number of at least 0.")
-
-
-class _WorstPictures:
-    """Draws annotated and found people of an image."""
-
-    def __init__(
-        self,
-        ground_truth: KeypointGroundTruth,
-        results: Sequence[Mapping[str, Any]],
-        folder: Path,
-        edges: Sequence[Sequence[int]],
-        keypoint_names: Sequence[str] | None,
-    ):
-        self.folder = folder
-        self.edges = edges
-        self.keypoint_names = keypoint_names
-        self.images = {image["id"]: image for image in ground_truth.images}
-        self.annotated: dict[int, list[Mapping[str, Any]]] = {}
-        for record in ground_truth.annotations:
-            if record["num_keypoints"] > 0 and not record["iscrowd"]:
-                self.annotated.setdefault(record["image_id"], []).append(record)
-        self.found: dict[int, list[Mapping[str, Any]]] = {}
-        for result in results:
-            self.found.setdefault(result["image_id"], []).append(result)
-
-    def figure(self, error: ImageError) -> str:
-        record = self.images[error.image_id]
-        file = self.folder / record["file_name"]
-        picture = read_image(file, str(file))
-        size = (int(record.get("width", picture.width)), int(record.get("height", picture.height)))
-        if picture.size != size:
-            picture = picture.resize(size, PIL.Image.Resampling.BILINEAR)
-        # drawn on the picture as it will be seen, so that lines keep their width
-        factor = min(_PICTURE_WIDTH / size[0], _PICTURE_HEIGHT / size[1])
-        shown_size = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
-        picture = picture.resize(shown_size, PIL.Image.Resampling.LANCZOS, reducing_gap=3.0)
-        people = self.annotated.get(error.image_id, [])
-        best = sorted(self.found.get(error.image_id, []), key=lambda result: -result["score"])[: len(people)]
-        annotated = self._draw(picture, [_annotated_person(person, factor) for person in people], scores=False)
-        found = self._draw(picture, [_found_person(result, factor) for result in best], scores=True)
-        return (
-            f"<figure><figcaption><b>{escape(str(record['file_name']))}</b> <span>image {error.image_id}: "
-            f"{error.people} {'person' if error.people == 1 else 'people'}, {error.missed} missed, mean OKS "
-            f'{error.mean_oks:.2f}</span></figcaption><div class="pair">{annotated}{found}</div></figure>'
-        )
-
-    def _draw(self, picture: PIL.Image.Image, people: Sequence[Mapping[str, Any]], scores: bool) -> str:
-        drawn = draw_poses(
-            picture,
-            people,
-            edges=self.edges,
-            keypoint_names=self.keypoint_names,
-            keypoint_threshold=0.0,
-            draw_scores=scores,
-        )
-        buffer = io.BytesIO()
-        drawn.save(buffer, "JPEG", quality=85)
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        return f'<img alt="{"found" if scores else "annotated"}" src="data:image/jpeg;base64,{data}" loading="lazy">'
-
-
-def _annotated_person(record: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    points = np.asarray(record["keypoints"], dtype=np.float64).reshape(-1, 3)
-    x, y, width, height = record["bbox"]
-    return {
-        "score": 1.0,
-        "bbox": np.array([x, y, x + width, y + height]) * factor,
-        "keypoints": (points[:, :2] + 0.5) * factor - 0.5,
-        # what is not labelled is not drawn: its score is below every threshold
-        "scores": np.where(points[:, 2] > 0, 1.0, -1.0),
-    }
-
-
-def _found_person(result: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    points = np.asarray(result["keypoints"], dtype=np.float64).reshape(-1, 3)
-    if "bbox" in result:
-        x, y, width, height = result["bbox"]
-        box = np.array([x, y, x + width, y + height])
-    else:
-        box = np.concatenate([points[:, :2].min(axis=0), points[:, :2].max(axis=0)])
-    return {
-        "score": result["score"],
-        "bbox": box * factor,
-        "keypoints": (points[:, :2] + 0.5) * factor - 0.5,
-        "scores": np.ones(len(points)),  # COCO's protocol scores all keypoints, however sure the model is of them
-    }
-
-
 def _page(
-    content: Mapping[str, Any],
-    ground_truth: KeypointGroundTruth,
     evaluation: KeypointEvaluation,
+    curves: str,
     groups: Sequence[PeopleGroup],
+    content: Mapping[str, Any],
     figures: Sequence[str],
 ) -> str:
-    metrics, protocol = evaluation.metrics, evaluation.protocol
-    title = f"Pose estimation on {Path(ground_truth.source).name}"
-    if ground_truth.metric == "coco":
-        kinds = [("all", metrics["AP"], ""), ("medium", metrics["APM"], ""), ("large", metrics["APL"], "")]
-        by_kind = "AP by size of person"
-    else:
-        kinds = [("all", metrics["AP"], f"{protocol['images']:,} images")]
-        kinds += [
-            (name, metrics[f"AP_{name}"], f"{len(ids):,} images") for name, ids in ground_truth.crowd_groups.items()
-        ]
-        by_kind = "AP by crowding"
+    account = evaluation.protocol
+    title = f"Pose estimation on {Path(evaluation.ground_truth.source).name}"
+    by_kind, kinds = _average_precision_by_kind(evaluation)
     rows = [
         (_people(group), group.average_precision, f"{group.images:,} images, {group.people:,} people")
         for group in groups
     ]
     sections = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="faint">{protocol["images"]:,} images, {protocol["people"]:,} annotated people, '
-        f"{protocol['results']:,} results; protocol {escape(protocol['metric'])}</p>",
-        _tiles(metrics, _FIGURE_NAMES),
+        f'<p class="faint">{account["images"]:,} images, {account["people"]:,} annotated people, '
+        f"{account['results']:,} results; protocol {escape(account['metric'])}</p>",
+        _tiles(evaluation.metrics, evaluation.ground_truth.protocol.figures),
         '<div class="charts"><section><h2>Precision and recall</h2>',
-        precision_recall_chart(evaluation.precision_recall()),
-        f"</section><section><h2>{by_kind}</h2>",
+        curves,
+        f"</section><section><h2>{escape(by_kind)}</h2>",
         bar_chart(kinds, by_kind),
         "<h2>AP by number of people in the image</h2>",
         bar_chart(rows, "AP by number of people in the image"),
@@ -270,18 +141,29 @@ def _page(
     if figures:
         sections += [
             "<h2>Worst images</h2>",
-            '<p class="faint">Left as annotated, right the results with the highest scores, as many as people are '
-            "annotated, with all their keypoints, which is how they are scored. Mean OKS is over the annotated "
-            "people, where one that no result matches at OKS 0.5 counts 0.</p>",
+            '<p class="faint">On the left people as annotated; on the right as many results, those with the highest '
+            "scores, with all their keypoints, as they are scored. Mean OKS is over the annotated people; one that no "
+            "result matches at OKS 0.5 counts 0.</p>",
             *figures,
         ]
-    sections += ["<h2>How this was measured</h2>", _table({**content["details"], **protocol})]
+    sections += ["<h2>How this was measured</h2>", _table({**content["details"], **account})]
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width"><title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n'
         + "\n".join(sections)
         + "\n</body></html>\n"
     )
+
+
+def _average_precision_by_kind(evaluation: KeypointEvaluation) -> tuple[str, list[tuple[str, float | None, str]]]:
+    """Title and bars: AP by size of person, or by the protocol's groups of images."""
+    metrics, truth = evaluation.metrics, evaluation.ground_truth
+    if truth.protocol.size_ranges:
+        names = {"all": "AP", "medium": "APM", "large": "APL"}
+        return "AP by size of person", [(name, metrics[figure], "") for name, figure in names.items()]
+    bars = [("all", metrics["AP"], f"{len(truth.images):,} images")]
+    bars += [(name, metrics[f"AP_{name}"], f"{len(ids):,} images") for name, ids in truth.image_groups.items()]
+    return f"AP by {truth.protocol.image_field}", bars
 
 
 def _tiles(metrics: Mapping[str, float | None], names: Mapping[str, str]) -> str:
@@ -315,12 +197,3 @@ def _without_nan(values: np.ndarray) -> list[Any]:
     plain = values.astype(object)
     plain[np.isnan(values)] = None
     return plain.tolist()
-
-
-def _write_text(text: str, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Scores of checked results: the figures of a protocol, and the data behind them."""
+"""Scores of checked results: the figures of a protocol, and what is behind them."""
 
 import importlib
 import importlib.metadata
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .ground_truth import KeypointGroundTruth
-from .protocols import BOX_METRICS, CROWDPOSE_AREA_RATIO, KEYPOINT_METRICS, resolve_sigmas
+from .protocols import BOX_METRICS, resolve_sigmas
 
 
 #: For each backend: the module and class here that drive it, its distribution, and how to install it.
@@ -18,7 +18,7 @@ _BACKENDS = {
     "faster-coco-eval": ("faster_coco_eval_scorer", "FasterCocoEvalScorer", "faster-coco-eval", "faster-coco-eval"),
 }
 
-#: Groups of images by their number of people, (first, last), both included; `None` is no limit.
+#: Groups of images by their least and greatest number of people; `None` is no limit.
 PEOPLE_GROUPS: tuple[tuple[int, int | None], ...] = ((1, 1), (2, 2), (3, 4), (5, 9), (10, None))
 
 
@@ -30,7 +30,7 @@ class _Scorer(Protocol):
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Precision at each level of recall and OKS threshold, over all sizes and the mean over categories.
+    """Precision at each level of recall and each OKS threshold, people of all sizes, the mean over categories.
 
     Attributes:
         thresholds (`np.ndarray`): (10,), OKS 0.50 to 0.95.
@@ -47,11 +47,11 @@ class PrecisionRecall:
 
 @dataclass(frozen=True)
 class PeopleGroup:
-    """The images with a certain number of people that count.
+    """The images with a certain number of people to be found.
 
     Attributes:
-        first (`int`), last (`int` or `None`): the numbers of people, both included; `None` is no limit.
-        images (`int`), people (`int`): how many there are.
+        first (`int`), last (`int` or `None`): least and greatest number of people; `None` is no limit.
+        images (`int`), people (`int`): how many of each there are.
         average_precision (`float` or `None`): AP on these images alone; `None` without any.
     """
 
@@ -68,9 +68,9 @@ class ImageError:
 
     Attributes:
         image_id (`int`), file_name (`str` or `None`): the image.
-        people (`int`): people that count.
+        people (`int`): people to be found.
         missed (`int`): those without a match at OKS 0.5.
-        mean_oks (`float`): mean over the people of the OKS of their match at OKS 0.5, a missed one counting 0.
+        mean_oks (`float`): mean over the people of the OKS of their match; a missed one counts 0.
     """
 
     image_id: int
@@ -88,15 +88,18 @@ class KeypointEvaluation:
         metrics (`dict[str, float | None]`): the protocol's figures ([`KEYPOINT_METRICS`]) as fractions. `None` stands
             for pycocotools' -1: the annotations have nobody of that size or group.
         protocol (`dict`): how they were made, as it goes into `metrics.json`.
+        ground_truth ([`KeypointGroundTruth`]): the annotations scored against.
+        results (`Sequence[Mapping]`): the COCO results that were scored.
     """
 
     metrics: dict[str, float | None]
     protocol: dict[str, Any]
+    ground_truth: KeypointGroundTruth = field(repr=False)
+    results: Sequence[Mapping[str, Any]] = field(repr=False)
     _scorer: _Scorer = field(repr=False)
-    _ground_truth: KeypointGroundTruth = field(repr=False)
 
     def precision_recall(self) -> PrecisionRecall:
-        """The precision-recall curves whose mean AP is."""
+        """The precision-recall curves. AP is their mean."""
         precision, recall = self._scorer.accumulate()
         return PrecisionRecall(
             thresholds=np.linspace(0.5, 0.95, precision.shape[0]),
@@ -110,13 +113,12 @@ class KeypointEvaluation:
     ) -> list[PeopleGroup]:
         """AP of the images with few and with many people.
 
-        People are counted as they are scored: with labelled keypoints and in no crowd region. Images without any are
-        in no group, so false detections there lower the overall AP alone.
+        Images without anybody to be found are in no group: results there lower the overall AP alone.
 
         Args:
-            groups (`Sequence[tuple[int, int | None]]`): first and last number of people of each group, both included.
+            groups (`Sequence[tuple[int, int | None]]`): least and greatest number of people of each group.
         """
-        counts = self._ground_truth.people_per_image()
+        counts = self.ground_truth.people_per_image()
         rows = []
         for first, last in groups:
             chosen = [image for image, count in counts.items() if first <= count and (last is None or count <= last)]
@@ -132,7 +134,7 @@ class KeypointEvaluation:
         Args:
             count (`int`): how many images to return at most.
         """
-        people = self._ground_truth.people_per_image()
+        people = self.ground_truth.people_per_image()
         oks: dict[int, list[float]] = {image_id: [] for image_id in people}
         for image_id, value in self._scorer.matches():
             oks[image_id].append(value)
@@ -144,7 +146,7 @@ class KeypointEvaluation:
                 missed=people[image["id"]] - len(oks[image["id"]]),
                 mean_oks=sum(oks[image["id"]]) / people[image["id"]],
             )
-            for image in self._ground_truth.images
+            for image in self.ground_truth.images
             if people[image["id"]] > 0
         ]
         return sorted(errors, key=lambda error: (error.mean_oks, -error.missed))[:count]
@@ -156,12 +158,11 @@ def score_keypoints(
     sigmas: Sequence[float] | None = None,
     backend: str = "pycocotools",
     progress: bool = True,
-    verbose: bool = False,
 ) -> KeypointEvaluation:
     """Scores keypoint results by the protocol that the ground truth was read for.
 
-    Of each image the 20 results with the highest scores count. For CrowdPose the figures are those of its own tool,
-    which rounds the last three to four digits; here they are not rounded.
+    Of each image the 20 results with the highest scores count. CrowdPose's own tool rounds `AP_easy`, `AP_medium` and
+    `AP_hard` to four digits; here no figure is rounded.
 
     Args:
         ground_truth ([`KeypointGroundTruth`]): the annotations.
@@ -170,7 +171,6 @@ def score_keypoints(
         sigmas (`Sequence[float]`, *optional*): OKS sigmas, one per keypoint; without them the protocol's own.
         backend (`str`): `"pycocotools"`, or `"faster-coco-eval"`, which gives the same figures.
         progress (`bool`): show a progress bar.
-        verbose (`bool`): let the backend print.
 
     Raises:
         ImportError: the backend is not installed.
@@ -186,10 +186,10 @@ def score_keypoints(
     >>> score_keypoints(ground_truth, results).metrics["AP"]
     ```
     """
-    metric = ground_truth.metric
+    protocol = ground_truth.protocol
     results = ground_truth.results_to_score(results)
-    resolved = resolve_sigmas(metric, ground_truth.num_keypoints, sigmas)
-    scorer = _scorer_class(backend)(ground_truth, results, "keypoints", resolved, metric == "coco", progress, verbose)
+    resolved = resolve_sigmas(ground_truth.metric, ground_truth.num_keypoints, sigmas)
+    scorer = _scorer_class(backend)(ground_truth, results, "keypoints", resolved, protocol.size_ranges, progress)
     precision, recall = scorer.accumulate()
     metrics = {
         "AP": _mean(precision[:, :, :, 0]),
@@ -199,25 +199,26 @@ def score_keypoints(
         "AR50": _mean(recall[0, :, 0]),
         "AR75": _mean(recall[5, :, 0]),
     }
-    if metric == "coco":
+    if protocol.size_ranges:
         for size, index in (("M", 1), ("L", 2)):
             metrics[f"AP{size}"] = _mean(precision[:, :, :, index])
             metrics[f"AR{size}"] = _mean(recall[:, :, index])
-    for group, image_ids in ground_truth.crowd_groups.items():
+    for group, image_ids in ground_truth.image_groups.items():
         metrics[f"AP_{group}"] = _average_precision(scorer, image_ids)
-    protocol = {
-        "metric": metric,
+    ratio = protocol.box_area_ratio
+    account = {
+        "metric": ground_truth.metric,
         "images": len(ground_truth.images),
         "people": sum(ground_truth.people_per_image().values()),
         "results": len(results),
         "results_per_image": 20,
         "sigmas": resolved.tolist(),
-        "area": "annotation" if metric == "coco" else f"{CROWDPOSE_AREA_RATIO} * box width * box height",
+        "area": "annotation" if ratio is None else f"{ratio} * box width * box height",
         "backend": backend,
         "backend_version": importlib.metadata.version(_BACKENDS[backend][2]),
     }
     return KeypointEvaluation(
-        {name: metrics[name] for name in KEYPOINT_METRICS[metric]}, protocol, scorer, ground_truth
+        {name: metrics[name] for name in protocol.figures}, account, ground_truth, results, scorer
     )
 
 
@@ -226,7 +227,6 @@ def score_boxes(
     results: Sequence[Mapping[str, Any]],
     backend: str = "pycocotools",
     progress: bool = True,
-    verbose: bool = False,
 ) -> dict[str, float | None]:
     """Scores the boxes of the same results by COCO's box protocol; people without keypoints count, too.
 
@@ -241,7 +241,7 @@ def score_boxes(
     """
     results = ground_truth.results_to_score(results)
     check_boxes(results)
-    scorer = _scorer_class(backend)(ground_truth, results, "bbox", None, True, progress, verbose)
+    scorer = _scorer_class(backend)(ground_truth, results, "bbox", None, True, progress)
     precision, recall = scorer.accumulate()
     best = precision[..., -1]  # the 100 best of each image
     metrics = {"AP": _mean(best[:, :, :, 0]), "AP50": _mean(best[0, :, :, 0]), "AP75": _mean(best[5, :, :, 0])}

@@ -1,6 +1,6 @@
-"""One set of people from several views of an image: mirrored, or at several scales.
+"""Test-time augmentation: one set of people from several views of an image, mirrored or at several scales.
 
-This is not in the paper, whose figures are made from one view.
+This is not in the paper, whose figures are from one view.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,25 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 
-#: Least similarity at which people of two views are taken for one.
+#: People of two views are one person from this similarity on.
 SAME_PERSON_SIMILARITY = 0.5
 
 People = dict[str, np.ndarray]
 
 _FIELDS = ("score", "label", "bbox", "keypoints", "scores")
+
+
+def mirror_images(pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
+    """A batch with every image mirrored in its own width; padding stays at the right.
+
+    Args:
+        pixel_values (`torch.Tensor`): (B, 3, H, W).
+        pixel_mask (`torch.Tensor`): (B, H, W), 0 where an image is padded.
+    """
+    columns = torch.arange(pixel_values.shape[-1], device=pixel_values.device)
+    widths = pixel_mask[:, 0].sum(dim=-1, keepdim=True)
+    sources = torch.where(columns < widths, widths - 1 - columns, columns)
+    return pixel_values.gather(-1, sources[:, None, None].expand_as(pixel_values))
 
 
 def mirror_people(people: Sequence[Mapping[str, Any]], width: float, flip_indices: Sequence[int]) -> People:
@@ -53,12 +66,14 @@ def stack_people(people: Sequence[Mapping[str, Any]]) -> People:
 def merge_views(views: Sequence[People], sigmas: Sequence[float], top_k: int | None = None) -> list[dict[str, Any]]:
     """Merges the people found in several views of one image.
 
-    The views are taken one after the other. Each one's people are matched one to one with those merged so far, so that
-    the sum of similarities is highest; pairs of the same label and a similarity of at least
-    [`SAME_PERSON_SIMILARITY`] are one person. Similarity is OKS, with the mean area of the two boxes in place of the
-    annotated area. A merged person has the mean keypoints weighted by their confidence, the mean box weighted by
-    score, and the mean confidences of the views it was found in. Its score is the sum of its scores over the number of
-    all views: one found in only one of two views keeps half its score.
+    The views are merged one after the other. The people of each are matched one to one with those merged so far, so
+    that the sum of similarities is highest. A pair is one person if its labels are the same and its similarity is at
+    least [`SAME_PERSON_SIMILARITY`]. Similarity is OKS, with the mean area of the two boxes in place of the annotated
+    area.
+
+    Of the views that a person was found in, a merged person has the mean keypoints weighted by their scores, the mean
+    box weighted by the person's scores, and the mean keypoint scores. Its own score is the sum of its scores divided
+    by the number of all views: one found in only one of two views keeps half its score.
 
     Args:
         views (`Sequence[dict]`): the people of each view, in pixels of the image, as [`stack_people`] returns them.

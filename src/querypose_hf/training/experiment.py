@@ -14,6 +14,8 @@ from transformers import PreTrainedConfig
 
 from ..checks import shown
 from ..data.augmentation import Mosaic, PoseAugmentation, RandomCrop, ResizeShortSide
+from ..evaluation.options import PredictionOptions
+from ..evaluation.protocols import Metric
 from ..model.configuration_querypose import VARIANTS, QueryPoseConfig
 from ..settings import build, plain_mapping, read_yaml, require, with_assignments
 from .recipe import TrainingConfig
@@ -193,31 +195,27 @@ class TrainingSource(SourceSettings):
 
 
 @dataclass(frozen=True)
-class ValidationSource(SourceSettings):
-    """The pictures that the model is scored on while it is trained.
+class ValidationSource(PredictionOptions, SourceSettings):
+    """The images that the model is scored on while it is trained, and how it finds people in them.
+
+    The fields of [`PredictionOptions`] may be set, too, but for `device` and `dtype`, which are the training's.
 
     Args:
-        metric (`str`, *optional*): `"coco"` or `"crowdpose"`; by default the format's.
-        sigmas (`tuple[float, ...]`, *optional*): OKS constants; by default the protocol's if the model has its
-            keypoints, and else the model's.
-        batch_size (`int`): pictures per forward pass.
-        top_k (`int`): people kept of each picture.
-        num_workers (`int`): processes that read ahead.
+        metric (`str`, *optional*): one of [`PROTOCOLS`]; by default the format's.
+        sigmas (`tuple[float, ...]`, *optional*): OKS sigmas; by default the protocol's if the model has its keypoints,
+            and else the model's.
     """
 
-    metric: Literal["coco", "crowdpose"] | None = None
+    metric: Metric | None = None
     sigmas: tuple[float, ...] | None = None
-    batch_size: int = 8
-    top_k: int = 20
-    num_workers: int = 2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        SourceSettings.__post_init__(self)
+        PredictionOptions.__post_init__(self)
+        for name in ("device", "dtype"):
+            require(self, name, getattr(self, name) is None, "nothing: a model is scored where and as it is trained")
         if self.metric == "crowdpose":
             require(self, "metric", self.format == "crowdpose", "'coco' for this format")
-        for name in ("batch_size", "top_k"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        require(self, "num_workers", self.num_workers >= 0, "at least 0")
 
     @property
     def protocol(self) -> str:

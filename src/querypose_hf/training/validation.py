@@ -1,5 +1,6 @@
 """The figures of a model while it is trained: what it is scored on, and how."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from torch.utils.data import Subset
 from ..checks import shown
 from ..data import YoloPoseDataset, image_sizes
 from ..evaluation.ground_truth import KeypointGroundTruth
-from ..evaluation.prediction import check_images, check_model, predict_dataset, unsqueeze_annotations
+from ..evaluation.image_checks import check_images
+from ..evaluation.prediction import check_model, predict_dataset
 from ..evaluation.protocols import resolve_sigmas
 from ..evaluation.scoring import check_backend, score_keypoints
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
-from ..model.skeletons import SKELETONS
 from ..processes import this_process
 from .experiment import ValidationSource
 from .sources import DataDescription, open_source
@@ -41,43 +42,27 @@ class Validation:
         if settings.format not in ("coco", "crowdpose"):
             self.images = folder
             content = _as_coco(open_source(settings, "data.validation"), list(image_processor.category_ids), folder)
-        elif settings.undo_squeeze:
-            content = unsqueeze_annotations(content)
         ground_truth = KeypointGroundTruth.read(content, settings.protocol)
         if settings.max_images is not None and settings.max_images < len(ground_truth.images):
             chosen = [image["id"] for image in ground_truth.images[: settings.max_images]]
             ground_truth = KeypointGroundTruth.read(content, settings.protocol, chosen)
-        self.ground_truth = ground_truth
-        source = settings.annotations or "data.validation"
-        check_images(ground_truth.images, self.images, source, settings.undo_squeeze, progress=False)
+        source = f"`data.validation` ({settings.annotations or settings.format})"
+        self.ground_truth = dataclasses.replace(ground_truth, source=source)
+        check_images(self.ground_truth, self.images, progress=False)
 
     def check(self, model: QueryPoseForPoseEstimation) -> None:
         """Raises `ValueError` unless the model finds what is annotated."""
-        truth = self.ground_truth
-        source = f"`data.validation` ({self.settings.annotations or 'synthetic'})"
-        categories = set(truth.category_ids)
-        check_model(model, self.image_processor, source, truth.num_keypoints, categories, False, None)
-        resolve_sigmas(truth.metric, truth.num_keypoints, self._sigmas(model))
+        check_model(model, self.image_processor, self.ground_truth, self.settings)
+        self._sigmas(model)
 
-    def _sigmas(self, model: QueryPoseForPoseEstimation) -> tuple[float, ...] | None:
-        if self.settings.sigmas is not None:
-            return self.settings.sigmas
-        skeleton = model.config.skeleton
-        return None if skeleton.keypoint_names == SKELETONS[self.settings.protocol].keypoint_names else skeleton.sigmas
+    def _sigmas(self, model: QueryPoseForPoseEstimation) -> Sequence[float]:
+        truth = self.ground_truth
+        return resolve_sigmas(truth.metric, truth.num_keypoints, self.settings.sigmas, model.config.skeleton).tolist()
 
     def __call__(self, model: QueryPoseForPoseEstimation) -> dict[str, float]:
         """The protocol's figures, in every process; those that nobody is annotated for are left out."""
-        settings, truth = self.settings, self.ground_truth
-        results = predict_dataset(
-            model,
-            truth,
-            self.images,
-            image_processor=self.image_processor,
-            batch_size=settings.batch_size,
-            top_k=settings.top_k,
-            undo_squeeze=settings.undo_squeeze,
-            num_workers=settings.num_workers,
-        )
+        truth = self.ground_truth
+        results = predict_dataset(model, truth, self.images, self.settings, image_processor=self.image_processor)
         figures: list[Any] = [None]
         if this_process().is_main_process:
             metrics = score_keypoints(truth, results, self._sigmas(model), progress=False).metrics

@@ -1,6 +1,6 @@
 """Annotations and results as the `COCO` objects that pycocotools and faster-coco-eval score.
 
-Both packages have the same `COCO` class and are given the same data, so what follows is written once.
+Each package has a `COCO` class of its own, with the same fields.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ from .ground_truth import KeypointGroundTruth
 
 
 def index_ground_truth(coco_class: type, ground_truth: KeypointGroundTruth) -> Any:
-    """The annotations as a `COCO` object. The scoring marks them, so each is copied."""
+    """The annotations as a `COCO` object. Each is copied, because scoring marks them."""
     return _indexed(coco_class, ground_truth, [dict(annotation) for annotation in ground_truth.annotations])
 
 
 def index_results(coco_class: type, ground_truth: KeypointGroundTruth, results: Sequence[Mapping[str, Any]]) -> Any:
     """The results as a `COCO` object, numbered from 1 in their order.
 
-    Stands for `COCO.loadRes`, which fails on an empty list and writes into the records it is given. The area, which
-    decides in which size range a result without a match counts as an error, is computed as there: from the box if the
-    results have one, else from the extent of the keypoints.
+    Takes the place of `COCO.loadRes`, which fails on an empty list and writes into the records it is given. As there,
+    the area is that of the box if the results have one, else that of the keypoints' extent. It decides in which size
+    range a result without a match counts as an error.
     """
     if results and "bbox" in results[0]:
         boxes = np.asarray([result["bbox"] for result in results], dtype=np.float64)

@@ -1,0 +1,92 @@
+"""Checks of image files before a model looks at them: that they are there, and of the size that is recorded."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..checks import require_numbers, shown
+from ..data.sample import UnusableImageError, read_image_size
+from ..processes import rank
+from .image_list import ImageList
+
+
+def check_images(
+    images: ImageList, images_dir: str | os.PathLike, progress: bool = True
+) -> tuple[list[str], np.ndarray]:
+    """Looks for the files of images and reads their headers.
+
+    Args:
+        images ([`ImageList`]): the images; their records need `file_name`, `width` and `height`.
+        images_dir (`str` or `os.PathLike`): the folder that `file_name` is relative to.
+        progress (`bool`): show a progress bar.
+
+    Returns:
+        `tuple[list[str], np.ndarray]`: the files, and the images' widths and heights, (n, 2), in pixels.
+
+    Raises:
+        FileNotFoundError: the folder does not exist, or images are not in it; the message names the first of them.
+        ValueError: a record is wrong, or an image cannot be read or has another size than its record says.
+    """
+    folder = Path(images_dir)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"`images_dir` is {os.fspath(images_dir)!r}; there is no such folder.")
+    sizes = _recorded_sizes(images)
+    names = [record["file_name"] for record in images.images]
+    files = [str(folder / name) for name in names]
+    missing = [name for name, file in zip(names, files, strict=True) if not os.path.isfile(file)]
+    if missing:
+        raise FileNotFoundError(f"{images.source}: {_counted(missing, len(files))} are not in {folder}")
+    with ThreadPoolExecutor() as pool:
+        found = list(
+            tqdm(
+                pool.map(_size_or_error, files),
+                desc="Checking images",
+                unit="image",
+                total=len(files),
+                disable=not progress or rank() > 0,
+            )
+        )
+    wrong = [str(size) for size in found if isinstance(size, UnusableImageError)] or [
+        f"{file}: has {size[0]} x {size[1]} pixels where its record says {recorded[0]} x {recorded[1]}"
+        for file, size, recorded in zip(files, found, sizes.tolist(), strict=True)
+        if not isinstance(size, UnusableImageError) and tuple(recorded) != size
+    ]
+    if wrong:
+        raise UnusableImageError(f"{images.source}: {_counted(wrong, len(files))} cannot be used")
+    return files, sizes
+
+
+def _recorded_sizes(images: ImageList) -> np.ndarray:
+    for index, record in enumerate(images.images):
+        if not isinstance(record.get("file_name"), str):
+            raise ValueError(
+                f"{images.source}: image {index}: `file_name` is {shown(record.get('file_name'))}; expected a file's "
+                "name."
+            )
+    sides = [
+        require_numbers(images.images, side, "a number of pixels", images.source, "image")
+        for side in ("width", "height")
+    ]
+    sizes = np.stack(sides, axis=1).astype(np.int64)
+    if (sizes < 1).any():
+        index = int((sizes < 1).any(axis=1).argmax())
+        raise ValueError(
+            f"{images.source}: image {index}: its size is {sizes[index].tolist()}; expected at least 1 pixel."
+        )
+    return sizes
+
+
+def _size_or_error(file: str) -> tuple[int, int] | UnusableImageError:
+    try:
+        return read_image_size(file, file)
+    except UnusableImageError as error:
+        return error
+
+
+def _counted(entries: Sequence[str], total: int) -> str:
+    first = "; ".join(entries[:3]) + (f"; and {len(entries) - 3} more" if len(entries) > 3 else "")
+    return f"{len(entries)} of {total} images ({first})"

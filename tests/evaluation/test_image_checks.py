@@ -1,0 +1,68 @@
+import numpy as np
+import PIL.Image
+import pytest
+
+from querypose_hf.evaluation.image_checks import check_images
+from querypose_hf.evaluation.image_list import read_image_list
+
+
+SIZES = [(60, 40), (40, 60), (64, 48), (48, 64), (50, 50)]
+
+
+@pytest.fixture
+def records(tmp_path):
+    for index, size in enumerate(SIZES):
+        PIL.Image.new("RGB", size).save(tmp_path / f"{index}.png")
+    return [
+        {"id": index, "file_name": f"{index}.png", "width": width, "height": height}
+        for index, (width, height) in enumerate(SIZES)
+    ]
+
+
+def check(records, folder):
+    return check_images(read_image_list({"images": records}), folder, progress=False)
+
+
+def test_files_and_sizes(records, tmp_path):
+    files, sizes = check(records, tmp_path)
+    assert files == [str(tmp_path / f"{index}.png") for index in range(5)]
+    np.testing.assert_array_equal(sizes, SIZES)
+
+
+def test_a_folder_that_does_not_exist(records, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"`images_dir` is .*none'; there is no such folder"):
+        check(records, tmp_path / "none")
+
+
+def test_missing_images_are_counted_and_the_first_named(records, tmp_path):
+    for index in range(4):
+        (tmp_path / f"{index}.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"4 of 5 images \(0.png; 1.png; 2.png; and 1 more\) are not in"):
+        check(records, tmp_path)
+
+
+def test_images_that_cannot_be_read(records, tmp_path):
+    (tmp_path / "2.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"1 of 5 images \(.*2.png: the image cannot be read.*cannot be used"):
+        check(records, tmp_path)
+
+
+def test_images_of_another_size_than_recorded(records, tmp_path):
+    records[3]["width"] = 49
+    (tmp_path / "2.png").write_bytes((tmp_path / "0.png").read_bytes())
+    with pytest.raises(ValueError, match=r"2 of 5 images .*60 x 40 pixels where its record says 64 x 48; .*3.png"):
+        check(records, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("file_name", None, "annotations: image 1: `file_name` is None; expected a file's name"),
+        ("width", "60", "annotations: image 1: `width` is '60'; expected a number of pixels"),
+        ("height", 0, r"annotations: image 1: its size is \[40, 0\]; expected at least 1 pixel"),
+    ],
+)
+def test_wrong_records_are_named(records, tmp_path, field, value, message):
+    records[1][field] = value
+    with pytest.raises(ValueError, match=message):
+        check(records, tmp_path)
