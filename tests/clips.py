@@ -1,16 +1,16 @@
-"""A short clip of the package's sample scene, over which the camera pans."""
+"""A short clip: the camera pans over the package's sample photograph."""
 
 from fractions import Fraction
 
 import av
 import PIL.Image
 
-from querypose_hf.data.synthetic import SAMPLE_SCENE_PATH
+from querypose_hf.assets import SAMPLE_IMAGE
 
 
 def panned_scene(num_frames=6, size=(160, 120), step=4):
     """Frame i shows the scene from `step` * i pixels to the right on."""
-    with PIL.Image.open(SAMPLE_SCENE_PATH) as opened:
+    with PIL.Image.open(SAMPLE_IMAGE) as opened:
         scene = opened.convert("RGB").resize((2 * size[0], size[1]))
     return [scene.crop((step * i, 0, step * i + size[0], size[1])) for i in range(num_frames)]
 

@@ -1,4 +1,4 @@
-"""A small COCO data set of rendered people, and the description of an experiment with it that takes seconds."""
+"""Small COCO data: the sample photograph, rendered people, and an experiment with them that takes seconds."""
 
 import copy
 import json
@@ -7,7 +7,51 @@ from pathlib import Path
 from tiny import tiny_config
 
 from querypose_hf import COCO_17, CROWDPOSE_14
+from querypose_hf.assets import SAMPLE_IMAGE
 from querypose_hf.data.synthetic import SyntheticPeople
+
+
+def _person(number: int, bbox: list[float], **points: tuple[float, float]) -> dict:
+    keypoints = [(*points[name], 2) if name in points else (0, 0, 0) for name in COCO_17.keypoint_names]
+    return {
+        "id": number,
+        "image_id": 1,
+        "category_id": 1,
+        "iscrowd": 0,
+        "bbox": bbox,
+        "area": bbox[2] * bbox[3] / 2,
+        "keypoints": [value for point in keypoints for value in point],
+        "num_keypoints": len(points),
+    }
+
+
+#: Two of the five skiers on the sample photograph, annotated by eye: the outer ones, of whom most is seen.
+SAMPLE_PEOPLE = [
+    _person(
+        1,
+        [152, 78, 56, 230],
+        **{"nose": (190, 101), "left_eye": (194, 96), "right_eye": (185, 97)},
+        **{"left_shoulder": (200, 128), "right_shoulder": (165, 125), "right_elbow": (165, 165)},
+        **{"right_wrist": (192, 170), "left_hip": (195, 195), "right_hip": (172, 195), "left_knee": (195, 240)},
+        **{"right_knee": (175, 245), "left_ankle": (185, 285), "right_ankle": (165, 290)},
+    ),
+    _person(
+        2,
+        [367, 80, 90, 226],
+        **{"nose": (420, 104), "left_eye": (425, 97), "right_eye": (414, 98)},
+        **{"left_shoulder": (446, 125), "right_shoulder": (398, 127), "left_elbow": (452, 160)},
+        **{"right_elbow": (383, 165), "left_wrist": (424, 190), "right_wrist": (395, 180), "left_hip": (432, 195)},
+        **{"right_hip": (400, 195), "left_knee": (433, 245), "right_knee": (385, 245)},
+        **{"left_ankle": (424, 287), "right_ankle": (385, 285)},
+    ),
+]
+
+
+def sample_coco() -> dict:
+    """COCO annotations of the sample photograph, whose id is 1."""
+    image = {"id": 1, "file_name": SAMPLE_IMAGE.name, "width": 640, "height": 360}
+    category = {"id": 1, "name": "person", "keypoints": list(COCO_17.keypoint_names), "skeleton": []}
+    return {"images": [image], "annotations": copy.deepcopy(SAMPLE_PEOPLE), "categories": [category]}
 
 
 def write_rendered_coco(folder: Path, count: int = 6, size=(64, 48)) -> dict[str, str]:

@@ -11,12 +11,13 @@ import numpy as np
 import PIL.Image
 import pytest
 from places import PROJECT
+from small_data import SAMPLE_PEOPLE, sample_coco
 from tiny import save_tiny_checkpoint
 from transformers import pipeline
 
 from querypose_hf import COCO_17
+from querypose_hf.assets import SAMPLE_IMAGE
 from querypose_hf.cli import main
-from querypose_hf.data.synthetic import SAMPLE_SCENE_PATH, render_sample_scene
 
 
 REPOSITORY = PROJECT
@@ -208,45 +209,41 @@ def object_keypoint_similarity(points, annotation):
 
 
 def test_predict_without_arguments(in_folder, capsys):
-    """The model that comes with the package finds most of the people of the scene that comes with it."""
+    """The model that comes with the package finds the people whom the photograph shows best."""
     assert main(["predict", "--json", "--device", "cpu"]) == 0
     [result] = json.loads(capsys.readouterr().out)
-    assert result["image"] == str(SAMPLE_SCENE_PATH)
+    assert result["image"] == str(SAMPLE_IMAGE)
     with PIL.Image.open(result["drawn"]) as drawn:
-        assert drawn.size == (640, 480)
-    people, annotations = result["people"], render_sample_scene()["annotations"]
+        assert drawn.size == (640, 360)
+    people = result["people"]
     assert all(person["score"] > 0.15 for person in people)
     found = [np.array(list(person["box"].values())) for person in people]
     matched = set()
-    for annotation in annotations:
+    for annotation in SAMPLE_PEOPLE:
         x, y, width, height = annotation["bbox"]
         overlaps = [overlap(box, np.array([x, y, x + width, y + height])) for box in found]
         best = int(np.argmax(overlaps))
         points = np.array([[point["x"], point["y"]] for point in people[best]["keypoints"]])
         if overlaps[best] > 0.5 and object_keypoint_similarity(points, annotation) > 0.2:
             matched.add(best)
-    assert len(matched) >= 3, (found, annotations)
+    assert len(matched) == len(SAMPLE_PEOPLE), found
 
 
 @pytest.fixture
 def scored_files(in_folder):
-    """Annotations of the sample scene, and results that repeat them."""
-    scene = render_sample_scene()
-    image = {"id": scene["image_id"], "file_name": "scene.jpg", "width": 640, "height": 480}
-    category = {"id": 1, "name": "person", "keypoints": list(COCO_17.keypoint_names)}
-    annotations = {"images": [image], "categories": [category], "annotations": scene["annotations"]}
+    """Annotations of the sample photograph, and results that repeat them."""
     results = [
         {
-            "image_id": scene["image_id"],
+            "image_id": 1,
             "category_id": 1,
             "keypoints": np.column_stack([np.reshape(annotation["keypoints"], (-1, 3))[:, :2], np.ones(17)])
             .ravel()
             .tolist(),
             "score": 0.9,
         }
-        for annotation in scene["annotations"]
+        for annotation in SAMPLE_PEOPLE
     ]
-    (in_folder / "annotations.json").write_text(json.dumps(annotations))
+    (in_folder / "annotations.json").write_text(json.dumps(sample_coco()))
     (in_folder / "results.json").write_text(json.dumps(results))
     return ["evaluate", "--annotations", "annotations.json", "--predictions", "results.json", "--output", "scores"]
 
@@ -259,15 +256,15 @@ def test_evaluate(scored_files, capsys):
     assert list(printed) == list(metrics)
     assert set(metrics) == {"AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL"}
     assert float(printed["AP"]) == metrics["AP"] == pytest.approx(1)
-    assert len(json.loads(Path("scores/keypoints.json").read_text())) == 4
+    assert len(json.loads(Path("scores/keypoints.json").read_text())) == len(SAMPLE_PEOPLE)
 
-    # two of the four people, one of them far off
-    results = json.loads(Path("results.json").read_text())[:2]
+    # one of the two people is far off
+    results = json.loads(Path("results.json").read_text())
     results[1]["keypoints"] = [value + 300 for value in results[1]["keypoints"]]
     Path("results.json").write_text(json.dumps(results))
     assert main(scored_files) == 0
     metrics = json.loads(Path("scores/metrics.json").read_text())["metrics"]
-    assert metrics["AR"] == pytest.approx(0.25) and metrics["AP"] < 0.3
+    assert metrics["AR"] == pytest.approx(0.5) and metrics["AP"] < 0.6
 
 
 def test_evaluate_refuses_before_it_writes(scored_files, in_folder, capsys):
@@ -281,9 +278,9 @@ def test_evaluate_refuses_before_it_writes(scored_files, in_folder, capsys):
     assert "argument --metric: invalid choice: 'map'" in fails(capsys, *scored_files, "--metric", "map")
     assert "--output" in fails(capsys, *scored_files[:-2])
     results = json.loads(Path("results.json").read_text())
-    results[2]["keypoints"] = [1, 2, 3]
+    results[1]["keypoints"] = [1, 2, 3]
     Path("results.json").write_text(json.dumps(results))
-    assert re.search(r"results\.json: result 2: `keypoints`", fails(capsys, *scored_files))
+    assert re.search(r"results\.json: result 1: `keypoints`", fails(capsys, *scored_files))
     assert not Path("scores").exists()
 
 
@@ -386,16 +383,8 @@ def test_check_data(capsys, tmp_path):
 
 
 def test_evaluate_a_model(capsys, model, tmp_path):
-    scene = render_sample_scene()
-    (tmp_path / "images").mkdir()
-    scene["image"].save(tmp_path / "images" / "scene.png")
-    people = [{**entry, "id": number, "image_id": 1} for number, entry in enumerate(scene["annotations"], start=1)]
-    image = {"id": 1, "file_name": "scene.png", "width": scene["image"].width, "height": scene["image"].height}
-    category = {"id": 1, "name": "person", "keypoints": list(COCO_17.keypoint_names)}
-    (tmp_path / "annotations.json").write_text(
-        json.dumps({"images": [image], "annotations": people, "categories": [category]})
-    )
-    arguments = ["evaluate", "--annotations", str(tmp_path / "annotations.json"), "--images", str(tmp_path / "images")]
+    (tmp_path / "annotations.json").write_text(json.dumps(sample_coco()))
+    arguments = ["evaluate", "--annotations", str(tmp_path / "annotations.json"), "--images", str(SAMPLE_IMAGE.parent)]
     arguments += ["--workers", "0", "--device", "cpu"]
     # without --model it is the one that comes with the package
     assert main([*arguments, "--output", str(tmp_path / "default"), "--boxes"]) == 0

@@ -15,10 +15,8 @@ from torch.utils.data import DataLoader
 
 from querypose_hf.data import synthetic_scene
 from querypose_hf.data.synthetic import (
-    SAMPLE_SCENE_PATH,
     SyntheticPeople,
     SyntheticPeopleStream,
-    render_sample_scene,
 )
 from querypose_hf.data.synthetic_arrangements import Arrangement, lift
 from querypose_hf.data.synthetic_layouts import read_layouts
@@ -483,19 +481,3 @@ class TestSurfaces:
         assert drawing.solid[20, 20] == 1 and drawing.solid[20, 30] == 0 and drawing.solid[0, 0] == -1
         assert colours[20, 20, 2] > colours[20, 20, 0] and colours[20, 30, 0] > colours[20, 30, 2]
         assert colours[0, 0, 3] == 0 and colours[20, 20, 3] == 255
-
-
-class TestSampleScene:
-    def test_the_packaged_picture_opens(self):
-        assert SAMPLE_SCENE_PATH.stat().st_size < 150_000
-        with Image.open(SAMPLE_SCENE_PATH) as picture:
-            assert picture.size == (640, 480)
-            assert np.asarray(picture.convert("RGB")).std() > 20
-
-    def test_it_is_made_by_the_documented_call(self):
-        sample = render_sample_scene()
-        assert 3 <= len(sample["annotations"]) <= 4
-        with Image.open(SAMPLE_SCENE_PATH) as picture:
-            difference = np.abs(np.asarray(picture.convert("RGB"), dtype=float) - np.asarray(sample["image"]))
-        # what JPEG takes away, and no more
-        assert difference.mean() < 5

@@ -10,12 +10,13 @@ import PIL.Image
 import pytest
 import torch
 from places import PROJECT
+from small_data import SAMPLE_PEOPLE, sample_coco
 from tiny import people, save_tiny_checkpoint, tiny_config
 
-from querypose_hf import COCO_17, CROWDPOSE_14, QueryPoseConfig, QueryPoseForPoseEstimation
+from querypose_hf import CROWDPOSE_14, QueryPoseConfig, QueryPoseForPoseEstimation
+from querypose_hf.assets import SAMPLE_IMAGE
 from querypose_hf.cli import build_parser
 from querypose_hf.data import CocoPoseDataset
-from querypose_hf.data.synthetic import SAMPLE_SCENE_PATH, render_sample_scene
 from querypose_hf.weights import backbone_weights
 
 
@@ -76,7 +77,7 @@ def in_folder(tmp_path, monkeypatch):
     checkpoint = tmp_path / "path" / "to" / "checkpoint"
     # sure of itself, so that there are people to speak of
     save_tiny_checkpoint(checkpoint, class_bias=4.0, longest_edge=96)
-    (tmp_path / "photo.jpg").write_bytes(SAMPLE_SCENE_PATH.read_bytes())
+    (tmp_path / "photo.jpg").write_bytes(SAMPLE_IMAGE.read_bytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -159,17 +160,11 @@ def test_training(in_folder, monkeypatch):
     monkeypatch.setattr(QueryPoseConfig, "from_variant", lambda variant: tiny_config())
     loaded = []
     monkeypatch.setattr(backbone_weights, "load_imagenet_weights", loaded.append)
-    sample = render_sample_scene()
-    width, height = sample["image"].size
-    sample["image"].save("scene.jpg")
-    images = [{"id": sample["image_id"], "file_name": "scene.jpg", "width": width, "height": height}]
-    categories = [{"id": 1, "name": "person", "keypoints": list(COCO_17.keypoint_names), "skeleton": []}]
-    content = {"images": images, "annotations": sample["annotations"], "categories": categories}
-    Path("coco.json").write_text(json.dumps(content))
-    annotations = [{"image_id": 0, "annotations": sample["annotations"]}]
-    namespace, _ = run("docs/training.md", images=[sample["image"]], annotations=annotations)
+    Path("coco.json").write_text(json.dumps(sample_coco()))
+    annotations = [{"image_id": 1, "annotations": SAMPLE_PEOPLE}]
+    namespace, _ = run("docs/training.md", images=[PIL.Image.open(SAMPLE_IMAGE)], annotations=annotations)
     assert loaded and namespace["outputs"].loss.isfinite()
     assert namespace["config"].keypoint_flip_indices == [0, 2, 1, 3, 4]
-    dataset = CocoPoseDataset("crowdpose_like.json", in_folder)
+    dataset = CocoPoseDataset("crowdpose_like.json", SAMPLE_IMAGE.parent)
     assert dataset.keypoint_names == CROWDPOSE_14.keypoint_names
-    assert len(dataset.annotations(0)) == len(sample["annotations"])
+    assert len(dataset.annotations(0)) == len(SAMPLE_PEOPLE)

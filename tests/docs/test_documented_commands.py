@@ -42,7 +42,7 @@ LEAVES = {
     "check-data": "report",
     "card": "runs/r50/best/README.md",
     "export": "exported*/config.json",
-    "predict": "outputs/sample_scene_poses.jpg",
+    "predict": "outputs/sample_poses.jpg",
 }
 
 

@@ -2,14 +2,15 @@
 
 import json
 
+import PIL.Image
 import pytest
 import torch
 from test_modeling_querypose import images, make_model
 from transformers import pipeline
 
 from querypose_hf import QueryPoseImageProcessorPil
+from querypose_hf.assets import SAMPLE_IMAGE
 from querypose_hf.cli import main
-from querypose_hf.data.synthetic import render_sample_scene
 from querypose_hf.export import ExportedPoseEstimator, export_model
 
 
@@ -135,7 +136,7 @@ def test_pipeline_of_an_exported_model(checkpoint, onnx_folder):
         model=ExportedPoseEstimator.from_export(onnx_folder),
         image_processor=AutoImageProcessor.from_pretrained(onnx_folder),
     )
-    picture = render_sample_scene()["image"]
+    picture = PIL.Image.open(SAMPLE_IMAGE)
     found = exported([picture, picture], threshold=0.0, batch_size=2)
     expected = pipeline("pose-estimation", model=str(checkpoint))(picture, threshold=0.0, keypoint_top_k=TOP_K)
     for people in found:

@@ -14,7 +14,7 @@ import torch
 from tiny import tiny_config
 
 from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
-from querypose_hf.data.synthetic import SAMPLE_SCENE_PATH
+from querypose_hf.assets import SAMPLE_IMAGE
 from querypose_hf.hub.push import copy_handler
 
 
@@ -39,7 +39,7 @@ def handler(repository):
 
 @pytest.fixture(scope="module")
 def content():
-    picture = PIL.Image.open(SAMPLE_SCENE_PATH)
+    picture = PIL.Image.open(SAMPLE_IMAGE)
     picture.thumbnail((160, 160))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
@@ -122,7 +122,7 @@ def test_parameters(handler, content):
         ({"inputs": []}, "`inputs` has 0 pictures; expected from 1 to 16"),
         ({"inputs": [b""] * 17}, "`inputs` has 17 pictures"),
         ({"inputs": "/etc/passwd"}, "expected a picture as base64 text or a URL"),
-        ({"inputs": str(SAMPLE_SCENE_PATH)}, "expected a picture as base64 text or a URL"),
+        ({"inputs": str(SAMPLE_IMAGE)}, "expected a picture as base64 text or a URL"),
         ({"inputs": "file:///etc/passwd"}, "expected a picture as base64 text or a URL"),
         ({"inputs": base64.b64encode(b"no picture").decode()}, "`inputs` is no picture that can be read"),
         ({"inputs": [b"%!PS-Adobe-3.0 EPSF-3.0\n"]}, r"`inputs\[0\]` is no picture that can be read"),

@@ -83,7 +83,7 @@ def test_a_checkpoint_arrives_as_a_whole_in_one_commit(hub, checkpoint, tmp_path
     assert commit.oid == repository.refs["main"]
     files = contents(hub)
     assert {*HUB_FILES, "config.json", "model.safetensors", "preprocessor_config.json", "handler.py"} <= set(files)
-    assert {"README.md", "requirements.txt", "metrics.json", "examples/sample_scene_poses.jpg"} <= set(files)
+    assert {"README.md", "requirements.txt", "metrics.json", "examples/sample_poses.jpg"} <= set(files)
     assert "optimizer.pt" not in files
     assert files["model.safetensors"] == (checkpoint / "model.safetensors").read_bytes()
     assert repository.find("main").files["model.safetensors"].is_lfs
@@ -91,7 +91,7 @@ def test_a_checkpoint_arrives_as_a_whole_in_one_commit(hub, checkpoint, tmp_path
     assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
 
     card = ModelCard(files["README.md"].decode())
-    assert "![people found in a picture](examples/sample_scene_poses.jpg)" in card.text
+    assert "![people found in a picture](examples/sample_poses.jpg)" in card.text
     assert 'model="pose"' in card.text
     assert [(one.metric_name, one.metric_value) for one in card.data.eval_results] == [
         ("keypoint AP, %", 43.21),
@@ -363,7 +363,7 @@ def test_the_page_about_the_hub_does_what_it_says(pushed):
     hub, home, _, _ = pushed
     files = contents(hub, "user/querypose-r50")
     assert hub.repositories["user/querypose-r50"].private and hub.repositories["user/querypose"].private
-    assert {"README.md", "metrics.json", "examples/sample_scene_poses.jpg", "handler.py"} <= set(files)
+    assert {"README.md", "metrics.json", "examples/sample_poses.jpg", "handler.py"} <= set(files)
     assert ModelCard(files["README.md"].decode()).data.eval_results[0].dataset_name == "COCO val2017"
     card = ModelCard.load(home / "runs" / "r50" / "best" / "README.md")
     assert (card.data.license, card.data.base_model) == ("apache-2.0", "user/base")

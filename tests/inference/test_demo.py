@@ -15,8 +15,8 @@ from tiny import tiny_config
 from transformers import pipeline
 
 from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
+from querypose_hf.assets import SAMPLE_IMAGE
 from querypose_hf.cli import main
-from querypose_hf.data.synthetic import SAMPLE_SCENE_PATH
 from querypose_hf.hub.space import write_space
 
 
@@ -87,13 +87,14 @@ def test_threshold_and_drawing_need_no_second_look(pose_estimator):
     from querypose_hf.inference.demo_actions import PoseDemo
 
     demo = PoseDemo(pose_estimator)
-    picture = PIL.Image.open(SAMPLE_SCENE_PATH).convert("RGB")
+    picture = PIL.Image.open(SAMPLE_IMAGE).convert("RGB")
     seen = demo.look_at(picture)
     visitor = "../a1"
-    expected = pose_estimator(picture, threshold=0.3)
+    threshold = float(np.mean([person["score"] for person in seen.people]))
+    expected = pose_estimator(picture, threshold=threshold)
     assert 0 < len(expected) < len(seen.people)
     everything = ["boxes", "skeleton", "names"]
-    drawn, text, people, people_file, picture_file = demo.show(seen, 0.3, everything, False, "", visitor)
+    drawn, text, people, people_file, picture_file = demo.show(seen, threshold, everything, False, "", visitor)
     assert [person["score"] for person in people] == pytest.approx([person["score"] for person in expected])
     assert people[0]["box"] == pytest.approx(expected[0]["box"], abs=0.01)
     assert text.startswith(f"{len(expected)} ")
@@ -102,9 +103,9 @@ def test_threshold_and_drawing_need_no_second_look(pose_estimator):
     with PIL.Image.open(picture_file) as saved:
         assert saved.tobytes() == drawn.tobytes()
     assert ".." not in people_file
-    nothing = demo.show(seen, 0.3, [], False, "", visitor)[0]
+    nothing = demo.show(seen, threshold, [], False, "", visitor)[0]
     assert nothing.tobytes() == picture.tobytes()
-    assert demo.show(seen, 0.3, [], True, "shoulder", visitor)[0].tobytes() != picture.tobytes()
+    assert demo.show(seen, threshold, [], True, "shoulder", visitor)[0].tobytes() != picture.tobytes()
     demo.forget(visitor)
     with pytest.raises(FileNotFoundError):
         open(people_file)
@@ -142,14 +143,14 @@ def test_page_in_a_browser(page_address, pose_estimator, browse, tmp_path):
     import playwright.sync_api as api
 
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"broken" * 20)
-    expected = len(pose_estimator(str(SAMPLE_SCENE_PATH), threshold=0.3))
+    expected = len(pose_estimator(str(SAMPLE_IMAGE), threshold=0.3))
     asked = []
     browser = browse()
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(40_000)
     page.on("request", lambda request: asked.append(request.url))
     page.goto(page_address)
-    page.locator("#image input[type=file]").set_input_files(str(SAMPLE_SCENE_PATH))
+    page.locator("#image input[type=file]").set_input_files(str(SAMPLE_IMAGE))
     summary = page.locator("#summary")
     api.expect(summary).to_contain_text("above 0.30", timeout=40_000)
     assert people_shown(summary.inner_text()) == expected
@@ -175,7 +176,7 @@ def test_page_in_a_browser(page_address, pose_estimator, browse, tmp_path):
 
 def test_webcam_in_a_browser(page_address, browse, tmp_path):
     """Chromium's own stand-in for a camera shows the scene, and people are drawn on it."""
-    with PIL.Image.open(SAMPLE_SCENE_PATH) as opened:
+    with PIL.Image.open(SAMPLE_IMAGE) as opened:
         scene = opened.convert("RGB").resize((320, 240))
     scene.save(tmp_path / "camera.mjpeg", "JPEG")
     browser = browse(

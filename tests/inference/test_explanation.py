@@ -7,8 +7,8 @@ import torch
 from tiny import tiny_config
 
 from querypose_hf import COCO_17, QueryPoseForPoseEstimation, QueryPoseImageProcessor
+from querypose_hf.assets import SAMPLE_IMAGE
 from querypose_hf.cli import main
-from querypose_hf.data.synthetic import SAMPLE_SCENE_PATH
 from querypose_hf.inference.explanation import explain_people, name_parts
 from querypose_hf.inference.explanation_drawing import draw_part_attention, overlay_part_attention
 
@@ -22,7 +22,7 @@ def model_and_processor():
 
 @pytest.fixture(scope="module")
 def scene():
-    return PIL.Image.open(SAMPLE_SCENE_PATH).convert("RGB")
+    return PIL.Image.open(SAMPLE_IMAGE).convert("RGB")
 
 
 def test_maps_are_the_models_own(model_and_processor, scene):
@@ -40,7 +40,7 @@ def test_maps_are_the_models_own(model_and_processor, scene):
             expected = outputs.part_attentions[stage][0, found.query].numpy()
             assert found.maps[stage] == pytest.approx(expected, abs=1e-6)
         x, y, width, height = outputs.pred_boxes[0, found.query].tolist()
-        corners = [(x - width / 2) * 640, (y - height / 2) * 480, (x + width / 2) * 640, (y + height / 2) * 480]
+        corners = [(x - width / 2) * 640, (y - height / 2) * 360, (x + width / 2) * 640, (y + height / 2) * 360]
         assert found.boxes[-1] == pytest.approx(corners, abs=1e-2)
     assert explain_people(model, image_processor, scene, threshold=1.0) == []
 
@@ -114,14 +114,14 @@ def test_training_mode_is_refused(model_and_processor, scene):
 def test_command(model_and_processor, tmp_path, capsys):
     for part in model_and_processor:
         part.save_pretrained(tmp_path / "model")
-    arguments = ["explain", str(SAMPLE_SCENE_PATH), "--model", str(tmp_path / "model"), "--threshold", "0.001"]
+    arguments = ["explain", str(SAMPLE_IMAGE), "--model", str(tmp_path / "model"), "--threshold", "0.001"]
     arguments += ["--top-k", "2", "--output", str(tmp_path / "out")]
     assert main(arguments) == 0
     assert "2 people, drawn to" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "sample_scene_parts.png",
-        "sample_scene_person1_parts.png",
-        "sample_scene_person2_parts.png",
+        "sample_parts.png",
+        "sample_person1_parts.png",
+        "sample_person2_parts.png",
     ]
     assert main([*arguments, "--top-k", "0"]) == 2
     assert "--top-k must be at least 1, but is 0" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from tiny import tiny_config
 from transformers import pipeline
 
 from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
-from querypose_hf.data.synthetic import SAMPLE_SCENE_PATH
+from querypose_hf.assets import SAMPLE_IMAGE
 from querypose_hf.inference.interoperability import (
     PeopleArrays,
     fiftyone_skeleton,
@@ -28,7 +28,7 @@ def found(tmp_path_factory):
     torch.manual_seed(0)
     model = QueryPoseForPoseEstimation(tiny_config()).eval()
     image_processor = QueryPoseImageProcessor(size={"shortest_edge": 96, "longest_edge": 160})
-    picture = PIL.Image.open(SAMPLE_SCENE_PATH)
+    picture = PIL.Image.open(SAMPLE_IMAGE)
     with torch.no_grad():
         outputs = model(**image_processor(picture, return_tensors="pt"))
     [people] = image_processor.post_process_pose_estimation(outputs, threshold=0.0, target_sizes=[picture.size[::-1]])
@@ -104,7 +104,7 @@ def test_fiftyone(found, tmp_path):
     np.testing.assert_allclose(np.array(points.points) * [width, height] - 0.5, person["keypoints"], atol=1e-3)
     np.testing.assert_allclose(points.confidence, person["scores"], atol=1e-6)
     assert (box.label, box.index, points.index) == ("person", 0, 0)
-    sample = to_fiftyone_sample(SAMPLE_SCENE_PATH, people, config, (height, width), field="found")
+    sample = to_fiftyone_sample(SAMPLE_IMAGE, people, config, (height, width), field="found")
     assert len(sample["found_keypoints"].keypoints) == len(people)
     assert sample["found_boxes"].detections[0].confidence == pytest.approx(float(person["score"]))
     skeleton = fiftyone_skeleton(config)

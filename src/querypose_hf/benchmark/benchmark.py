@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..data.synthetic import SAMPLE_SCENE_PATH
+from ..assets import SAMPLE_IMAGE
 from ..model.configuration_querypose import QueryPoseConfig
 from ..model.image_decoding_querypose import decode_image
 from ..model.image_processing_querypose import QueryPoseImageProcessor
@@ -243,7 +243,7 @@ def _image_path(
         "keypoint_scores": rand(keypoints),
         "keypoint_query_mask": mask,
     }
-    with tempfile.TemporaryDirectory() as folder, PIL.Image.open(SAMPLE_SCENE_PATH) as picture:
+    with tempfile.TemporaryDirectory() as folder, PIL.Image.open(SAMPLE_IMAGE) as picture:
         path = Path(folder) / "picture.jpg"
         scale = 640 / max(size)
         picture.resize((round(width * scale), round(height * scale))).save(path, quality=92)

@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
         nargs="*",
         metavar="IMAGE",
         help="picture or video files, folders or patterns of them, URLs, streams such as rtsp://..., or a webcam's "
-        "number; the package's own sample scene when left out",
+        "number; the photograph that comes with the package when left out",
     )
     add_model_option(parser)
     add_threshold_option(parser)
@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from ..data.synthetic import SAMPLE_SCENE_PATH
+    from ..assets import SAMPLE_IMAGE
 
     options.threshold = threshold_of(options)
     if options.dataset is not None or options.output_parquet is not None:
@@ -54,7 +54,7 @@ def _predict(options: argparse.Namespace) -> None:
         return
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"--output must be a folder, but {options.output} is a file.")
-    images = expand_sources(options.images) or [str(SAMPLE_SCENE_PATH)]
+    images = expand_sources(options.images) or [str(SAMPLE_IMAGE)]
     for image in images:
         if not is_video(image):
             check_image(image)

@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
         "--examples",
         nargs="*",
         metavar="PICTURE",
-        help="pictures to show people in (the package's sample scene; none when nothing follows)",
+        help="images to show people in (the photograph that comes with the package; none when nothing follows)",
     )
     parser.add_argument("--license", default="mit", help="licence of the weights, for a new card (%(default)s)")
     parser.add_argument("--base-model", help="Hub id of what training started from, for a new card")
@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _push(options: argparse.Namespace) -> None:
-    from ..data.synthetic import SAMPLE_SCENE_PATH
+    from ..assets import SAMPLE_IMAGE
     from ..hub.push import push_checkpoint
 
     commit = push_checkpoint(
@@ -44,7 +44,7 @@ def _push(options: argparse.Namespace) -> None:
         metrics=options.metrics,
         dataset_name=options.dataset_name,
         dataset_id=options.dataset_id,
-        examples=[SAMPLE_SCENE_PATH] if options.examples is None else options.examples,
+        examples=[SAMPLE_IMAGE] if options.examples is None else options.examples,
         license=options.license,
         base_model=options.base_model,
         datasets=options.datasets,

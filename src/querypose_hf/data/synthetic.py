@@ -17,10 +17,7 @@ from .synthetic_layouts import read_layouts
 from .synthetic_scene import render
 
 
-#: The scene that ships with the package as a picture to try a model on; made by [`render_sample_scene`].
-SAMPLE_SCENE_PATH = Path(__file__).resolve().parents[1] / "assets" / "sample_scene.jpg"
 _DEFAULT_SIZE = (640, 480)
-_SAMPLE_SCENE_SEED, _SAMPLE_SCENE_INDEX = 0, 16
 
 
 class SyntheticPeople(Dataset):
@@ -140,14 +137,6 @@ class SyntheticPeopleStream(IterableDataset):
         while self.source.length is None or index < self.source.length:
             yield self.source[index]
             index += self.step * workers
-
-
-def render_sample_scene() -> dict[str, Any]:
-    """Renders the scene at [`SAMPLE_SCENE_PATH`]: `SyntheticPeople(seed, people=(4, 4))[index]` for one good pair.
-
-    The file was written by `render_sample_scene()["image"].save(SAMPLE_SCENE_PATH, quality=92)`.
-    """
-    return SyntheticPeople(seed=_SAMPLE_SCENE_SEED, size=(640, 480), people=(4, 4))[_SAMPLE_SCENE_INDEX]
 
 
 def _is_integer(value: Any) -> bool:

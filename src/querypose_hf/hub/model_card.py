@@ -10,12 +10,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..assets import CARD_TEMPLATE
 from ..files import read_json
 from ..model.configuration_querypose import VARIANTS, QueryPoseConfig
 from ..model.skeletons import COCO_17, CROWDPOSE_14
 
 
-TEMPLATE = Path(__file__).parents[1] / "assets" / "model_card_template.md"
 PAPER = "https://arxiv.org/abs/2212.07855"
 ORIGINAL_CODE = "https://github.com/buptxyb666/QueryPose"
 
@@ -249,7 +249,7 @@ def build_model_card(
         "paper": PAPER,
         "original_code": ORIGINAL_CODE,
     }
-    card = ModelCard.from_template(data, template_path=str(TEMPLATE), **values)
+    card = ModelCard.from_template(data, template_path=str(CARD_TEMPLATE), **values)
     card.text = re.sub(r"\n{3,}", "\n\n", card.text).rstrip() + "\n"  # of the template's parts that are left out
     return card
 

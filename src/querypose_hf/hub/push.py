@@ -23,7 +23,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from ..data.synthetic import SAMPLE_SCENE_PATH
+from ..assets import SAMPLE_CREDIT, SAMPLE_IMAGE
 from ..files import read_json, write_json
 from ..model.configuration_querypose import HUB_ENTRIES, HUB_FILES, QueryPoseConfig
 from .model_card import MeasuredFigures, add_figures, build_model_card, check_model_card, find_variant, save_model_card
@@ -66,7 +66,7 @@ def push_checkpoint(
     metrics: str | os.PathLike | None = None,
     dataset_name: str | None = None,
     dataset_id: str | None = None,
-    examples: Sequence[str | os.PathLike] = (SAMPLE_SCENE_PATH,),
+    examples: Sequence[str | os.PathLike] = (SAMPLE_IMAGE,),
     license: str = "mit",
     base_model: str | None = None,
     datasets: Sequence[str] | None = None,
@@ -94,7 +94,8 @@ def push_checkpoint(
         repo_id (`str`): `"user/name"`, or `"name"` for one's own.
         metrics (`str` or `os.PathLike`, *optional*): `metrics.json` of `querypose evaluate`.
         dataset_name, dataset_id (`str`, *optional*): what was scored, see [`MeasuredFigures.read`].
-        examples (`Sequence`, *optional*): pictures to show people in; the package's own sample scene by default.
+        examples (`Sequence`, *optional*): pictures to show people in; by default the photograph that comes
+            with the package.
         license, base_model, datasets: for a new card, see [`build_model_card`].
         private (`bool`, *optional*): whether a new repository is private.
         revision (`str`, *optional*): the branch; made from the main one if there is none.
@@ -137,6 +138,9 @@ def push_checkpoint(
             uploads.append(Upload("metrics.json", Path(metrics)))
         card_options = {"license": license, "base_model": base_model, "datasets": datasets}
         card = _card(Path(folder), repo_id, figures, [f"examples/{path.name}" for path in shown], card_options)
+        for source, path in zip(examples, shown, strict=True):
+            if source == SAMPLE_IMAGE:
+                card.text = card.text.replace(f"(examples/{path.name})", f"(examples/{path.name})\n\n{SAMPLE_CREDIT}")
         check_model_card(card)
         uploads.append(Upload("README.md", save_model_card(card, staging / "README.md")))
         try:
