@@ -1,11 +1,7 @@
 """What a user does with `querypose train`."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +9,8 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
-from places import PROJECT
+from launching import run_two_processes
+from places import SHARED
 from small_data import relabelled_for_crowdpose, small_experiment, write_rendered_coco
 from transformers import AutoModelForPoseEstimation
 
@@ -23,7 +20,6 @@ from querypose_hf.training import run
 from querypose_hf.training.checkpoints import find_checkpoints, load_checkpoint
 
 
-REPOSITORY = PROJECT
 MEASURED = ("images_per_second", "data_wait", "memory_gib")
 
 
@@ -69,11 +65,6 @@ def finished(config, tmp_path_factory):
 
 def train(*arguments) -> int:
     return main(["train", *map(str, arguments)])
-
-
-def environment() -> dict[str, str]:
-    path = os.pathsep.join([str(REPOSITORY / "src"), *sys.path])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def computed(folder) -> list[dict]:
@@ -125,23 +116,10 @@ def test_resumed_goes_on_as_if_never_stopped(config, finished, tmp_path):
 
 
 def test_two_processes(config, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folder = tmp_path / "run"
-    # what `accelerate launch` does with several GPUs; it starts no more than one process on CPUs
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    script = [str(REPOSITORY / "scripts" / "train.py"), "--config", str(config), "--output", str(folder)]
-    done = subprocess.run(
-        [*launch, *script, "--steps", "3"],
-        env={**environment(), "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("6 images in an epoch") == 1  # the first process alone speaks
+    arguments = ["train", "--config", str(config), "--output", str(folder), "--steps", "3"]
+    printed = run_two_processes(tmp_path / "output", main, arguments)
+    assert ["6 images in an epoch" in text for text in printed] == [True, False]  # only the first process speaks
     records = [record for record in computed(folder) if "loss" in record]
     # six images in batches of two: with two processes an epoch has two steps, with one it has three
     assert [(record["step"], record["epoch"]) for record in records] == [(1, 0), (2, 0), (3, 1)]
@@ -174,9 +152,9 @@ class TestOtherKeypoints:
         assert [record["step"] for record in computed(tmp_path / "run")] == [3, 3]  # three batches of two
 
     def test_photographs(self, finished, tmp_path, capsys):
-        data = Path(os.environ.get("QUERYPOSE_SHARED", REPOSITORY / ".." / "shared")) / "data" / "coco_fullres"
+        data = SHARED / "data" / "coco_fullres"
         if not data.is_dir():
-            pytest.skip(f"no photographs at {data}; QUERYPOSE_SHARED can name the folder that they are in")
+            pytest.skip(f"no photographs at {data}; QUERYPOSE_SHARED can name the folder of `data`")
         content = relabelled_for_crowdpose(json.loads((data / "person_keypoints.json").read_text()))
         assert all(len(person["keypoints"]) == 42 for person in content["annotations"])
         path = tmp_path / "photographs.json"

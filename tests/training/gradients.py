@@ -1,15 +1,10 @@
-"""Gradients of one batch, by one process or as one of several, in float64; also the program of each process."""
+"""Gradients of one batch, by one process or as one of several, in float64."""
 
-import sys
 from pathlib import Path
 
 import torch
-from torch import nn
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny import people, tiny_config
+from torch import nn
 
 from querypose_hf import QueryPoseForPoseEstimation
 from querypose_hf.training.loop import build_accelerator
@@ -43,8 +38,8 @@ def gradients_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def write_gradients(folder: Path) -> None:
+    """What each process does."""
     torch.set_num_threads(1)
     accelerator = build_accelerator(TrainingConfig(trackers=()), folder)
     rank, size = accelerator.process_index, accelerator.num_processes
@@ -60,7 +55,3 @@ def main() -> None:
         mean_loss = accelerator.reduce(loss.detach(), reduction="mean")
         if accelerator.is_main_process:
             torch.save({"loss": mean_loss, "gradients": gradients_of(model), "processes": size}, folder / f"{case}.pt")
-
-
-if __name__ == "__main__":
-    main()

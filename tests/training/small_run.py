@@ -1,21 +1,15 @@
-"""A training run of seconds on pictures made of noise; also a program, so that tests can start, kill and resume it."""
+"""A training run of seconds on images of noise, which tests start, kill and resume."""
 
-import argparse
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
-from torch.utils.data import Dataset
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from tiny import tiny_config
+from torch.utils.data import Dataset
 
 from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.data import AugmentedPoseDataset, HorizontalFlip, PoseAugmentation, ResizeShortSide
@@ -24,8 +18,8 @@ from querypose_hf.training.loop import TrainingLoop
 from querypose_hf.training.recipe import LearningRateSchedule, TrainingConfig
 
 
-class NoisePictures(Dataset):
-    """Small pictures, wide and tall, with 0 to 3 people each."""
+class NoiseImages(Dataset):
+    """Small images, wide and tall, with 0 to 3 people each."""
 
     def __init__(self, count: int = 11):
         self.sizes = np.array([(64, 48) if index % 2 else (48, 64) for index in range(count)])
@@ -64,7 +58,7 @@ def small_loop(folder, config=None, evaluate=None, **model_fields) -> TrainingLo
     torch.manual_seed(0)
     model = QueryPoseForPoseEstimation(tiny_config(**{"dropout": 0.1, **model_fields}))
     steps = [HorizontalFlip(COCO_17.flip_indices), ResizeShortSide((48, 64), 96)]
-    dataset = AugmentedPoseDataset(NoisePictures(), PoseAugmentation(steps), seed=5)
+    dataset = AugmentedPoseDataset(NoiseImages(), PoseAugmentation(steps), seed=5)
     image_processor = QueryPoseImageProcessor(num_keypoints=17)
     return TrainingLoop(model, dataset, image_processor, config or small_config(), folder, evaluate=evaluate)
 
@@ -88,20 +82,14 @@ def hang_while_writing_checkpoint(number: int, marker: Path) -> None:
     torch.save = save_or_hang
 
 
-def main(command_line: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--length", type=int, default=14)
-    parser.add_argument("--hang-in-checkpoint", type=int)
-    arguments = parser.parse_args(command_line)
+def run_or_resume(folder: Path, length: int = 14, hang_in_checkpoint: int | None = None) -> None:
+    """Trains, and notes the images of each batch and the final weights."""
     torch.set_num_threads(1)  # sums depend on how many threads share them
-    arguments.folder.mkdir(exist_ok=True)
-    if arguments.hang_in_checkpoint:
-        hang_while_writing_checkpoint(arguments.hang_in_checkpoint, arguments.folder / "hanging")
-    loop = small_loop(
-        arguments.folder, small_config(arguments.length), evaluate=lambda model: {"AP": torch.rand(()).item()}
-    )
-    order = (arguments.folder / f"order_{loop.accelerator.process_index}.jsonl").open("a")
+    folder.mkdir(exist_ok=True)
+    if hang_in_checkpoint is not None:
+        hang_while_writing_checkpoint(hang_in_checkpoint, folder / "hanging")
+    loop = small_loop(folder, small_config(length), evaluate=lambda model: {"AP": torch.rand(()).item()})
+    order = (folder / f"order_{loop.accelerator.process_index}.jsonl").open("a")
 
     def note_images(module, args, kwargs):
         images = [int(label["image_id"]) for label in kwargs["labels"]]
@@ -113,9 +101,5 @@ def main(command_line: list[str] | None = None) -> None:
     if loop.accelerator.is_main_process:
         torch.save(
             {"model": loop.model.state_dict(), "average": loop.average.module.state_dict()},
-            arguments.folder / "weights.pt",
+            folder / "weights.pt",
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -2,15 +2,14 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from small_run import main, read_log
+from launching import start_process
+from small_run import read_log, run_or_resume
 from tiny import tiny_config
 
 from querypose_hf import QueryPoseForPoseEstimation
@@ -24,31 +23,30 @@ from querypose_hf.training.checkpoints import (
 )
 
 
-PROGRAM = Path(__file__).with_name("small_run.py")
 #: What differs between two runs that compute the same.
 MEASURED = ("images_per_second", "data_wait", "memory_gib")
 
 
-def start(folder, *arguments) -> subprocess.Popen:
-    command = [sys.executable, str(PROGRAM), str(folder), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(folder, **options):
+    return start_process(f"{folder}.output", {}, partial(run_or_resume, folder, **options))
 
 
 def run_to_the_end(folder) -> None:
     threads = torch.get_num_threads()
     try:
-        main([str(folder)])
+        run_or_resume(folder)
     finally:
         torch.set_num_threads(threads)
 
 
-def kill_when(process: subprocess.Popen, is_time) -> None:
+def kill_when(process, is_time) -> None:
     deadline = time.monotonic() + 120
     while not is_time():
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        assert process.is_alive() and time.monotonic() < deadline, "the run ended before it could be killed"
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def computed(folder) -> list[dict]:
@@ -99,7 +97,7 @@ class TestKilledRun:
 
     def test_killed_while_a_checkpoint_is_written(self, reference, tmp_path):
         folder = tmp_path / "run"
-        process = start(folder, "--hang-in-checkpoint", 2)
+        process = start(folder, hang_in_checkpoint=2)
         kill_when(process, (folder / "hanging").exists)
         checkpoints = folder / "checkpoints"
         assert [path.name for path in find_checkpoints(checkpoints)] == ["step_000000003.pt"]

@@ -1,54 +1,18 @@
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from gradients import CASES, gradients_of, model_and_batch
-from small_run import read_log
-
-
-HERE = Path(__file__).parent
-
-
-def run_two_processes(program: str, folder: Path, *arguments) -> None:
-    """Starts the program as two processes that talk to each other by gloo, as `accelerate launch --cpu` does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes, outputs = [], []
-    for rank in range(2):
-        environment = {
-            **os.environ,
-            "ACCELERATE_USE_CPU": "true",
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        output = Path(f"{folder}.output_{rank}")
-        outputs.append(output)
-        command = [sys.executable, str(HERE / program), str(folder), *map(str, arguments)]
-        with output.open("w") as file:
-            processes.append(subprocess.Popen(command, env=environment, stdout=file, stderr=file))
-    try:
-        for process, output in zip(processes, outputs, strict=True):
-            assert process.wait(timeout=150) == 0, output.read_text()[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
+from gradients import CASES, gradients_of, model_and_batch, write_gradients
+from launching import run_two_processes
+from small_run import read_log, run_or_resume
 
 
 @pytest.fixture(scope="module")
 def of_two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gradients")
-    run_two_processes("gradients.py", folder)
+    run_two_processes(folder / "output", write_gradients, folder)
     return {case: torch.load(folder / f"{case}.pt") for case in CASES}
 
 
@@ -79,10 +43,10 @@ def images_by_step(folder: Path) -> dict[tuple[int, int], list[int]]:
 
 def test_a_run_of_two_processes_goes_on_from_a_checkpoint(tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    run_two_processes("small_run.py", whole, "--length", 5)
+    run_two_processes(tmp_path / "output", run_or_resume, whole, 5)
     shutil.copytree(whole, resumed)
     (resumed / "checkpoints" / "step_000000005.pt").unlink()
-    run_two_processes("small_run.py", resumed, "--length", 5)
+    run_two_processes(tmp_path / "output", run_or_resume, resumed, 5)
     images = images_by_step(whole)
     first_epoch = [image for (epoch, _), batch in images.items() if epoch == 0 for image in batch]
     # eleven images in three batches for each of two processes: one comes twice

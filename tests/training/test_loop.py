@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from small_run import NoisePictures, read_log, small_config, small_loop
+from small_run import NoiseImages, read_log, small_config, small_loop
 
 from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.training.checkpoints import find_checkpoints
@@ -153,7 +153,7 @@ class TestErrors:
     def test_no_images(self, tmp_path):
         model = QueryPoseForPoseEstimation(small_loop(tmp_path).model.config)
         with pytest.raises(ValueError, match="`dataset` is empty"):
-            TrainingLoop(model, NoPictures(), QueryPoseImageProcessor(), small_config(), tmp_path)
+            TrainingLoop(model, NoImages(), QueryPoseImageProcessor(), small_config(), tmp_path)
 
     def test_a_metric_that_the_evaluation_does_not_give(self, tmp_path, caplog):
         config = small_config(1, schedule=one_step(), best_metric="accuracy")
@@ -170,7 +170,7 @@ class TestErrors:
         assert losses(tmp_path)[1] != 1.0
 
 
-class NoPictures(NoisePictures):
+class NoImages(NoiseImages):
     def __init__(self):
         super().__init__(1)
         self.sizes = self.sizes[:0]
@@ -188,6 +188,6 @@ def test_train(tmp_path):
     before = model.flow.scale[0][0].weight.clone()
     image_processor = QueryPoseImageProcessor(size={"shortest_edge": 48, "longest_edge": 96}, num_keypoints=17)
     folder = tmp_path / "run"
-    figures = train(model, NoisePictures(), image_processor, config, folder, evaluate=lambda model: {"AP": 1})
+    figures = train(model, NoiseImages(), image_processor, config, folder, evaluate=lambda model: {"AP": 1})
     assert figures == {"AP": 1.0}
     assert not torch.equal(model.flow.scale[0][0].weight, before)

@@ -77,7 +77,7 @@ def transfer_weights(
 ) -> TransferReport:
     """Starts a model from one that was trained for other keypoints.
 
-    - Coordinate layers: rows by the names of keypoints, in any order (`left_eye`, `Left Eye` and `lefteye` are the same
+    - Coordinate layers: rows by the names of keypoints, in any order (`left_eye`, `Left Eye`, `lefteye` are the same
       name); fresh where coordinates are relative to something else (`keypoint_origin`, `attention_sharpness`).
     - Parts: rows from the source's part that shares the most keypoint names, the first of several.
     - Instance queries: a target with fewer gets the first of the source's; one with more gets some of them twice, and
