@@ -20,7 +20,6 @@ ROOMS = {path.stem for path in SOURCE.iterdir() if path.is_dir() or path.suffix 
 #: Arrows beyond the table, and why they are there.
 EXCEPTIONS = {
     ("weights", "hub"): "a converted checkpoint gets its model card before its folder appears",
-    ("hub", "data"): "the generated sample is drawn on as an example",
 }
 
 
