@@ -225,7 +225,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(model, image_processor, dat
     part = output / "predictions.part0.jsonl"
     lines = part.read_bytes().splitlines()
     assert len(lines) == 1 + 4
-    # as if killed while the last line was written, and a second process had done the second picture
+    # as if killed while the last line was written, and a second process had finished the second image
     part.write_bytes(b"\n".join(lines[:-1]) + b"\n" + lines[-1][:50])
     (output / "predictions.part1.jsonl").write_bytes(lines[0] + b"\n" + lines[2] + b"\n")
 

@@ -23,7 +23,7 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.pictures, self.headings, self.text, self.links = [], [], [], [], []
+        self.open, self.images, self.headings, self.text, self.links = [], [], [], [], []
         self.feed(text)
         assert self.open == []
 
@@ -31,7 +31,7 @@ class Page(html.parser.HTMLParser):
         attributes = dict(attributes)
         self.links += [attributes[name] for name in ("src", "href") if name in attributes]
         if tag == "img":
-            self.pictures.append(attributes)
+            self.images.append(attributes)
         if tag not in ("img", "meta"):
             self.open.append(tag)
 
@@ -48,8 +48,8 @@ class Page(html.parser.HTMLParser):
             self.text.append(data.strip())
 
 
-def decoded(picture):
-    kind, data = picture["src"].split(",")
+def decoded(image):
+    kind, data = image["src"].split(",")
     assert kind == "data:image/jpeg;base64"
     return np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(data))))
 
@@ -88,7 +88,7 @@ def test_figures_and_curves(coco_case, tmp_path):
         assert f"{value:.3f}" in page.text
     assert "a <model>" in page.text
     assert "AP by size of person" in page.headings
-    assert page.pictures == []
+    assert page.images == []
     curve, sizes, people = (xml.etree.ElementTree.fromstring(chart) for chart in charts)
     assert len(curve.findall("polyline")) == sum(max(row) > 0 for row in curves["precision"])
     labels = [text.text for text in curve.findall("text")]
@@ -141,13 +141,13 @@ def test_the_worst_images_are_shown(one_person, tmp_path, stored_size):
     _, page, _ = read(tmp_path / "report")
     assert "Worst images" in page.headings
     assert "image 5: 1 person, 1 missed, mean OKS 0.00" in page.text
-    annotated, found = map(decoded, page.pictures)
+    annotated, found = map(decoded, page.images)
     assert annotated.shape == found.shape == (420, 560, 3)
 
-    def drawn_at(picture, x, y):
+    def drawn_at(image, x, y):
         """Whether something is drawn at a place given in pixels of the annotations."""
         column, row = int((x + 0.5) * 560 / 640), int((y + 0.5) * 420 / 480)
-        return bool((np.abs(picture[row - 1 : row + 2, column - 1 : column + 2].astype(int) - grey) > 60).any())
+        return bool((np.abs(image[row - 1 : row + 2, column - 1 : column + 2].astype(int) - grey) > 60).any())
 
     for x, y in ((110, 110), (150, 150), (190, 190), (130, 130), (100, 150)):  # keypoints, limb, edge of the box
         assert drawn_at(annotated, x, y)
@@ -183,7 +183,7 @@ def test_results_without_boxes_and_few_images(crowdpose_case, tmp_path):
     )
     content, page, _ = read(tmp_path / "report")
     assert len(content["worst_images"]) == 2
-    assert len(page.pictures) == 4
+    assert len(page.images) == 4
 
 
 def test_an_image_that_cannot_be_read(coco_case, tmp_path):

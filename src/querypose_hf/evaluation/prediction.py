@@ -51,7 +51,7 @@ def predict_dataset(
 
     Args:
         model: a checkpoint's folder or Hub id, or a QueryPose model with its pose estimation head. A model that is
-            passed in is in evaluation mode for the time being.
+            passed in is in evaluation mode meanwhile.
         annotations: a COCO JSON file or what one holds, of which `images` (with `file_name`, `width` and `height`) and
             `categories` are read; or the [`ImageList`] or [`KeypointGroundTruth`] read from it.
         images_dir (`str` or `os.PathLike`): the folder that `file_name` is relative to.

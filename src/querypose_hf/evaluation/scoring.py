@@ -1,4 +1,4 @@
-"""Scores of checked results: the figures of a protocol, and what is behind them."""
+"""Scores of checked results: a protocol's figures, precision-recall curves, the worst images."""
 
 import importlib
 import importlib.metadata

@@ -103,7 +103,7 @@ def merge_views(views: Sequence[People], sigmas: Sequence[float], top_k: int | N
 
 
 def _weighted(people: People) -> People:
-    """Sums over views, here over one: what is averaged, times its weight, beside the weights."""
+    """Sums over views, here over one: weights, and coordinates times their weights."""
     score = np.maximum(people["score"], 1e-12)
     confidence = np.maximum(people["scores"], 1e-12)
     return {

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
-from accelerate.utils import broadcast_object_list
 from torch.utils.data import Subset
 
 from ..checks import shown
@@ -17,7 +16,7 @@ from ..evaluation.prediction import check_model, predict_dataset
 from ..evaluation.protocols import resolve_sigmas
 from ..evaluation.scoring import check_backend, score_keypoints
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
-from ..processes import this_process
+from ..processes import process_group, this_process
 from .experiment import ValidationSource
 from .sources import DataDescription, open_source
 
@@ -63,13 +62,11 @@ class Validation:
         """The protocol's figures, in every process; those that nobody is annotated for are left out."""
         truth = self.ground_truth
         results = predict_dataset(model, truth, self.images, self.settings, image_processor=self.image_processor)
-        figures: list[Any] = [None]
-        if this_process().is_main_process:
-            metrics = score_keypoints(truth, results, self._sigmas(model), progress=False).metrics
-            figures = [{name: value for name, value in metrics.items() if value is not None}]
-        if this_process().num_processes > 1:
-            broadcast_object_list(figures)
-        return figures[0]
+        with process_group() as group:
+            metrics: dict[str, float | None] = {}
+            if group.rank == 0:
+                metrics = score_keypoints(truth, results, self._sigmas(model), progress=False).metrics
+            return {name: value for name, value in group.broadcast(metrics).items() if value is not None}
 
 
 def _as_coco(dataset: Any, category_ids: Sequence[int], folder: Path) -> Mapping[str, Any]:
