@@ -1,7 +1,14 @@
 """Where the time goes, and how it compares, measured side by side in one run."""
 
-from .benchmark import BenchmarkSettings, run_benchmark
-from .report import describe_results, write_results
+from typing import TYPE_CHECKING
 
+from ..lazy import lazy_names
+
+
+if TYPE_CHECKING:
+    from .benchmark import BenchmarkSettings, run_benchmark
+    from .report import describe_results, write_results
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = ["BenchmarkSettings", "describe_results", "run_benchmark", "write_results"]

@@ -1,7 +1,14 @@
 """Models as files for other engines: ONNX Runtime, OpenVINO, and torch without this package."""
 
-from .exported_model import ExportedPoseEstimator
-from .exporting import FORMATS, export_model
+from typing import TYPE_CHECKING
 
+from ..lazy import lazy_names
+
+
+if TYPE_CHECKING:
+    from .exported_model import ExportedPoseEstimator
+    from .exporting import FORMATS, export_model
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
 
 __all__ = ["FORMATS", "ExportedPoseEstimator", "export_model"]

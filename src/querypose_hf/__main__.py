@@ -1,0 +1,9 @@
+"""`python -m querypose_hf` is the command `querypose`."""
+
+import sys
+
+from .cli import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())
