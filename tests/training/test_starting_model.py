@@ -58,7 +58,7 @@ class TestConfig:
             config = build_config(ModelSettings(checkpoint=checkpoint), description(names))
         assert config.keypoint_parts == [[0, 4], [1, 3], [2]]
         assert config.keypoint_sigmas == pytest.approx([0.062, 0.026, 0.067, 0.035, 0.072])
-        assert any("`keypoint_sigmas` of tail not given" in str(warning.message) for warning in caught)
+        assert any("`keypoint_sigmas` of tail are not given" in str(warning.message) for warning in caught)
 
     def test_checkpoint_with_other_settings(self, checkpoint):
         settings = ModelSettings(checkpoint=checkpoint, overrides={"dropout": 0.2, "num_queries": 5, "part_dim": 8})
@@ -76,8 +76,8 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"num_keypoints": 3}, "3 keypoints are given, and the data has 17"),
-            ({"keypoint_names": ["a"] * 17}, "`model.keypoint_names` is .* and the data's are"),
+            ({"num_keypoints": 3}, "`model` has 3 keypoints; expected 17, as in the data"),
+            ({"keypoint_names": ["a"] * 17}, "`model.keypoint_names` is .*; expected those of the data"),
             ({"d_model": 30}, "`model`: .*`d_model` .30. must be divisible"),
             ({"d_model": "wide"}, "`model`: .*'d_model' expected int, got str"),
             ({"neck_type": "hrfpn"}, "`model`: .*`neck_type` 'hrfpn' joins the branches"),

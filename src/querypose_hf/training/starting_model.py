@@ -1,4 +1,4 @@
-"""The model of a training experiment, for the keypoints of its data, and its image processor."""
+"""The model that an experiment starts from, made for the keypoints of its data, and its image processor."""
 
 import copy
 import warnings
@@ -32,8 +32,8 @@ _LABEL_FIELDS = ("id2label", "label2id", "num_labels")
 def build_config(settings: ModelSettings, data: DataDescription) -> QueryPoseConfig:
     """The configuration: the checkpoint's, the variant's or the one given, for the keypoints and classes of the data.
 
-    Fields about keypoints that the description sets come before the data's. What neither tells comes from the known
-    skeleton of the same names, and then from the checkpoint, keypoint by keypoint.
+    Fields about keypoints come from the description, then from the data, then from the known skeleton with the same
+    names, and then, keypoint by keypoint, from the checkpoint.
 
     Raises:
         ValueError: a field is wrong, or the description's keypoints are not the data's.
@@ -42,11 +42,11 @@ def build_config(settings: ModelSettings, data: DataDescription) -> QueryPoseCon
     names = given.get("keypoint_names")
     count = given.get("num_keypoints", len(names) if isinstance(names, list | tuple) else None)
     if count not in (None, data.num_keypoints):
-        raise ValueError(f"`model`: {count} keypoints are given, and the data has {data.num_keypoints}.")
+        raise ValueError(f"`model` has {count} keypoints; expected {data.num_keypoints}, as in the data.")
     if names is not None and data.keypoint_names is not None and tuple(names) != data.keypoint_names:
         raise ValueError(
-            f"`model.keypoint_names` is {list(names)}, and the data's are {list(data.keypoint_names)}; expected the "
-            "same, or none given."
+            f"`model.keypoint_names` is {list(names)}; expected those of the data, {list(data.keypoint_names)}, or "
+            "none."
         )
     try:
         start: dict[str, Any] = {}
@@ -86,7 +86,7 @@ def _read_config(checkpoint: str) -> QueryPoseConfig:
 
 
 def _skeleton_fields(names: Sequence[str] | None, data: DataDescription, base: Skeleton | None) -> dict[str, Any]:
-    """The configuration's fields about keypoints, as far as anything tells."""
+    """The configuration's fields about keypoints, as far as they are known."""
     if base is not None and data.num_keypoints == base.num_keypoints and names in (None, base.keypoint_names):
         fields = QueryPoseConfig.skeleton_fields(base)
         if data.flip_indices is not None:
@@ -107,7 +107,7 @@ def _skeleton_fields(names: Sequence[str] | None, data: DataDescription, base: S
 
 
 def _as_in(base: Skeleton, names: Sequence[str]) -> dict[str, Any]:
-    """Parts and OKS constants of keypoints that another skeleton has, too; new keypoints are parts of their own."""
+    """Parts and OKS constants of the keypoints that `base` has, too; every new keypoint is a part of its own."""
     origins = match_keypoints(base.keypoint_names, names)
     if all(origin is None for origin in origins):
         return {}
@@ -118,8 +118,8 @@ def _as_in(base: Skeleton, names: Sequence[str]) -> dict[str, Any]:
     fresh = [name for name, origin in zip(names, origins, strict=True) if origin is None]
     if fresh:
         warnings.warn(
-            f"`keypoint_sigmas` of {', '.join(fresh)} not given: they get {DEFAULT_SIGMA}, the mean of COCO's. "
-            "Training does not use them, but OKS and AP do.",
+            f"`keypoint_sigmas` of {', '.join(fresh)} are not given and become {DEFAULT_SIGMA}, the mean of COCO's. "
+            "OKS and AP use them; training does not.",
             stacklevel=2,
         )
     sigmas = [DEFAULT_SIGMA if origin is None else base.sigmas[origin] for origin in origins]
@@ -127,7 +127,7 @@ def _as_in(base: Skeleton, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _told(error: StrictDataclassError) -> str:
-    # under a heading that names the check
+    # the first line is a heading that names the check
     return " ".join(line.strip() for line in str(error).splitlines()[1:]) or str(error)
 
 
@@ -136,14 +136,14 @@ def build_model(settings: ModelSettings, config: QueryPoseConfig, weights: bool 
 
     Args:
         settings ([`ModelSettings`]): the description.
-        config ([`QueryPoseConfig`]): of [`build_config`].
-        weights (`bool`): whether to read weights; not needed where a run is resumed.
+        config ([`QueryPoseConfig`]): from [`build_config`].
+        weights (`bool`): whether to read weights; a resumed run does not need them.
 
     Returns:
-        `tuple[QueryPoseForPoseEstimation, list[str]]`: the model in float32, and what to report about its weights.
+        `tuple[QueryPoseForPoseEstimation, list[str]]`: the model in float32, and reports about its weights.
 
     Raises:
-        FileNotFoundError, ValueError: weights are missing or do not fit.
+        FileNotFoundError, ValueError: weights are missing or do not fit the model.
     """
     files = {"heatmap_pretrained": settings.heatmap_pretrained}
     if settings.backbone_weights_are_a_file:
@@ -158,7 +158,7 @@ def build_model(settings: ModelSettings, config: QueryPoseConfig, weights: bool 
     if settings.checkpoint is not None:
         source = QueryPoseForPoseEstimation.from_pretrained(settings.checkpoint, dtype="float32")
         carried = transfer_weights(source, model)
-        # where everything came over, that is all there is to say
+        # where everything was carried over, there is nothing else to report
         shown = str(carried) if carried.left_behind or carried.fresh or carried.carried_in_part else "all carried over"
         reports.append(f"Weights of {settings.checkpoint}: {shown}")
     if settings.backbone_weights != "none":
@@ -179,7 +179,7 @@ def build_model(settings: ModelSettings, config: QueryPoseConfig, weights: bool 
 def build_image_processor(
     settings: ModelSettings, overrides: dict[str, Any], data: DataDescription
 ) -> QueryPoseImageProcessor:
-    """The image processor: the checkpoint's or the paper's, changed, for the keypoints and categories of the data."""
+    """The checkpoint's or the paper's image processor with `overrides`, for the data's keypoints and categories."""
     fields = {**overrides, "num_keypoints": data.num_keypoints, "category_ids": list(data.category_names)}
     try:
         if settings.checkpoint is not None:
