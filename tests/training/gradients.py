@@ -24,7 +24,7 @@ def model_and_batch(case: str) -> tuple[QueryPoseForPoseEstimation, dict]:
     torch.manual_seed(0)
     model = QueryPoseForPoseEstimation(tiny_config(**fields)).double().train()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # in training it sees the people of its own process alone
+        if isinstance(module, nn.BatchNorm2d):  # in training it sees only the people of its own process
             module.eval()
     pixels = torch.randn(len(counts), 3, 64, 96, dtype=torch.float64)
     labels = [

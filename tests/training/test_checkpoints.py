@@ -23,7 +23,7 @@ from querypose_hf.training.checkpoints import (
 )
 
 
-#: What differs between two runs that compute the same.
+#: Records that differ between equal runs.
 MEASURED = ("images_per_second", "data_wait", "memory_gib")
 
 

@@ -1,4 +1,4 @@
-"""From annotated photographs to keypoint AP, through what a user has: all coordinate conventions agree."""
+"""From annotated photographs to keypoint AP through the public interface: all coordinate conventions agree."""
 
 import contextlib
 import io
@@ -35,12 +35,12 @@ def keypoint_ap(annotations: dict, results: list[dict], folder: Path) -> tuple[f
     return float(evaluation.stats[0]), float(evaluation.stats[1])
 
 
-def find_people(folder: Path, pictures: dict[int, str], drawn: Path | None = None) -> list[dict]:
-    """The people of all pictures as COCO results."""
+def find_people(folder: Path, images: dict[int, str], drawn: Path | None = None) -> list[dict]:
+    """The people of all images as COCO results."""
     pose_estimator = pipeline("pose-estimation", model=str(folder), device="cpu")
     results = []
-    for image_id, picture in pictures.items():
-        people = pose_estimator(picture, threshold=0.05)
+    for image_id, image in images.items():
+        people = pose_estimator(image, threshold=0.05)
         for person in people:
             points = [[point["x"], point["y"], point["score"]] for point in person["keypoints"]]
             results.append(
@@ -53,10 +53,10 @@ def find_people(folder: Path, pictures: dict[int, str], drawn: Path | None = Non
             )
         if drawn is not None:
             drawn.mkdir(parents=True, exist_ok=True)
-            # a model that has seen so little is sure of where people are, and not of how sure to be
+            # after so little training positions are good and scores are not
             sure = [person for person in people if person["score"] > 0.1]
             edges = pose_estimator.model.config.keypoint_edges
-            draw_poses(picture, sure, edges=edges, keypoint_threshold=0.1).save(drawn / f"{image_id}.png")
+            draw_poses(image, sure, edges=edges, keypoint_threshold=0.1).save(drawn / f"{image_id}.png")
     return results
 
 
@@ -77,12 +77,12 @@ def test_fit_to_photographs(tmp_path):
         for image in images
     ]
     fit_small_model(samples, tmp_path / "model")
-    # QUERYPOSE_DRAWN keeps the drawn pictures for a person to look at
+    # QUERYPOSE_DRAWN keeps the drawn images for a person to look at
     drawn = Path(os.environ["QUERYPOSE_DRAWN"]) if "QUERYPOSE_DRAWN" in os.environ else None
     results = find_people(tmp_path / "model", paths, drawn)
     ap, ap50 = keypoint_ap({**everything, "images": images, "annotations": annotations}, results, tmp_path)
     print(f"on {len(images)} photographs: AP {ap:.3f}, AP50 {ap50:.3f}")
     assert len(images) == len(IMAGE_IDS)
-    # of 11 people one may be missed; how exact the rest get differs between processors and from run to run
+    # one of 11 people may be missed; exactness differs between processors and runs
     assert ap50 >= 0.9
     assert ap >= 0.8

@@ -66,7 +66,7 @@ def test_training_and_figures(dataset, source, image_processor, tmp_path):
     assert [record["step"] for record in evaluations] == [2, 3]
     assert evaluations[0]["eval_loss"] > 0
 
-    # what is scored is what the scorer of this package finds, picture by picture
+    # the results are those of `predict_dataset`, image by image
     predictions = trainer.predict(dataset).predictions
     found = trainer.compute_metrics.results(predictions)
     expected = predict_dataset(
@@ -90,7 +90,7 @@ def test_training_and_figures(dataset, source, image_processor, tmp_path):
 
 
 def outputs_of(labels, queries=12):
-    """What a model that knows everything would give: first the people, then nothing."""
+    """The outputs of a perfect model: first the people, then queries on nobody."""
     logits = torch.full((len(labels), queries, 1), -9.0)
     boxes, points = torch.rand(len(labels), queries, 4) * 0.1, torch.rand(len(labels), queries, 17, 2)
     for number, label in enumerate(labels):
@@ -101,11 +101,11 @@ def outputs_of(labels, queries=12):
     return logits, boxes, points, torch.ones(len(labels), queries, 17), decoded
 
 
-def test_a_model_that_knows_everything_gets_everything(dataset, source, image_processor):
+def test_a_perfect_model_has_an_ap_of_1(dataset, source, image_processor):
     metrics = PoseMetrics(source["annotations"], image_processor, top_k=4)
     collate = PoseCollator(image_processor)
     kept = []
-    for rows in ([0, 1], [2, 3], [4, 0]):  # a picture comes twice where processes have to have as many
+    for rows in ([0, 1], [2, 3], [4, 0]):  # an image comes twice where processes need equal numbers
         labels = collate([dataset[row] for row in rows])["labels"]
         kept.append(tuple(value.numpy() for value in metrics.keep_people(outputs_of(labels), labels)))
         assert all(set(label) == {"image_id"} for label in labels)
@@ -113,7 +113,7 @@ def test_a_model_that_knows_everything_gets_everything(dataset, source, image_pr
     figures = metrics(EvalPrediction(predictions=kept, label_ids=None))
     assert figures["AP"] == pytest.approx(1)
     missing = metrics(EvalPrediction(predictions=kept[:1], label_ids=None))
-    assert missing["AR"] < 0.9  # pictures that never came count as missed
+    assert missing["AR"] < 0.9  # people of images that never came count as missed
 
 
 def test_loss_under_gradient_accumulation(dataset, image_processor, tmp_path):

@@ -18,7 +18,7 @@ from querypose_hf.training.initial_boxes import start_from_typical_boxes, typica
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Four pictures of 200 x 100 with twenty people: ten in a tall box at the left, ten in a small one at the top."""
+    """Four images of 200 x 100 with twenty people: ten in a tall box at the left, ten in a small one at the top."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
     for image_id in range(1, 5):
@@ -28,7 +28,7 @@ def dataset(tmp_path):
         corner, sides = ((20, 10), (40, 80)) if index % 2 else ((90, 10), (20, 10))
         box = [*(np.array(corner) + rng.uniform(-1, 1, 2)).tolist(), *sides]
         annotations.append({"id": index + 1, "image_id": index % 4 + 1, "category_id": 1, "bbox": box, "iscrowd": 0})
-    # a crowd is nobody's box
+    # a crowd is not a person
     annotations.append({"id": 99, "image_id": 1, "category_id": 1, "bbox": [0, 0, 200, 100], "iscrowd": 1})
     for annotation in annotations:
         annotation.update(keypoints=[0] * 51, num_keypoints=0, area=annotation["bbox"][2] * annotation["bbox"][3])
@@ -57,7 +57,7 @@ def test_a_model_starts_from_them(dataset):
 
 
 class People:
-    """Annotations of one picture of 1 x 1."""
+    """Annotations of one image of 1 x 1."""
 
     def __init__(self, boxes):
         self.sizes = np.array([[1, 1]])
