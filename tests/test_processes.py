@@ -1,52 +1,34 @@
 """Two processes exchange objects; what one process does with a group of its own."""
 
-import multiprocessing
-import socket
+import json
 
 import pytest
 import torch
+from launching import run_two_processes
 
 from querypose_hf.processes import own_device, process_group, rank, world_size
 
 
-def _exchange(number, port, answers):
-    import os
-
-    os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    before = (rank(), world_size())
+def exchange():
+    before = rank(), world_size()
     with process_group() as group:
-        answers.put(
-            (
-                number,
-                before,
-                (rank(), world_size()),
-                (group.rank, group.size),
-                group.broadcast(f"from {number}"),
-                group.gather({"number": number}),
-                torch.distributed.is_initialized(),
-            )
-        )
+        answer = {
+            "before": before,
+            "within": (rank(), world_size()),
+            "group": (group.rank, group.size),
+            "broadcast": group.broadcast(f"from {group.rank}"),
+            "gathered": group.gather({"number": group.rank}),
+        }
     assert not torch.distributed.is_initialized()
+    print(json.dumps(answer))
 
 
-def test_two_processes_exchange_objects():
-    context = multiprocessing.get_context("fork")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    answers = context.Queue()
-    running = [context.Process(target=_exchange, args=(number, port, answers)) for number in range(2)]
-    for process in running:
-        process.start()
-    found = sorted(answers.get(timeout=60) for _ in running)
-    for process in running:
-        process.join(60)
-    assert [process.exitcode for process in running] == [0, 0]
-    both = [{"number": 0}, {"number": 1}]
-    assert found == [
-        (0, (0, 2), (0, 2), (0, 2), "from 0", both, True),
-        (1, (1, 2), (1, 2), (1, 2), "from 0", [], True),
-    ]
+def test_two_processes_exchange_objects(tmp_path):
+    answers = [json.loads(text.splitlines()[-1]) for text in run_two_processes(tmp_path / "printed", exchange)]
+    for number, answer in enumerate(answers):
+        assert answer["before"] == answer["within"] == answer["group"] == [number, 2]
+        assert answer["broadcast"] == "from 0"
+    assert [answer["gathered"] for answer in answers] == [[{"number": 0}, {"number": 1}], []]
 
 
 def test_one_process_needs_no_group(monkeypatch):

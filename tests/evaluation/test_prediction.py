@@ -1,7 +1,4 @@
 import json
-import multiprocessing
-import os
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +6,7 @@ import PIL.Image
 import pytest
 import torch
 import torchvision
+from launching import run_two_processes
 from tiny import tiny_config
 
 import querypose_hf
@@ -246,9 +244,8 @@ def test_results_of_other_settings_are_not_mixed_in(model, image_processor, data
         predict(model, data, image_processor, output_dir=tmp_path / "scores")
 
 
-def _evaluate_in_a_process(number, port, checkpoint, data, output):
-    os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)  # a forked process hangs in more
+def evaluate_and_print(checkpoint, data, output, threads):
+    torch.set_num_threads(threads)
     figures = evaluate_model(
         checkpoint,
         data / "annotations.json",
@@ -258,35 +255,19 @@ def _evaluate_in_a_process(number, port, checkpoint, data, output):
         report=ReportOptions(worst_images=1),
         progress=False,
     )
-    (data / f"answer_{number}.json").write_text(json.dumps(figures))
+    print(json.dumps(figures))
 
 
 def test_two_processes_share_the_images(checkpoint, data, tmp_path):
     pytest.importorskip("pycocotools")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        expected = predict(checkpoint, data, device="cpu")
-        output = tmp_path / "scores"
-        # what an earlier run of one process had finished
-        predict(checkpoint, data, device="cpu", image_ids=[69, 67], output_dir=output)
-    finally:
-        torch.set_num_threads(threads)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")  # a new interpreter would import for seconds
-    running = [
-        context.Process(target=_evaluate_in_a_process, args=(number, port, checkpoint, data, output))
-        for number in range(2)
-    ]
-    for process in running:
-        process.start()
-    for process in running:
-        process.join(120)
-    assert [process.exitcode for process in running] == [0, 0]
+    expected = predict(checkpoint, data, device="cpu")
+    output = tmp_path / "scores"
+    # what an earlier run of one process had finished
+    predict(checkpoint, data, device="cpu", image_ids=[69, 67], output_dir=output)
+    arguments = (checkpoint, data, output, torch.get_num_threads())
+    printed = run_two_processes(tmp_path / "printed", evaluate_and_print, *arguments)
+    figures, nothing = (json.loads(text.splitlines()[-1]) for text in printed)
     assert json.loads((output / "keypoints.json").read_text()) == expected
-    figures, nothing = (json.loads((data / f"answer_{number}.json").read_text()) for number in range(2))
     assert figures["protocol"]["results"] == len(expected)
     assert json.loads((output / "metrics.json").read_text()) == figures
     assert nothing is None

@@ -85,6 +85,10 @@ class TestDescription:
             ("data.validation.metric=crowdpose", "in `data.validation`: `metric` is 'crowdpose'; expected 'coco'"),
             ("data.validation.metric=voc", "`data.validation.metric` is 'voc'; expected one of .*, or nothing"),
             ("data.validation.batch_size=0", "`batch_size` is 0; expected a whole number of at least 1"),
+            (
+                "data.validation.device=cpu",
+                "`device` is .cpu.; expected nothing: a model is scored where and as it is trained",
+            ),
             ("augmentation.rotation=200", "in `augmentation`: `rotation` is 200.0; expected an angle"),
             ("augmentation.flip_probability=2", "`flip_probability` is 2.0; expected from 0 to 1"),
             ("augmentation.crop_window=[9, 3]", "in `augmentation`: `window` is .9, 3."),
