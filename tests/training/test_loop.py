@@ -136,9 +136,7 @@ class TestErrors:
             small_loop(tmp_path).run()
         with pytest.raises(ValueError, match="`batch_size` was 2 in this run and is 3 now"):
             small_loop(tmp_path, small_config(batch_size=3)).run(resume=True)
-        small_loop(tmp_path, small_config(2, schedule=one_step(2))).run(
-            resume=True
-        )  # a longer schedule may be resumed
+        small_loop(tmp_path, small_config(2, schedule=one_step(2))).run(resume=True)  # the schedule may become longer
         assert [record["step"] for record in read_log(tmp_path)] == [1, 2]
 
     def test_a_loss_that_is_no_number(self, tmp_path):
