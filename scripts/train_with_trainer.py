@@ -13,7 +13,13 @@ import argparse
 
 from transformers import TrainingArguments
 
-from querypose_hf.data import AugmentedPoseDataset, CocoPoseDataset, PoseAugmentation
+from querypose_hf.data import (
+    AugmentationRecipe,
+    AugmentedPoseDataset,
+    CocoPoseDataset,
+    PoseAugmentation,
+    ReadingOptions,
+)
 from querypose_hf.training.experiment import ModelSettings
 from querypose_hf.training.hf_trainer import build_trainer
 from querypose_hf.training.sources import describe_sources
@@ -40,7 +46,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
     options = parser.parse_args()
 
-    people = CocoPoseDataset(options.annotations, options.images, only_with_people=True)
+    people = CocoPoseDataset(options.annotations, options.images, options=ReadingOptions(only_with_people=True))
     validation = CocoPoseDataset(options.val_annotations, options.val_images)
     data = describe_sources([people])
     settings = ModelSettings(checkpoint=options.model)
@@ -48,7 +54,8 @@ def main() -> None:
     model, reports = build_model(settings, config)
     print(*reports, sep="\n")
 
-    augmentation = PoseAugmentation.from_recipe(config.keypoint_flip_indices, short_sides=options.short_sides)
+    recipe = AugmentationRecipe(short_sides=tuple(options.short_sides))
+    augmentation = PoseAugmentation.from_recipe(config.keypoint_flip_indices, recipe)
     arguments = TrainingArguments(
         output_dir=options.output,
         num_train_epochs=options.epochs,

@@ -1,4 +1,4 @@
-"""Checks of the numbers in a list of JSON records, with errors that name file, record, field and value."""
+"""Checks of lists of JSON records. Errors name file, record, field and value."""
 
 import math
 import numbers
@@ -13,11 +13,11 @@ def require_records(records: Any, source: str, kind: str) -> list[Mapping[str, A
 
     Args:
         records: what was read.
-        source (`str`): the file or argument it comes from, for the message.
-        kind (`str`): what one record is called in the message, such as `"result"`.
+        source (`str`): the file or argument it comes from, for messages.
+        kind (`str`): what messages call one record, such as `"result"`.
 
     Raises:
-        ValueError: `records` is no list, or one of its entries is no object.
+        ValueError: `records` is not a list, or one of its entries is not an object.
     """
     if not isinstance(records, list | tuple):
         raise ValueError(f"{source}: expected a list of {kind}s, got {shown(records)}")
@@ -40,10 +40,10 @@ def require_numbers(
     Args:
         records: the records.
         field (`str`): the field to read.
-        expected (`str`): what the field should hold, in words, for the message.
-        source (`str`): the file or argument the records come from, for the message.
-        kind (`str`): what one record is called in the message.
-        length (`int`, *optional*): the field is a list of so many numbers; without it, a single number.
+        expected (`str`): what the field should hold, in words, for messages.
+        source (`str`): the file or argument the records come from, for messages.
+        kind (`str`): what messages call one record.
+        length (`int`, *optional*): the field is a list of this many numbers; by default it is a single number.
 
     Returns:
         `np.ndarray` of float64: (records, length), or (records,) without `length`.
@@ -61,7 +61,7 @@ def require_numbers(
         array = np.asarray(None)
     if array.dtype.kind in "iuf" and array.shape == shape and np.isfinite(array).all():
         return array.astype(np.float64, copy=False)
-    # Something is wrong somewhere; only now are the records looked at one by one.
+    # something is wrong: find the record
     for index, (record, value) in enumerate(zip(records, values, strict=True)):
         where = f"{source}: {kind} {index}: `{field}`"
         if field not in record:
@@ -78,17 +78,34 @@ def require_numbers(
     return np.asarray(values, dtype=np.float64).reshape(shape)
 
 
+def unique_ids(records: Sequence[Mapping[str, Any]], source: str, kind: str) -> list[int]:
+    """The `id` of every record; arguments as in [`require_records`].
+
+    Raises:
+        ValueError: an `id` is not a whole number, or occurs twice.
+    """
+    seen: dict[int, None] = {}
+    for index, record in enumerate(records):
+        value: Any = record.get("id")
+        if not is_identifier(value):
+            raise ValueError(f"{source}: {kind} {index}: `id` is {shown(value)}; expected a whole number")
+        if value in seen:
+            raise ValueError(f"{source}: {kind} {index}: `id` {value} occurs twice; expected one {kind} per id")
+        seen[value] = None
+    return list(seen)
+
+
 def is_finite_number(value: Any) -> bool:
-    """Whether `value` is a number that is neither NaN nor infinite; `True` and `False` are none."""
+    """Whether `value` is a number other than NaN and infinity; `True` and `False` are not numbers here."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_identifier(value: Any) -> bool:
-    """Whether `value` can be the id of an image or category, a whole number."""
+    """Whether `value` is a whole number, as ids are; `True` and `False` are not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def shown(value: Any) -> str:
-    """`value` as a message shows it: its `repr`, cut at 60 characters."""
+    """`value` as messages show it: its `repr`, cut at 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -375,7 +375,7 @@ def test_check_data(capsys, tmp_path):
         )
     )
     arguments = ["check-data", "--annotations", str(tmp_path / "annotations.json")]
-    assert "--images" in fails(capsys, *arguments)
+    assert "`images` is None; expected a value" in fails(capsys, *arguments)
     assert main([*arguments, "--images", str(tmp_path / "images"), "--output", str(tmp_path / "report")]) == 0
     assert "nose" in capsys.readouterr().out
     assert json.loads((tmp_path / "report" / "report.json").read_text())["num_images"] == 1

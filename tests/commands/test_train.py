@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -163,6 +164,67 @@ class TestOtherKeypoints:
         assert self.fine_tune(finished / "last", path, data / "images", tmp_path / "run", *few) == 0
         assert "keypoints carried over: 12 of 14; fresh: head, neck" in capsys.readouterr().out
         assert [record["step"] for record in computed(tmp_path / "run")] == [2, 2]
+
+
+class TestStreaming:
+    @pytest.fixture(scope="class")
+    def rows(self, source, tmp_path_factory):
+        """The rendered people as a saved dataset of the `datasets` library."""
+        content = json.loads(Path(source["annotations"]).read_text())
+        images = [str(Path(source["images"]) / image["file_name"]) for image in content["images"]]
+        people = [[one for one in content["annotations"] if one["image_id"] == i] for i in range(len(images))]
+        objects = [
+            {field: [one[field] for one in group] for field in ("bbox", "keypoints", "area")} for group in people
+        ]
+        folder = tmp_path_factory.mktemp("rows") / "saved"
+        dataset = datasets.Dataset.from_dict({"image": images, "objects": objects})
+        datasets.DatasetDict({"train": dataset.cast_column("image", datasets.Image())}).save_to_disk(folder)
+        return folder
+
+    def flags(self, rows, *more):
+        return ["--format", "hub", "--annotations", rows, "--streaming", "--steps", 5, *more]
+
+    def test_resumed_goes_on_as_if_never_stopped(self, config, rows, tmp_path, capsys):
+        flags = self.flags(rows, "--workers", 2, "--set", "data.train.0.shuffle_buffer=3")
+        whole, parts = tmp_path / "whole", tmp_path / "parts"
+        assert train("--config", config, "--output", whole, *flags) == 0
+        assert "a stream of images" in capsys.readouterr().out
+        assert train("--config", config, "--output", parts, *flags, "--stop-after", 3) == 0
+        assert train("--config", config, "--output", parts, *flags, "--resume") == 0
+        assert [record["step"] for record in computed(whole)] == [1, 2, 3, 4, 5]
+        assert computed(parts) == computed(whole)
+        assert_same_weights(parts / "last", whole / "last")
+        capsys.readouterr()
+        assert train("--config", config, "--output", parts, *flags, "--resume", "--workers", 1) == 2
+        assert "`number of workers` was 2 in this run and is 1 now" in capsys.readouterr().err
+
+    def test_two_processes(self, config, rows, tmp_path):
+        arguments = ["train", "--config", config, "--output", tmp_path / "run", *self.flags(rows)]
+        run_two_processes(tmp_path / "output", main, [str(argument) for argument in arguments])
+        assert [record["step"] for record in computed(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--epochs", 1], "`training.schedule.unit` is 'epoch'; expected 'step'"),
+            (["--set", "data.train.0.max_images=2"], "in `data.train[0]`: `max_images` is 2; expected nothing"),
+            (["--set", "data.train.0.repeat=2"], "`repeat` is 2.0; expected 1 with `streaming`"),
+            (["--set", "data.train.0.person_crops=64"], "`person_crops` is 64; expected nothing with `streaming`"),
+            (["--set", "data.train.0.shuffle_buffer=0"], "`shuffle_buffer` is 0; expected at least 1"),
+            (["--set", "model.initial_boxes=training_people"], "`model.initial_boxes` is 'training_people'; expected"),
+            (["--set", "data.validation={format: hub, annotations: x, streaming: true}"], "`streaming` is True; exp"),
+            (["--format", "coco", "--images", "x"], "`streaming` is True; format 'coco' does not have it"),
+        ],
+    )
+    def test_what_does_not_go_with_it(self, flags, message, config, tmp_path, capsys):
+        source = ["--format", "hub", "--annotations", "nowhere", "--streaming"]
+        assert train("--config", config, "--output", tmp_path / "run", *source, *flags) == 2
+        assert message in capsys.readouterr().err
+
+    def test_beside_another_source(self, config, tmp_path, capsys):
+        both = "data.train=[{format: hub, annotations: x, streaming: true}, {format: hub, annotations: y}]"
+        assert train("--config", config, "--output", tmp_path / "run", "--set", both) == 2
+        assert "`train` has 2 sources, one with `streaming`; expected it alone" in capsys.readouterr().err
 
 
 class TestErrors:

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from querypose_hf.data import CocoPoseDataset, check_data
-from querypose_hf.data.synthetic import SyntheticPeople, SyntheticPeopleStream
+from querypose_hf.data import CocoPoseDataset, ReadingOptions, check_data
 from querypose_hf.model.skeletons import COCO_17, Skeleton
 
 
@@ -96,7 +95,7 @@ class TestMistakes:
     def test_unusable_images(self, coco_content, write_coco, on_error):
         annotations, folder = write_coco(coco_content)
         (folder / "3.png").write_bytes(b"no picture")
-        report = check_data(CocoPoseDataset(annotations, folder, on_error=on_error))
+        report = check_data(CocoPoseDataset(annotations, folder, options=ReadingOptions(on_error=on_error)))
         assert report.num_images == 6
         (text,) = report.unusable_images
         assert "3.png: the image cannot be read" in text
@@ -163,20 +162,14 @@ class TestOutput:
 
 
 class TestOtherSources:
-    def test_map_style_stream_and_endless(self):
-        endless = SyntheticPeople(seed=1, size=(96, 96))
-        with pytest.raises(ValueError, match="`max_images` is needed"):
-            check_data(endless)
+    def test_sequences_and_streams_of_samples(self, coco_content, write_coco):
+        dataset = CocoPoseDataset(*write_coco(coco_content))
+        samples = [dataset[i] for i in range(6)]
         reports = [
-            check_data(source, COCO_17, max_images=limit)
-            for source, limit in (
-                (endless, 3),
-                (SyntheticPeople(seed=1, size=(96, 96), length=3), None),
-                (SyntheticPeopleStream(endless), 3),
-                ([endless[i] for i in range(3)], None),
-            )
+            check_data(source, max_images=limit)
+            for source, limit in ((samples, 3), (samples[:3], None), (iter(samples), 3), (iter(samples[:3]), None))
         ]
-        assert reports[0].num_images == 3 and reports[0].num_people > 0
+        assert reports[0].num_images == 3 and reports[0].num_people == 6
         assert all(report.to_dict() == reports[0].to_dict() for report in reports)
 
     def test_wrong_skeleton(self, coco_content, write_coco):

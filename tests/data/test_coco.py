@@ -7,7 +7,7 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from querypose_hf import QueryPoseImageProcessor
-from querypose_hf.data import CocoPoseDataset, CrowdPoseDataset, UnusableImageError, image_sizes
+from querypose_hf.data import CocoPoseDataset, CrowdPoseDataset, ReadingOptions, UnusableImageError, image_sizes
 
 
 def by_image(content):
@@ -34,7 +34,7 @@ class TestReading:
                 assert found == wanted
 
     def test_description_comes_from_the_category(self, coco_content, write_coco):
-        dataset = CocoPoseDataset(*write_coco(coco_content), exhaustive=False)
+        dataset = CocoPoseDataset(*write_coco(coco_content), options=ReadingOptions(exhaustive=False))
         assert dataset.category_names == {1: "person"}
         assert dataset.keypoint_names[1:3] == ("left_eye", "right_eye")
         assert dataset.edges == ((0, 1), (0, 2), (3, 4))
@@ -47,14 +47,14 @@ class TestReading:
         assert labels["keypoints"].shape == (3, 5, 3)
 
     def test_images_without_people_are_left_out_and_counted(self, coco_content, write_coco):
-        dataset = CocoPoseDataset(*write_coco(coco_content), only_with_people=True)
+        dataset = CocoPoseDataset(*write_coco(coco_content), options=ReadingOptions(only_with_people=True))
         assert [dataset.image_id(i) for i in range(len(dataset))] == [100, 99, 98, 97, 96]
         assert dataset.left_out["images_without_people"] == 1
         assert [len(dataset.annotations(i)) for i in range(5)] == [1, 2, 3, 1, 2]
 
     def test_person_without_labelled_keypoints_counts_as_person(self, coco_content, write_coco):
         coco_content["annotations"][0]["iscrowd"] = 0
-        assert len(CocoPoseDataset(*write_coco(coco_content), only_with_people=True)) == 6
+        assert len(CocoPoseDataset(*write_coco(coco_content), options=ReadingOptions(only_with_people=True))) == 6
 
     def test_missing_area_and_keypoints(self, coco_content, write_coco):
         for annotation in coco_content["annotations"]:
@@ -99,44 +99,12 @@ class TestReading:
         assert image.mode == "RGB"
         assert np.array_equal(np.asarray(image), np.asarray(upright.convert("RGB")))
 
-    def test_joined_data_sets_tell_their_sizes(self, coco_content, write_coco):
+    def test_joined_datasets_tell_their_sizes(self, coco_content, write_coco):
         dataset = CocoPoseDataset(*write_coco(coco_content))
         joined = ConcatDataset([dataset, Subset(dataset, [3, 1])])
         assert np.array_equal(image_sizes(joined), np.concatenate([dataset.sizes, dataset.sizes[[3, 1]]]))
         with pytest.raises(ValueError, match="does not tell the sizes"):
             image_sizes([1, 2])
-
-    def test_undoing_a_squeeze(self, coco_content, write_coco):
-        for image in coco_content["images"]:
-            image.update(orig_width=3 * image["width"], orig_height=2 * image["height"])
-        files = write_coco(coco_content)
-        squeezed, dataset = CocoPoseDataset(*files), CocoPoseDataset(*files, undo_squeeze=True)
-        assert np.array_equal(dataset.sizes, squeezed.sizes * [3, 2])
-        for i in range(6):
-            assert dataset[i]["image"].size == tuple(dataset.sizes[i])
-            for before, after in zip(squeezed.annotations(i), dataset.annotations(i), strict=True):
-                assert after["bbox"] == pytest.approx(np.multiply(before["bbox"], [3, 2, 3, 2]))
-                assert after["keypoints"] == pytest.approx(np.multiply(before["keypoints"], [3, 2, 1] * 5))
-                assert after["area"] == pytest.approx(6 * before["area"])
-
-    def test_undoing_the_squeeze_gives_the_original_annotations(self, shared):
-        folders = [shared / "data" / name for name in ("coco256_train", "coco_fullres")]
-        squeezed, original = (
-            CocoPoseDataset(folder / "person_keypoints.json", folder / "images", undo_squeeze=i == 0)
-            for i, folder in enumerate(folders)
-        )
-        row_of = {squeezed.image_id(i): i for i in range(len(squeezed))}
-        compared = 0
-        for i in range(len(original)):
-            row = row_of.get(original.image_id(i))
-            if row is None or len(squeezed.annotations(row)) != len(original.annotations(i)):
-                continue
-            assert tuple(squeezed.sizes[row]) == tuple(original.sizes[i])
-            for a, b in zip(squeezed.annotations(row), original.annotations(i), strict=True):
-                # the file of squeezed images gives two decimals
-                assert a["keypoints"] == pytest.approx(b["keypoints"], abs=0.03)
-                compared += 1
-        assert compared > 50
 
     def test_crowdpose(self, shared, tmp_path):
         content = json.loads((shared / "data" / "crowdpose" / "crowdpose_val.json").read_text())
@@ -171,7 +139,7 @@ class TestUnusableImages:
 
     @pytest.mark.parametrize("num_workers", [0, 2])
     def test_are_skipped_and_counted(self, files, num_workers):
-        dataset = CocoPoseDataset(*files, on_error="skip")
+        dataset = CocoPoseDataset(*files, options=ReadingOptions(on_error="skip"))
         assert dataset.unusable_images == []
         samples = list(DataLoader(dataset, batch_size=None, num_workers=num_workers))
         # the next one stands in
@@ -179,7 +147,7 @@ class TestUnusableImages:
         assert [name[-5:] for name in dataset.unusable_images] == ["1.png", "4.png"]
 
     def test_none_left(self, files):
-        dataset = CocoPoseDataset(*files, on_error="skip")
+        dataset = CocoPoseDataset(*files, options=ReadingOptions(on_error="skip"))
         for file in files[1].iterdir():
             file.write_bytes(b"")
         with pytest.raises(UnusableImageError, match="none of the 6 images"):
@@ -189,7 +157,7 @@ class TestUnusableImages:
         (files[1] / "2.png").unlink()
         with pytest.raises(FileNotFoundError, match=r"1 of 6 images are not in .* 2\.png"):
             CocoPoseDataset(*files)
-        dataset = CocoPoseDataset(*files, on_error="skip")
+        dataset = CocoPoseDataset(*files, options=ReadingOptions(on_error="skip"))
         assert len(dataset) == 5 and dataset.left_out["missing_images"] == 1
         assert [dataset.image_id(i) for i in range(5)] == [100, 99, 97, 96, 95]
         assert len(dataset.annotations(2)) == 1
@@ -232,9 +200,7 @@ def test_errors_name_file_record_and_field(case, coco_content, write_coco):
 def test_other_errors(coco_content, write_coco, tmp_path):
     files = write_coco(coco_content)
     with pytest.raises(ValueError, match="`on_error` is 'ignore'"):
-        CocoPoseDataset(*files, on_error="ignore")
-    with pytest.raises(ValueError, match="`orig_width` is missing"):
-        CocoPoseDataset(*files, undo_squeeze=True)
+        ReadingOptions(on_error="ignore")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         CocoPoseDataset(files[0], tmp_path / "nowhere")
     with pytest.raises(IndexError, match="there are 6"):
@@ -244,7 +210,7 @@ def test_other_errors(coco_content, write_coco, tmp_path):
 def test_spawned_workers_tell_what_they_skipped(coco_content, write_coco):
     annotations, folder = write_coco(coco_content)
     (folder / "3.png").write_bytes(b"broken")
-    dataset = CocoPoseDataset(annotations, folder, on_error="skip")
+    dataset = CocoPoseDataset(annotations, folder, options=ReadingOptions(on_error="skip"))
     loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
     assert [sample["image_id"] for sample in loader] == [100, 99, 98, 96, 96, 95]
     assert [name[-5:] for name in dataset.unusable_images] == ["3.png"]

@@ -14,13 +14,14 @@ from querypose_hf.data import (
     CocoPoseDataset,
     PoseAugmentation,
     PoseCollator,
+    ReadingOptions,
     ResizeShortSide,
 )
 
 
 @pytest.fixture
 def dataset(coco_content, write_coco):
-    return CocoPoseDataset(*write_coco(coco_content), exhaustive=False)
+    return CocoPoseDataset(*write_coco(coco_content), options=ReadingOptions(exhaustive=False))
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ class TestAspectRatioBatchSampler:
         wide = dataset.sizes[:, 0] > dataset.sizes[:, 1]
         assert next(batch for batch in unshuffled if wide[batch[0]]) == np.flatnonzero(wide)[:4].tolist()
 
-    def test_epoch_reaches_the_data_set(self, dataset):
+    def test_epoch_reaches_the_dataset(self, dataset):
         augmented = AugmentedPoseDataset(dataset, PoseAugmentation([]))
         AspectRatioBatchSampler(augmented, 2).set_epoch(4)
         assert int(augmented._epoch) == 4
@@ -152,8 +153,8 @@ class TestAspectRatioBatchSampler:
 
 
 def test_training_step_inputs_from_shared_images(shared):
-    folder = shared / "data" / "coco_fullres"
-    source = CocoPoseDataset(folder / "person_keypoints.json", folder / "images", only_with_people=True)
+    folder, options = shared / "data" / "coco_fullres", ReadingOptions(only_with_people=True)
+    source = CocoPoseDataset(folder / "person_keypoints.json", folder / "images", options=options)
     train = AugmentedPoseDataset(source, PoseAugmentation.from_recipe(source.flip_indices), seed=1)
     sampler = AspectRatioBatchSampler(train, 2, seed=1)
     batch = next(iter(DataLoader(train, batch_sampler=sampler, collate_fn=PoseCollator(QueryPoseImageProcessor()))))

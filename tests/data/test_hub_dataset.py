@@ -1,50 +1,17 @@
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
-from torch.utils.data import DataLoader
+from hub_rows import make_rows
 
-from querypose_hf.data import AspectRatioBatchSampler, HubPoseDataset, HubPoseStream, PoseColumns, UnusableImageError
+from querypose_hf.data import AspectRatioBatchSampler, HubPoseDataset, PoseColumns, ReadingOptions, UnusableImageError
 
 
 datasets = pytest.importorskip("datasets")
 
 
-def picture(i):
-    buffer = io.BytesIO()
-    Image.new("RGB", ((30, 20)[i % 2], 24), (10 * i, 0, 0)).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-def make(num_rows=4, as_dicts=False, broken=(), image_ids=True, label=None, **changes):
-    """Row i has i people; `changes` replace columns of the objects."""
-    objects = []
-    for i in range(num_rows):
-        fields = {
-            "bbox": [[1.0 * j, 2.0, 10.0, 12.0] for j in range(i)],
-            "keypoints": [[3.0 + j, 4.0, 2.0, 0.0, 0.0, 0.0] for j in range(i)],
-            "category": [j % 2 for j in range(i)],
-        }
-        fields.update({name: change(i) for name, change in changes.items()})
-        fields = {name: value for name, value in fields.items() if value is not None}
-        objects.append([dict(zip(fields, row, strict=True)) for row in zip(*fields.values())] if as_dicts else fields)  # noqa: B905
-    images = [{"bytes": b"broken", "path": None} if i in broken else picture(i) for i in range(num_rows)]
-    columns = {"image": images, "objects": objects}
-    if image_ids:
-        columns["image_id"] = [50 + i for i in range(num_rows)]
-    data = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
-    if label is not None:
-        features = data.features.copy()
-        features["objects"]["category"] = datasets.List(label)
-        data = data.cast(features)
-    return data
-
-
-class TestMapStyle:
+class TestReading:
     @pytest.mark.parametrize("as_dicts", [False, True])
     def test_rows_become_samples(self, as_dicts):
-        dataset = HubPoseDataset(make(as_dicts=as_dicts), keypoint_names=["left_ear", "right_ear"])
+        dataset = HubPoseDataset(make_rows(as_dicts=as_dicts), keypoint_names=["left_ear", "right_ear"])
         assert len(dataset) == 4
         assert dataset.category_names == {0: "0", 1: "1"}
         assert dataset.flip_indices == (1, 0)
@@ -64,12 +31,12 @@ class TestMapStyle:
         }
 
     def test_sizes_from_headers_serve_the_batch_sampler(self):
-        dataset = HubPoseDataset(make())
+        dataset = HubPoseDataset(make_rows())
         assert np.array_equal(dataset.sizes, [[30, 24], [20, 24], [30, 24], [20, 24]])
         assert sorted(map(sorted, AspectRatioBatchSampler(dataset, 2))) == [[0, 2], [1, 3]]
 
     def test_sizes_from_columns_are_checked(self):
-        data = make().add_column("width", [30, 20, 30, 21]).add_column("height", [24] * 4)
+        data = make_rows().add_column("width", [30, 20, 30, 21]).add_column("height", [24] * 4)
         dataset = HubPoseDataset(data)
         assert dataset.sizes[3].tolist() == [21, 24]
         assert dataset[0]["image"].size == (30, 24)
@@ -78,97 +45,49 @@ class TestMapStyle:
 
     def test_classes_from_features_names_and_values(self):
         label = datasets.ClassLabel(names=["person", "horse"])
-        assert HubPoseDataset(make(label=label)).category_names == {0: "person", 1: "horse"}
-        named = make(category=lambda i: [["horse", "ape"][j % 2] for j in range(i)])
+        assert HubPoseDataset(make_rows(label=label)).category_names == {0: "person", 1: "horse"}
+        named = make_rows(category=lambda i: [["horse", "ape"][j % 2] for j in range(i)])
         dataset = HubPoseDataset(named)
         assert dataset.category_names == {0: "ape", 1: "horse"}
         assert [entry["category_id"] for entry in dataset.annotations(2)] == [1, 0]
         dataset = HubPoseDataset(named, category_names=["horse", "ape"])
         assert [entry["category_id"] for entry in dataset.annotations(2)] == [0, 1]
-        assert HubPoseDataset(make(category=lambda i: None)).category_names == {0: "person"}
+        assert HubPoseDataset(make_rows(category=lambda i: None)).category_names == {0: "person"}
 
     @pytest.mark.parametrize(
         "keypoints", [[[3.0, 4.0, 2.0], [0.0, 0.0, 0.0]], [[3.0, 4.0], [0.0, 0.0]], [3.0, 4.0, 2.0, 0.0, 0.0, 0.0]]
     )
     def test_forms_of_keypoints(self, keypoints):
-        dataset = HubPoseDataset(make(keypoints=lambda i: [keypoints] * i))
+        dataset = HubPoseDataset(make_rows(keypoints=lambda i: [keypoints] * i))
         assert dataset.annotations(1)[0]["keypoints"] == [3, 4, 2, 0, 0, 0]
 
     def test_other_names_and_corners(self):
-        data = make(bbox=lambda i: None, box=lambda i: [[1.0, 2.0, 11.0, 14.0]] * i).rename_column("objects", "people")
+        data = make_rows(bbox=lambda i: None, box=lambda i: [[1.0, 2.0, 11.0, 14.0]] * i)
+        data = data.rename_column("objects", "people")
         columns = PoseColumns(objects="people", bbox="box", bbox_format="xyxy", image_id="none")
         dataset = HubPoseDataset(data, columns=columns)
         assert dataset.annotations(1)[0]["bbox"] == [1, 2, 10, 12]
         assert dataset[1]["image_id"] == 1
 
     def test_only_with_people_leaves_out_rows_of_crowds(self):
-        data = make(iscrowd=lambda i: [int(i == 2)] * i)
-        dataset = HubPoseDataset(data, only_with_people=True)
+        data = make_rows(iscrowd=lambda i: [int(i == 2)] * i)
+        dataset = HubPoseDataset(data, options=ReadingOptions(only_with_people=True))
         assert [dataset[i]["image_id"] for i in range(len(dataset))] == [51, 53]
         assert dataset.left_out["images_without_people"] == 2
 
     def test_saved_to_disk(self, tmp_path):
-        datasets.DatasetDict({"train": make()}).save_to_disk(tmp_path / "saved")
+        datasets.DatasetDict({"train": make_rows()}).save_to_disk(tmp_path / "saved")
         dataset = HubPoseDataset(str(tmp_path / "saved"), split="train")
         assert dataset[2]["image"].getpixel((0, 0)) == (20, 0, 0)
 
     def test_broken_image(self):
-        data = make(broken=[1])
+        data = make_rows(broken=[1])
         with pytest.raises(UnusableImageError, match=r"row 1 \(image_id 51\): the image cannot be read"):
             HubPoseDataset(data)[1]
-        dataset = HubPoseDataset(data, on_error="skip")
+        dataset = HubPoseDataset(data, options=ReadingOptions(on_error="skip"))
         assert dataset[1]["image_id"] == 52
         assert dataset.unusable_images == ["dataset, row 1 (image_id 51)"]
         assert dataset.sizes.tolist()[2] == [30, 24]
-
-
-class TestStream:
-    def test_same_samples_as_map_style(self):
-        data = make()
-        whole = HubPoseDataset(data)
-        stream = HubPoseStream(data.to_iterable_dataset(), num_keypoints=2, category_names=["a", "b"])
-        for i, sample in enumerate(stream):
-            expected = whole[i]
-            assert sample["image"].tobytes() == expected["image"].tobytes()
-            assert sample["image_id"] == expected["image_id"]
-            for a, b in zip(sample["annotations"], expected["annotations"], strict=True):
-                assert {**a, "id": 0} == {**b, "id": 0}
-        assert i == 3
-
-    def test_workers_share_the_rows(self):
-        data = make(num_rows=6, broken=[3])
-        stream = HubPoseStream(
-            data.to_iterable_dataset(num_shards=2),
-            num_keypoints=2,
-            category_names=["a", "b"],
-            only_with_people=True,
-            on_error="skip",
-        )
-        ids = [sample["image_id"] for sample in DataLoader(stream, batch_size=None, num_workers=2)]
-        assert sorted(ids) == [51, 52, 54, 55]
-        assert stream.left_out == {"unusable_images": 1, "images_without_people": 1}
-
-    def test_rows_without_ids_get_different_ones(self):
-        rows = make(num_rows=6, image_ids=False).to_iterable_dataset(num_shards=2)
-        stream = HubPoseStream(rows, num_keypoints=2, category_names=["a", "b"])
-        ids = [sample["image_id"] for sample in DataLoader(stream, batch_size=None, num_workers=2)]
-        assert sorted(ids) == list(range(6))
-
-    def test_epochs_are_shuffled_differently(self):
-        rows = make(num_rows=12, image_ids=True).to_iterable_dataset().shuffle(seed=0, buffer_size=12)
-        stream = HubPoseStream(rows, num_keypoints=2, category_names=["a", "b"])
-        orders = []
-        for epoch in (0, 1, 0):
-            stream.set_epoch(epoch)
-            orders.append([sample["image_id"] for sample in stream])
-        assert orders[0] == orders[2] != orders[1]
-
-    def test_what_a_stream_has_to_be_told(self):
-        rows = make().to_iterable_dataset()
-        with pytest.raises(ValueError, match="`num_keypoints` or `keypoint_names` is needed"):
-            HubPoseStream(rows, category_names=["a"])
-        with pytest.raises(ValueError, match="`category_names` is needed"):
-            HubPoseStream(rows, num_keypoints=2)
 
 
 @pytest.mark.parametrize(
@@ -192,15 +111,15 @@ class TestStream:
 )
 def test_errors_name_row_object_and_field(changes, message):
     with pytest.raises(ValueError, match=message):
-        HubPoseDataset(make(**changes))
+        HubPoseDataset(make_rows(**changes))
 
 
 def test_other_errors():
     with pytest.raises(ValueError, match=r"no column `picture` but .* `PoseColumns\(image=...\)`"):
-        HubPoseDataset(make(), columns=PoseColumns(image="picture"))
+        HubPoseDataset(make_rows(), columns=PoseColumns(image="picture"))
     with pytest.raises(ValueError, match="`bbox_format` is 'cxcywh'"):
         PoseColumns(bbox_format="cxcywh")
     with pytest.raises(ValueError, match="`category` is 1; expected one of"):
-        HubPoseDataset(make(), category_names=["one"])
+        HubPoseDataset(make_rows(), category_names=["one"])
     with pytest.raises(ValueError, match="`split` is needed"):
         HubPoseDataset("someone/horses")

@@ -5,14 +5,18 @@ import PIL.Image
 import pytest
 from small_data import write_rendered_coco
 
-from querypose_hf.data import CocoPoseDataset, PersonCropDataset
+from querypose_hf.data import CocoPoseDataset, PersonCropDataset, ReadingOptions
 from querypose_hf.data.augmentation import FILL_COLOR
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
-    source = write_rendered_coco(tmp_path_factory.mktemp("rendered"), count=4, size=(200, 150))
-    return CocoPoseDataset(source["annotations"], source["images"], only_with_people=True)
+def source(tmp_path_factory):
+    return write_rendered_coco(tmp_path_factory.mktemp("rendered"), count=4, size=(200, 150))
+
+
+@pytest.fixture(scope="module")
+def rendered(source):
+    return CocoPoseDataset(source["annotations"], source["images"], options=ReadingOptions(only_with_people=True))
 
 
 def test_one_person_each_with_what_is_around(rendered):
@@ -63,7 +67,7 @@ def _inside_crop(left, top, length, sample):
     return tuple(((box - (left, top)) * 64 / length).ravel().tolist())
 
 
-def test_beyond_the_picture_is_plain_ground(tmp_path):
+def test_beyond_the_image_is_plain_background(tmp_path):
     PIL.Image.new("RGB", (100, 100), (255, 0, 0)).save(tmp_path / "a.png")
     person = {
         "id": 1,
@@ -88,15 +92,12 @@ def test_beyond_the_picture_is_plain_ground(tmp_path):
     assert (pixels[21:59, 31:69] == (255, 0, 0)).all()
 
 
-def test_what_cannot_be_cut(rendered):
-    with pytest.raises(ValueError, match="nobody in the data set has 18 labelled keypoints"):
+def test_what_cannot_be_cropped(source, rendered):
+    with pytest.raises(ValueError, match="nobody in the dataset has 18 labelled keypoints"):
         PersonCropDataset(rendered, least_keypoints=18)
-    rendered.on_error = "skip"
-    try:
-        with pytest.raises(ValueError, match="`on_error` of the data set is 'skip'"):
-            PersonCropDataset(rendered)
-    finally:
-        rendered.on_error = "raise"
+    skipping = CocoPoseDataset(source["annotations"], source["images"], options=ReadingOptions(on_error="skip"))
+    with pytest.raises(ValueError, match="`on_error` of the dataset is 'skip'"):
+        PersonCropDataset(skipping)
     with pytest.raises(ValueError, match="`side` is 16"):
         PersonCropDataset(rendered, side=16)
     with pytest.raises(ValueError, match=r"`context` is 0\.5"):

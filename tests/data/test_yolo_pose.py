@@ -3,7 +3,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from querypose_hf.data import UnusableImageError, YoloPoseDataset
+from querypose_hf.data import ReadingOptions, UnusableImageError, YoloPoseDataset
 
 
 SETTINGS = {
@@ -60,7 +60,8 @@ class TestReading:
         assert dataset.annotations(0)[0]["keypoints"] == [39.5, 19.5, 2, 0, 0, 0, -0.5, 9.5, 2]
 
     def test_only_with_people(self, write):
-        dataset = YoloPoseDataset(write([[], [LINE], None, [LINE, LINE]]), only_with_people=True)
+        path = write([[], [LINE], None, [LINE, LINE]])
+        dataset = YoloPoseDataset(path, options=ReadingOptions(only_with_people=True))
         assert [dataset[i]["image"].getpixel((0, 0))[0] for i in range(len(dataset))] == [1, 3]
         assert dataset.left_out["images_without_people"] == 2
 
@@ -79,7 +80,7 @@ class TestReading:
         (path.parent / "images" / "train" / "0.png").write_bytes(b"no picture")
         with pytest.raises(UnusableImageError, match=r"0\.png: the image cannot be read"):
             YoloPoseDataset(path)
-        dataset = YoloPoseDataset(path, on_error="skip")
+        dataset = YoloPoseDataset(path, options=ReadingOptions(on_error="skip"))
         assert len(dataset) == 1 and dataset.left_out["unusable_images"] == 1
         assert dataset[0]["image"].getpixel((0, 0)) == (1, 0, 0)
 

@@ -7,10 +7,10 @@ import torch
 from places import PROJECT
 
 from querypose_hf import COCO_17, CROWDPOSE_14, QueryPoseConfig, QueryPoseForPoseEstimation
+from querypose_hf.data import DataDescription
 from querypose_hf.hub.model_card import PUBLISHED_AP
 from querypose_hf.training.experiment import Experiment
 from querypose_hf.training.recipe import RECIPES
-from querypose_hf.training.sources import DataDescription
 from querypose_hf.training.starting_model import build_config
 
 

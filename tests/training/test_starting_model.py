@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from tiny import tiny_config
 
 from querypose_hf import COCO_17, CROWDPOSE_14, QueryPoseForPoseEstimation, QueryPoseImageProcessor
+from querypose_hf.data import DataDescription
 from querypose_hf.training.experiment import ModelSettings
-from querypose_hf.training.sources import DataDescription
 from querypose_hf.training.starting_model import build_config, build_image_processor, build_model
 
 

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..settings import add_options, given_options
+from ..data.formats import COMMAND_LINE_FORMATS, FORMATS, annotations_help
+from ..settings import add_options, given_options, read_yaml, set_field, with_assignments
 from ..training.recipe import TrainingConfig
 
 
@@ -33,11 +34,12 @@ def add_parser(commands: Any) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--model", help="checkpoint's folder or Hub id to go on from, or a variant such as r50")
     data = parser.add_argument_group("data, in place of the file's")
-    data.add_argument("--format", choices=("coco", "crowdpose", "yolo", "hub"), default="coco", help="(%(default)s)")
-    data.add_argument("--annotations", help="JSON file, data.yaml (yolo), or name or folder of a data set (hub)")
-    data.add_argument("--images", help="folder of the pictures (coco, crowdpose)")
+    data.add_argument("--format", choices=COMMAND_LINE_FORMATS, default="coco", help="(%(default)s)")
+    data.add_argument("--annotations", help=annotations_help())
+    data.add_argument("--images", help="folder of the images (coco, crowdpose)")
+    data.add_argument("--streaming", action="store_true", help="read rows as they are needed (hub)")
     data.add_argument("--val-annotations", help="what to score on, in the same format")
-    data.add_argument("--val-images", help="folder of its pictures")
+    data.add_argument("--val-images", help="folder of its images")
     training = parser.add_argument_group("training")
     length = training.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="length of training in optimizer steps; milestones move along")
@@ -51,7 +53,6 @@ def add_parser(commands: Any) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from ..processes import this_process
-    from ..settings import read_yaml, set_field, with_assignments
     from ..training.experiment import Experiment
     from ..training.run import run_experiment
 
@@ -102,7 +103,7 @@ def _apply_data(values: dict[str, Any], options: argparse.Namespace) -> None:
         source = {"format": options.format, "annotations": annotations}
         if images is not None:
             source["images"] = images
-        return {**source, "split": split} if options.format in ("yolo", "hub") else source
+        return {**source, "split": split} if "split" in FORMATS[options.format].takes else source
 
     for flag in ("images", "val_images"):
         if getattr(options, flag) is not None and getattr(options, flag.replace("images", "annotations")) is None:
@@ -110,7 +111,9 @@ def _apply_data(values: dict[str, Any], options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is given without --{name.replace('images', 'annotations')}.")
     if options.annotations is not None:
         values["data"] = {"train": [described(options.annotations, options.images, "train")]}
+    if options.streaming:
+        if not (values.get("data") or {}).get("train"):
+            raise ValueError("--streaming is given without a source; expected --annotations, or a file with one.")
+        set_field(values, "data.train.0.streaming", True)
     if options.val_annotations is not None:
-        from ..settings import set_field
-
         set_field(values, "data.validation", described(options.val_annotations, options.val_images, "val"))

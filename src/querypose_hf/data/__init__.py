@@ -1,4 +1,4 @@
-"""Sources of annotated pictures, augmentation and collation."""
+"""Readers of annotated images, augmentation and collation."""
 
 from typing import TYPE_CHECKING
 
@@ -7,24 +7,28 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .augmentation import (
+        AugmentationRecipe,
         HorizontalFlip,
-        Mosaic,
         Photometric,
         PoseAugmentation,
         RandomCrop,
-        RandomErasing,
         ResizeShortSide,
         Rotation,
         ScaleJitter,
     )
     from .augmented_dataset import AugmentedPoseDataset, AugmentedPoseStream
-    from .check import DataReport, check_data
+    from .check import check_data
     from .coco import CocoPoseDataset, CrowdPoseDataset
     from .collation import AspectRatioBatchSampler, PoseCollator
-    from .hub_dataset import HubPoseDataset, HubPoseStream, PoseColumns
+    from .data_report import DataReport
+    from .description import DataDescription
+    from .hub_dataset import HubPoseDataset
+    from .hub_rows import PoseColumns
+    from .hub_stream import HubPoseStream
     from .joined_dataset import JoinedPoseDataset, SyntheticPasses
     from .person_crops import PersonCropDataset
     from .pose_dataset import PoseDataset, image_sizes
+    from .reading_options import ReadingOptions
     from .sample import PoseSample, UnusableImageError
     from .yolo_pose import YoloPoseDataset
 else:
@@ -32,16 +36,17 @@ else:
 
 __all__ = [
     "AspectRatioBatchSampler",
+    "AugmentationRecipe",
     "AugmentedPoseDataset",
     "AugmentedPoseStream",
     "CocoPoseDataset",
     "CrowdPoseDataset",
+    "DataDescription",
     "DataReport",
     "HorizontalFlip",
     "HubPoseDataset",
     "HubPoseStream",
     "JoinedPoseDataset",
-    "Mosaic",
     "PersonCropDataset",
     "Photometric",
     "PoseAugmentation",
@@ -50,7 +55,7 @@ __all__ = [
     "PoseDataset",
     "PoseSample",
     "RandomCrop",
-    "RandomErasing",
+    "ReadingOptions",
     "ResizeShortSide",
     "Rotation",
     "ScaleJitter",

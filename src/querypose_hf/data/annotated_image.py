@@ -1,8 +1,8 @@
-"""A picture with its boxes and keypoints as arrays, and how both are mapped together.
+"""An image with its boxes and keypoints as arrays, and how they are mapped together.
 
-torchvision's own keypoints would not do: its flip maps them as pixel indices, x to W - 1 - x, but its resize as
-continuous coordinates, so that one of the two is off by up to a pixel. Here everything is in continuous coordinates,
-in which the pixel of index i reaches from i to i + 1, and every mapping is one affine matrix.
+torchvision's keypoints are not exact enough: its flip treats them as pixel indices (x becomes W - 1 - x), but its
+resize as continuous coordinates, so one of the two is off by up to a pixel. Here everything is in continuous
+coordinates, in which the pixel with index i reaches from i to i + 1, and every mapping is one affine matrix.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ _KEPT_FIELDS = ("id", "image_id", "category_id", "iscrowd")
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """A picture and its n objects of K keypoints, in continuous coordinates.
+    """An image and its n objects of K keypoints, in continuous coordinates.
 
     Attributes:
         image (`PIL.Image.Image`): RGB.
-        boxes (`np.ndarray`): (n, 4) float64, two corners.
+        boxes (`np.ndarray`): (n, 4) float64, left, top, right, bottom.
         keypoints (`np.ndarray`): (n, K, 2) float64.
         visibility (`np.ndarray`): (n, K) int64: 0, 1 or 2.
         areas (`np.ndarray`): (n,) float64, in pixels.
-        objects (`tuple[Mapping, ...]`): n COCO objects, for the fields that no mapping changes.
+        objects (`tuple[Mapping, ...]`): the n COCO objects, for the fields that no mapping changes.
     """
 
     image: PIL.Image.Image
@@ -40,10 +40,10 @@ class AnnotatedImage:
 
     @classmethod
     def from_sample(cls, sample: PoseSample) -> "AnnotatedImage":
-        """Takes a sample apart; objects without keypoints get as many as the others have, none of them labelled.
+        """Takes a sample apart. Objects without keypoints get K that are not labelled.
 
         Raises:
-            ValueError: objects have different numbers of keypoints, or a box is no four numbers.
+            ValueError: objects have different numbers of keypoints, or a box is not four numbers.
         """
         objects = tuple(sample["annotations"])
         keypoints = [np.ravel(() if (points := entry.get("keypoints")) is None else points) for entry in objects]
@@ -78,7 +78,7 @@ class AnnotatedImage:
         )
 
     def to_annotations(self) -> list[dict[str, Any]]:
-        """The objects as COCO writes them; keypoints that are not labelled are 0, 0, 0."""
+        """The objects in COCO's form; keypoints that are not labelled are 0, 0, 0."""
         labelled = self.visibility[..., None] > 0
         keypoints = np.concatenate(
             [np.where(labelled, self.keypoints - 0.5, 0.0), self.visibility[..., None]], axis=2
@@ -96,31 +96,25 @@ class AnnotatedImage:
             )
         ]
 
-    def mapped(
-        self, image: PIL.Image.Image, matrix: np.ndarray, window: tuple[float, float, float, float] | None = None
-    ) -> "AnnotatedImage":
-        """The same people in another picture of them.
+    def mapped(self, image: PIL.Image.Image, matrix: np.ndarray) -> "AnnotatedImage":
+        """The same people in an affine map of the image.
 
-        A box becomes the smallest upright one around its four mapped corners, and is then clipped to the window; it
-        is not fitted anew to what can still be seen of the person. Objects whose box has no area left are dropped, and
-        keypoints outside the window become unlabelled. Areas grow with the map and shrink with the clipped box.
+        A box becomes the smallest upright box around its four mapped corners, clipped to the image. It is not refitted
+        to what remains visible of the person. Objects whose box has no area left are dropped. Keypoints outside the
+        image become unlabelled. Areas scale with the map, and with the share of the box that remains.
 
         Args:
-            image (`PIL.Image.Image`): the picture they are in now.
-            matrix (`np.ndarray`): (2, 3), from the old continuous coordinates to the new.
-            window (`tuple[float, float, float, float]`, *optional*): left, top, right and bottom of the part of the
-                picture that shows them. All of it by default.
+            image (`PIL.Image.Image`): the mapped image.
+            matrix (`np.ndarray`): (2, 3), from the old continuous coordinates to the new ones.
         """
-        window = (0.0, 0.0, *image.size) if window is None else window
         linear, shift = matrix[:, :2], matrix[:, 2]
         corners = self.boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2) @ linear.T + shift
         unclipped = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
-        low, high = np.array(window[:2]), np.array(window[2:])
-        boxes = np.clip(unclipped, np.tile(low, 2), np.tile(high, 2))
+        boxes = np.clip(unclipped, 0.0, np.tile(image.size, 2))
         shown = _box_areas(boxes)
         kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         keypoints = self.keypoints @ linear.T + shift
-        inside = ((keypoints >= low) & (keypoints <= high)).all(axis=2)
+        inside = ((keypoints >= 0) & (keypoints <= image.size)).all(axis=2)
         areas = self.areas * abs(np.linalg.det(linear))
         areas = areas * np.divide(shown, _box_areas(unclipped), out=np.zeros_like(shown), where=kept)
         return AnnotatedImage(
@@ -133,7 +127,7 @@ class AnnotatedImage:
         )
 
     def resized(self, width: int, height: int) -> "AnnotatedImage":
-        """Resizes the picture with PIL's antialiased bilinear filter, people along."""
+        """Image and people resized, with PIL's antialiased bilinear filter."""
         old_width, old_height = self.image.size
         if (width, height) == (old_width, old_height):
             return self
@@ -141,15 +135,15 @@ class AnnotatedImage:
         return self.mapped(self.image.resize((width, height), PIL.Image.Resampling.BILINEAR), matrix)
 
     def cropped(self, left: int, top: int, width: int, height: int) -> "AnnotatedImage":
-        """The part of the picture that begins at the pixel (`left`, `top`)."""
+        """The part of the image that begins at the pixel (`left`, `top`)."""
         matrix = np.array([[1.0, 0.0, -left], [0.0, 1.0, -top]])
         return self.mapped(self.image.crop((left, top, left + width, top + height)), matrix)
 
     def mirrored(self, flip_indices: Sequence[int]) -> "AnnotatedImage":
-        """The mirror image, in which left and right keypoints exchange their names.
+        """The mirror image, with left and right keypoints swapped.
 
         Raises:
-            ValueError: `flip_indices` are not as many as the keypoints.
+            ValueError: `flip_indices` does not have K entries.
         """
         if len(self.boxes) and self.visibility.shape[1] not in (0, len(flip_indices)):
             raise ValueError(

@@ -1,7 +1,7 @@
-"""Random changes to pictures and their people, and the paper's recipe of them.
+"""Random changes to images and their people, and the paper's recipe of them.
 
-Each step takes an [`AnnotatedImage`] and a numpy random generator and gives a new [`AnnotatedImage`]. All chance comes
-from that generator, so that one seed gives one result, in whatever process.
+Each step takes an [`AnnotatedImage`] and a numpy random generator and returns a new [`AnnotatedImage`]. All randomness
+comes from that generator, so a seed gives the same result in every process.
 """
 
 import math
@@ -17,24 +17,25 @@ from torchvision.transforms import v2
 from transformers.image_utils import SizeDict
 
 from ..model.image_processing_base_querypose import get_resized_size
+from ..settings import require
 from .annotated_image import AnnotatedImage
-from .pose_dataset import check_flip_indices
+from .description import check_flip_indices
 from .sample import PoseSample
 
 
 Step = Callable[[AnnotatedImage, np.random.Generator], AnnotatedImage]
 
-#: Shown where a picture does not reach; ImageNet's mean, which becomes 0 in the model's input.
+#: Fills what lies beyond the image; ImageNet's mean, which becomes 0 in the model's input.
 FILL_COLOR = (124, 116, 104)
 
 
 @dataclass(frozen=True)
 class HorizontalFlip:
-    """Mirrors the picture and exchanges left and right keypoints.
+    """Mirrors the image and swaps left and right keypoints.
 
     Args:
-        flip_indices (`Sequence[int]` or `None`): for each keypoint the index of its mirror image. Where it is not
-            known, nothing is ever mirrored, and a warning says so.
+        flip_indices (`Sequence[int]` or `None`): for each keypoint the index of its mirror image. With `None` no image
+            is mirrored, and a warning says so.
         probability (`float`, *optional*, defaults to 0.5): how often.
     """
 
@@ -47,8 +48,8 @@ class HorizontalFlip:
             check_flip_indices(self.flip_indices)
         elif self.probability > 0:
             warnings.warn(
-                "No image is mirrored: the skeleton has no `flip_indices`, which say where left and right keypoints "
-                "go. Give them, or keypoint names that tell left from right.",
+                "No image is mirrored: the skeleton has no `flip_indices`, which say which keypoints to swap. Give "
+                "them, or keypoint names that tell left from right.",
                 stacklevel=3,
             )
 
@@ -60,17 +61,17 @@ class HorizontalFlip:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Resizes the short side to one of a few lengths and cuts a window out, anywhere.
+    """Resizes the short side to one of a few lengths and cuts out a window at a random place.
 
     Args:
         short_sides (`Sequence[int]`, *optional*, defaults to (400, 500, 600)): lengths in pixels to choose from.
-        window (`tuple[int, int]`, *optional*, defaults to (384, 600)): smallest and largest side of the window; width
-            and height are chosen independently, neither beyond the picture's.
+        window (`tuple[int, int]`, *optional*, defaults to (384, 600)): smallest and largest side of the window. Width
+            and height are drawn independently and are at most the image's.
         probability (`float`, *optional*, defaults to 0.5): how often.
     """
 
     short_sides: Sequence[int] = (400, 500, 600)
-    window: tuple[int, int] = (384, 600)
+    window: Sequence[int] = (384, 600)
     probability: float = 0.5
 
     def __post_init__(self) -> None:
@@ -98,7 +99,7 @@ class ResizeShortSide:
 
     Args:
         short_sides (`Sequence[int]`, *optional*, defaults to (480, 512, ..., 800)): lengths in pixels to choose from.
-        longest_side (`int`, *optional*, defaults to 1333): the long side becomes no longer than this.
+        longest_side (`int`, *optional*, defaults to 1333): the long side is at most this long.
     """
 
     short_sides: Sequence[int] = tuple(range(480, 801, 32))
@@ -115,15 +116,15 @@ class ResizeShortSide:
 
 @dataclass(frozen=True)
 class ScaleJitter:
-    """Enlarges or shrinks what the picture shows, within a picture of the same size.
+    """Enlarges or shrinks what the image shows, and keeps the image's size.
 
-    An enlarged picture is cut off and a shrunken one put somewhere on plain ground.
+    An enlarged image is cropped, and a shrunken one is put at a random place on a plain background.
 
     Args:
         scale (`tuple[float, float]`): smallest and largest factor; its logarithm is uniform.
     """
 
-    scale: tuple[float, float]
+    scale: Sequence[float]
 
     def __post_init__(self) -> None:
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] or not math.isfinite(self.scale[1]):
@@ -134,10 +135,10 @@ class ScaleJitter:
         width, height = annotated.image.size
         new_width, new_height = (max(1, round(length * factor)) for length in (width, height))
         across, down = rng.random(2)
-        # what is too much at both sides, or too little
+        # where the corner of the resized image lies: outside if it is larger, inside if it is smaller
         left, top = round(across * (width - new_width)), round(down * (height - new_height))
         scale_x, scale_y = new_width / width, new_height / height
-        # the part of the old picture that is seen; the rest need not be enlarged
+        # only the part of the old image that remains is resized
         seen = (
             max(0.0, -left / scale_x),
             max(0.0, -top / scale_y),
@@ -155,13 +156,13 @@ class ScaleJitter:
 
 @dataclass(frozen=True)
 class Rotation:
-    """Turns the picture about its centre; its size stays and corners are filled with plain ground.
+    """Rotates the image about its centre, keeps its size, and fills the corners with a plain background.
 
-    A box becomes the smallest upright box around its turned corners, clipped to the picture, which is larger than the
-    person: prefer small angles.
+    A box becomes the smallest upright box around its rotated corners, clipped to the image. It is larger than the
+    person, so prefer small angles.
 
     Args:
-        degrees (`float`): the largest angle, either way.
+        degrees (`float`): the largest angle in either direction.
         probability (`float`, *optional*, defaults to 0.5): how often.
     """
 
@@ -180,7 +181,7 @@ class Rotation:
         linear = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         center = np.array(annotated.image.size) / 2
         matrix = np.column_stack([linear, center - linear @ center])
-        # PIL wants the way back, from the new picture's continuous coordinates to the old one's
+        # PIL wants the inverse, from the new image's continuous coordinates to the old one's
         inverse = np.column_stack([linear.T, center - linear.T @ center])
         image = annotated.image.transform(
             annotated.image.size,
@@ -194,17 +195,17 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Photometric:
-    """Changes colours by any transform of torchvision that leaves every pixel in its place.
+    """Changes colours by any transform of torchvision that does not move pixels.
 
     Args:
-        transform (`Callable`): takes and gives a PIL image, such as `torchvision.transforms.v2.ColorJitter(0.4)`.
+        transform (`Callable`): takes and returns a PIL image, such as `torchvision.transforms.v2.ColorJitter(0.4)`.
     """
 
     transform: Callable[[PIL.Image.Image], Any]
 
     def __call__(self, annotated: AnnotatedImage, rng: np.random.Generator) -> AnnotatedImage:
-        # torchvision draws from torch's global generator, which is lent to it and put back; the graphics card's
-        # generators, which `torch.manual_seed` would seed too, are left alone
+        # torchvision draws from torch's global CPU generator: seed it for the transform, then restore it.
+        # `torch.manual_seed` would seed the GPUs' generators too.
         state = torch.default_generator.get_state()
         try:
             torch.default_generator.manual_seed(int(rng.integers(2**63)))
@@ -219,101 +220,42 @@ class Photometric:
 
 
 @dataclass(frozen=True)
-class RandomErasing:
-    """Covers a rectangle with a random plain colour; the visible keypoints under it become hidden ones.
+class AugmentationRecipe:
+    """Which augmentation a training run uses; the paper's by default.
 
     Args:
-        probability (`float`): how often.
-        area (`tuple[float, float]`, *optional*, defaults to (0.02, 0.15)): smallest and largest share of the picture.
-        aspect_ratio (`tuple[float, float]`, *optional*, defaults to (0.3, 3.3)): of the rectangle.
+        short_sides, longest_side: see [`ResizeShortSide`]; smaller ones suit small models.
+        crop_short_sides, crop_window, crop_probability: see [`RandomCrop`]; scale them with `short_sides`.
+        flip_probability (`float`): how often images are mirrored.
+        scale_jitter (`tuple[float, float]`, *optional*): see [`ScaleJitter`]; not in the paper.
+        rotation (`float`): see [`Rotation`]; not in the paper.
+        color_jitter (`float`): brightness, contrast and saturation change by up to this share, hue by a tenth of it;
+            not in the paper.
     """
 
-    probability: float
-    area: tuple[float, float] = (0.02, 0.15)
-    aspect_ratio: tuple[float, float] = (0.3, 3.3)
+    short_sides: tuple[int, ...] = tuple(range(480, 801, 32))
+    longest_side: int | None = 1333
+    crop_short_sides: tuple[int, ...] = (400, 500, 600)
+    crop_window: tuple[int, ...] = (384, 600)
+    flip_probability: float = 0.5
+    crop_probability: float = 0.5
+    scale_jitter: tuple[float, ...] | None = None
+    rotation: float = 0.0
+    color_jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_probability(self.probability)
-        if len(self.area) != 2 or not 0 < self.area[0] <= self.area[1] <= 1:
-            raise ValueError(f"`area` is {self.area!r}; expected a smallest and a largest share above 0, up to 1.")
-        if len(self.aspect_ratio) != 2 or not 0 < self.aspect_ratio[0] <= self.aspect_ratio[1]:
-            raise ValueError(
-                f"`aspect_ratio` is {self.aspect_ratio!r}; expected a smallest and a largest one above 0."
-            )
-
-    def __call__(self, annotated: AnnotatedImage, rng: np.random.Generator) -> AnnotatedImage:
-        if rng.random() >= self.probability:
-            return annotated
-        full = annotated.image.size
-        pixels = rng.uniform(*self.area) * full[0] * full[1]
-        ratio = math.exp(rng.uniform(*np.log(self.aspect_ratio)))
-        sides = (math.sqrt(pixels * ratio), math.sqrt(pixels / ratio))
-        width, height = (max(1, min(length, round(side))) for length, side in zip(full, sides, strict=True))
-        left, top = int(rng.integers(full[0] - width + 1)), int(rng.integers(full[1] - height + 1))
-        window = (left, top, left + width, top + height)
-        image = annotated.image.copy()
-        image.paste(tuple(rng.integers(256, size=3).tolist()), window)
-        covered = ((annotated.keypoints > window[:2]) & (annotated.keypoints < window[2:])).all(axis=2)
-        visibility = np.where(covered, np.minimum(annotated.visibility, 1), annotated.visibility)
-        return replace(annotated, image=image, visibility=visibility)
-
-
-@dataclass(frozen=True)
-class Mosaic:
-    """Joins four pictures into one square, which makes much of a small data set.
-
-    The four meet at a random point. Each is resized to cover its rectangle and cut off where it is too long.
-
-    Args:
-        size (`int`): side of the square in pixels.
-        probability (`float`, *optional*, defaults to 0.5): how often.
-        center (`tuple[float, float]`, *optional*, defaults to (0.3, 0.7)): where the pictures meet, in x and in y,
-            relative to the side.
-    """
-
-    size: int
-    probability: float = 0.5
-    center: tuple[float, float] = (0.3, 0.7)
-
-    def __post_init__(self) -> None:
-        _check_probability(self.probability)
-        _check_lengths("size", (self.size,))
-        if len(self.center) != 2 or not 0 < self.center[0] <= self.center[1] < 1:
-            raise ValueError(f"`center` is {self.center!r}; expected a smallest and a largest place between 0 and 1.")
-
-    def __call__(self, samples: Sequence[PoseSample], rng: np.random.Generator) -> PoseSample:
-        """Joins four samples; the result has the first one's id."""
-        if len(samples) != 4:
-            raise ValueError(f"a mosaic takes 4 samples, got {len(samples)}.")
-        x, y = (min(max(1, round(self.size * place)), self.size - 1) for place in rng.uniform(*self.center, size=2))
-        windows = ((0, 0, x, y), (x, 0, self.size, y), (0, y, x, self.size), (x, y, self.size, self.size))
-        canvas = PIL.Image.new("RGB", (self.size, self.size))
-        annotations = []
-        for sample, window in zip(samples, windows, strict=True):
-            annotated = AnnotatedImage.from_sample(sample)
-            full, sides = np.array(annotated.image.size), np.array([window[2] - window[0], window[3] - window[1]])
-            # rounding must not ask for a part beyond the picture
-            seen = np.minimum(sides / (sides / full).max(), full)
-            corner = rng.random(2) * (full - seen)
-            box = (*corner.tolist(), *np.minimum(corner + seen, full).tolist())
-            canvas.paste(annotated.image.resize(tuple(sides.tolist()), PIL.Image.Resampling.BILINEAR, box=box), window)
-            scale = sides / seen
-            matrix = np.column_stack([np.diag(scale), np.array(window[:2]) - scale * corner])
-            annotations.extend(annotated.mapped(canvas, matrix, window).to_annotations())
-        return {
-            "image": canvas,
-            "image_id": samples[0]["image_id"],
-            "annotations": annotations,
-            "exhaustive": all(sample.get("exhaustive", True) for sample in samples),
-        }
+        for name in ("flip_probability", "crop_probability", "color_jitter"):
+            require(self, name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        require(self, "rotation", 0 <= self.rotation <= 180, "an angle from 0 to 180")
+        PoseAugmentation.from_recipe((), self)  # checks the rest
 
 
 class PoseAugmentation:
-    """Applies steps one after the other to a sample.
+    """Applies steps to a sample, one after the other.
 
     Args:
-        steps (`Sequence[Step]`): the steps, such as [`HorizontalFlip`] and [`ResizeShortSide`]. Where one of them is a
-            [`ResizeShortSide`], samples are marked as resized, and the image processor leaves their size as it is.
+        steps (`Sequence[Step]`): the steps, such as [`HorizontalFlip`] and [`ResizeShortSide`]. If one of them is a
+            [`ResizeShortSide`], samples are marked as resized, and the image processor keeps their size.
 
     Example:
 
@@ -332,51 +274,31 @@ class PoseAugmentation:
     def from_recipe(
         cls,
         flip_indices: Sequence[int] | None,
-        *,
-        short_sides: Sequence[int] = ResizeShortSide.short_sides,
-        longest_side: int | None = ResizeShortSide.longest_side,
-        crop_short_sides: Sequence[int] = RandomCrop.short_sides,
-        crop_window: tuple[int, int] = RandomCrop.window,
-        flip_probability: float = 0.5,
-        crop_probability: float = 0.5,
-        scale_jitter: tuple[float, float] | None = None,
-        rotation: float = 0.0,
-        color_jitter: float = 0.0,
-        erasing_probability: float = 0.0,
+        recipe: AugmentationRecipe | None = None,
     ) -> "PoseAugmentation":
-        """The paper's augmentation by default: a flip, every other time a crop, and a resize.
+        """By default the paper's augmentation: a flip, half the time a crop, and a resize.
 
         Args:
             flip_indices (`Sequence[int]` or `None`): see [`HorizontalFlip`].
-            short_sides, longest_side: see [`ResizeShortSide`]; smaller ones for small models.
-            crop_short_sides, crop_window, crop_probability: see [`RandomCrop`]; to be made smaller along.
-            flip_probability (`float`, *optional*, defaults to 0.5): how often pictures are mirrored.
-            scale_jitter (`tuple[float, float]`, *optional*): see [`ScaleJitter`]; not in the paper.
-            rotation (`float`, *optional*, defaults to 0): see [`Rotation`]; not in the paper.
-            color_jitter (`float`, *optional*, defaults to 0): brightness, contrast and saturation change by up to this
-                share, hue by a tenth of it; not in the paper.
-            erasing_probability (`float`, *optional*, defaults to 0): see [`RandomErasing`]; not in the paper.
+            recipe ([`AugmentationRecipe`], *optional*): what differs from the paper's.
 
         Example:
 
         ```python
-        >>> augmentation = PoseAugmentation.from_recipe(COCO_17.flip_indices)
+        >>> augmentation = PoseAugmentation.from_recipe(COCO_17.flip_indices, AugmentationRecipe(rotation=15.0))
         ```
         """
-        steps: list[Step] = [HorizontalFlip(flip_indices, flip_probability)]
-        if scale_jitter is not None:
-            steps.append(ScaleJitter(scale_jitter))
-        if rotation:
-            steps.append(Rotation(rotation))
-        steps.append(RandomCrop(crop_short_sides, crop_window, crop_probability))
-        steps.append(ResizeShortSide(short_sides, longest_side))
-        if color_jitter:
-            if not 0 < color_jitter <= 1:
-                raise ValueError(f"`color_jitter` is {color_jitter!r}; expected a share from 0 to 1.")
-            jitter = v2.ColorJitter(color_jitter, color_jitter, color_jitter, color_jitter / 10)
-            steps.append(Photometric(jitter))
-        if erasing_probability:
-            steps.append(RandomErasing(erasing_probability))
+        recipe = AugmentationRecipe() if recipe is None else recipe
+        steps: list[Step] = [HorizontalFlip(flip_indices, recipe.flip_probability)]
+        if recipe.scale_jitter is not None:
+            steps.append(ScaleJitter(recipe.scale_jitter))
+        if recipe.rotation:
+            steps.append(Rotation(recipe.rotation))
+        steps.append(RandomCrop(recipe.crop_short_sides, recipe.crop_window, recipe.crop_probability))
+        steps.append(ResizeShortSide(recipe.short_sides, recipe.longest_side))
+        if recipe.color_jitter:
+            jitter = recipe.color_jitter
+            steps.append(Photometric(v2.ColorJitter(jitter, jitter, jitter, jitter / 10)))
         return cls(steps)
 
     def __call__(self, sample: PoseSample, rng: np.random.Generator) -> PoseSample:

@@ -1,4 +1,4 @@
-"""From samples to the model's inputs: batches of similar aspect ratio, and their collation."""
+"""From samples to the model's inputs: batches of images with similar aspect ratios, and their collation."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,20 +7,20 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler
 
-from .augmented_dataset import check_epoch, check_seed
+from .epochs import check_epoch, check_seed
 from .pose_dataset import image_sizes
 from .sample import PoseSample
 
 
 class PoseCollator:
-    """Makes the model's inputs of a list of samples.
+    """Makes the model's inputs from a list of samples.
 
-    Samples that augmentation has resized keep their size; others are resized by the image processor. Each label also
-    gets `exhaustive`, a tensor of one truth value: whether everybody in the picture is annotated.
+    Samples that augmentation has resized keep their size; the image processor resizes others. Each label also gets
+    `exhaustive`, a boolean tensor: whether everybody in the image is annotated.
 
     Args:
-        image_processor (`QueryPoseImageProcessor`): its `category_ids` must be the data's, and so must its
-            `num_keypoints` be, which it cannot see in a batch that shows nobody.
+        image_processor (`QueryPoseImageProcessor`): its `category_ids` and `num_keypoints` must be the data's. A batch
+            without people does not tell them.
 
     Example:
 
@@ -40,7 +40,7 @@ class PoseCollator:
 
     def __call__(self, samples: Sequence[PoseSample]) -> dict[str, Any]:
         """Returns `pixel_values` (batch, 3, height, width), `pixel_mask` (batch, height, width) and `labels`, a list
-        of one dict for each picture.
+        of one dict for each image.
 
         Raises:
             ValueError: there are no samples, or only some of them were resized.
@@ -51,9 +51,9 @@ class PoseCollator:
         if len(resized) > 1:
             raise ValueError(
                 "only some of the samples were resized by augmentation; expected all of a batch, or none: augment "
-                "all sources that are joined, each with a `ResizeShortSide` among the steps."
+                "all joined sources, each with a `ResizeShortSide` among the steps."
             )
-        # left to itself, the image processor does what it is configured to do
+        # otherwise the image processor does what it is configured to do
         options = {"do_resize": False} if resized.pop() else {}
         batch = self.image_processor(
             images=[sample["image"] for sample in samples],
@@ -67,23 +67,23 @@ class PoseCollator:
 
 
 class AspectRatioBatchSampler(BatchSampler):
-    """Batches of pictures that are all taller than wide, or all not, so that little of a batch is padding.
+    """Batches of images that are all wider than tall, or all not, so that little of a batch is padding.
 
-    The batches of an epoch depend on `seed` and the epoch alone. A run is resumed at (epoch, batch) by `set_epoch` and
-    skipping batches, which reads no picture: `accelerate.skip_first_batches(loader, batch)`. Accelerate's
-    `prepare` shares the batches among processes.
+    The batches of an epoch depend on `seed` and the epoch alone. To resume at (epoch, batch), call `set_epoch` and
+    skip batches, which reads no image: `accelerate.skip_first_batches(loader, batch)`. Accelerate's `prepare` shares
+    the batches among processes.
 
-    Pictures left over in either group at the end make mixed batches, so that none is lost.
+    Images left over in the two groups at the end form mixed batches, so that none is lost.
 
     Args:
-        dataset (`Dataset`): a data set that [`image_sizes`] understands. [`set_epoch`] is handed on to it.
-        batch_size (`int`): pictures per batch; the last one may have fewer.
+        dataset (`Dataset`): a dataset that [`image_sizes`] understands. It gets every [`set_epoch`] too.
+        batch_size (`int`): images per batch; the last one may have fewer.
         shuffle (`bool`, *optional*, defaults to `True`): whether to shuffle.
-        drop_last (`bool`, *optional*, defaults to `False`): whether to leave out a last batch that is not full.
+        drop_last (`bool`, *optional*, defaults to `False`): whether to drop a last batch that is not full.
         seed (`int`, *optional*, defaults to 0): not negative.
 
     Raises:
-        ValueError: `batch_size` or `seed` is out of range, or the data set does not tell its sizes.
+        ValueError: `batch_size` or `seed` is out of range, or the dataset does not tell its sizes.
 
     Example:
 
@@ -109,11 +109,11 @@ class AspectRatioBatchSampler(BatchSampler):
 
     @property
     def sampler(self) -> "AspectRatioBatchSampler":  # type: ignore[override]
-        """Itself: Accelerate looks for `set_epoch` at this attribute of the batch sampler that it wraps."""
+        """This object: Accelerate calls `set_epoch` on this attribute of the batch sampler that it wraps."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, here and in the data set."""
+        """Chooses the epoch, here and in the dataset."""
         self.epoch = check_epoch(epoch)
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)

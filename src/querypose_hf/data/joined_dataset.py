@@ -1,4 +1,4 @@
-"""Several sources of pictures as one data set, each counting as often as one likes."""
+"""Several sources joined into one dataset, each weighted by a number of repeats."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,28 +6,30 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from .augmented_dataset import check_epoch, check_seed, shared_number
+from ..model.skeletons import COCO_17
+from .description import DataDescription, Described
+from .epochs import check_epoch, check_seed, shared_number
 from .pose_dataset import image_sizes
 from .sample import PoseSample
 from .synthetic import SyntheticPeople
 
 
 class JoinedPoseDataset(Dataset[PoseSample]):
-    """Sources of samples, joined into one data set of a fixed number of samples per epoch.
+    """Sources of samples, joined into one dataset with a fixed number of samples per epoch.
 
-    A source of n pictures with the repeat r gives about r n samples an epoch. It is gone through in passes of all
-    its pictures in a random order, which go on from epoch to epoch: with r = 0.5 every picture comes once in two
-    epochs, with r = 2 twice in each. Places of wide pictures stay places of wide pictures, so that [`sizes`] holds for
-    every epoch as to which side is longer, which is what batches are made by.
+    A source of n images with the repeat r gives about r n samples per epoch. They come in passes over all its images
+    in random order, and passes continue from epoch to epoch: with r = 0.5 every image comes once in two epochs, with
+    r = 2 twice in each. An index that holds a wide image holds a wide one in every epoch, so that batches can be made
+    by aspect ratio from [`sizes`].
 
-    What a place holds depends on `seed`, the epoch and the index alone.
+    The sample at an index depends on `seed`, the epoch and the index alone.
 
     Args:
         sources (`Sequence[Dataset]`): map-style, of a known length, and with sizes as [`image_sizes`] understands
-            them. [`SyntheticPasses`] is asked for other pictures in every pass.
-        repeats (`Sequence[float]`, *optional*): how often each source counts in an epoch; once by default.
+            them. [`SyntheticPasses`] gives new images in every pass.
+        repeats (`Sequence[float]`, *optional*): how often the images of each source come in an epoch; by default once.
         category_ids (`Sequence[Sequence[int]]`, *optional*): for each source its category ids in the order of the
-            model's classes. Samples get the first source's. By default they are left as they are.
+            model's classes. All samples get the first source's ids. By default ids stay as they are.
         seed (`int`, *optional*, defaults to 0): not negative.
 
     Raises:
@@ -61,7 +63,8 @@ class JoinedPoseDataset(Dataset[PoseSample]):
         self._categories = None
         if category_ids is not None:
             self._categories = [dict(zip(ids, category_ids[0], strict=True)) for ids in category_ids]
-        self._groups: list[tuple[int, np.ndarray, int]] = []  # source, its rows, and how many places they have
+        # the source, its wide or its other images, and how many samples these give per epoch
+        self._groups: list[tuple[int, np.ndarray, int]] = []
         for number, (source, repeat) in enumerate(zip(self.sources, repeats, strict=True)):
             if not repeat > 0:
                 raise ValueError(f"`repeats[{number}]` is {repeat!r}; expected a number above 0.")
@@ -70,7 +73,7 @@ class JoinedPoseDataset(Dataset[PoseSample]):
                 raise ValueError(f"source {number} is empty; expected at least one image.")
             is_wide = sizes[:, 0] > sizes[:, 1]
             for rows in (np.flatnonzero(is_wide), np.flatnonzero(~is_wide)):
-                if len(rows):  # a place at least, so that no picture is never seen
+                if len(rows):  # at least 1, so that every image is seen at some time
                     self._groups.append((number, rows, max(1, round(repeat * len(rows)))))
         self._ends = np.cumsum([count for _, _, count in self._groups])
         self._epoch = shared_number()
@@ -97,25 +100,25 @@ class JoinedPoseDataset(Dataset[PoseSample]):
     def _order(self, group: int, run: int) -> np.ndarray:
         key = (group, run)
         if key not in self._orders:
-            if len(self._orders) > 4 * len(self._groups):  # those of earlier epochs
+            if len(self._orders) > 4 * len(self._groups):  # most are of earlier epochs
                 self._orders.clear()
             self._orders[key] = np.random.default_rng((self.seed, group, run)).permutation(len(self._groups[group][1]))
         return self._orders[key]
 
     @property
     def sizes(self) -> np.ndarray:
-        """(n, 2) int64: for every place the width and height of a picture whose longer side is the same."""
+        """(n, 2) int64: width and height of an image with the same longer side as the one at each index."""
         parts = []
         for number, rows, count in self._groups:
             parts.append(image_sizes(self.sources[number])[np.resize(rows, count)])
         return np.concatenate(parts)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, for worker processes that already run too. Call it before the loader is run through."""
+        """Chooses the epoch, in running worker processes too. Call it before iterating over the loader."""
         self._epoch.fill_(check_epoch(epoch))
 
 
-class SyntheticPasses(Dataset[PoseSample]):
+class SyntheticPasses(Described, Dataset[PoseSample]):
     """An endless source of rendered people, cut into passes of equal length.
 
     Args:
@@ -135,6 +138,9 @@ class SyntheticPasses(Dataset[PoseSample]):
             raise ValueError(f"`length` is {length!r}; expected a whole number of at least 1.")
         self.people = people
         self.length = length
+        self.description = DataDescription(
+            COCO_17.num_keypoints, COCO_17.keypoint_names, (), COCO_17.flip_indices, {1: "person"}
+        )
 
     def __len__(self) -> int:
         return self.length

@@ -1,4 +1,4 @@
-"""Square crops around annotated people, each a picture of its own: much of a small data set in little time."""
+"""Square crops around annotated people, each an image of its own."""
 
 from typing import Any
 
@@ -9,25 +9,26 @@ from torch.utils.data import Dataset
 
 from .annotated_image import AnnotatedImage
 from .augmentation import FILL_COLOR
+from .description import Described
 from .pose_dataset import PoseDataset
 from .sample import PoseSample
 
 
-class PersonCropDataset(Dataset[PoseSample]):
-    """The people of a data set, one in each square picture; others that show in it are not annotated there.
+class PersonCropDataset(Described, Dataset[PoseSample]):
+    """A square crop around every person of a dataset. Other people who are visible in it are not annotated.
 
-    Crops are kept in shared memory once they were cut (3 * side * side bytes each), so that pictures are decoded once.
+    Crops stay in shared memory (3 * side * side bytes each), so that images are decoded only once.
 
     Args:
         dataset ([`PoseDataset`]): the source.
         side (`int`, *optional*, defaults to 144): of a crop, in pixels.
-        context (`float`, *optional*, defaults to 1.6): side of what is seen relative to the longer side of the box.
+        context (`float`, *optional*, defaults to 1.6): side of the crop relative to the longer side of the box.
         least_keypoints (`int`, *optional*, defaults to 5): people with fewer labelled keypoints are left out.
-        least_size (`float`, *optional*, defaults to 28): so are people whose box has an area with a smaller square
-            root, in pixels.
+        least_size (`float`, *optional*, defaults to 28): people whose box is smaller are left out; the size of a box
+            is the square root of its area, in pixels.
 
     Raises:
-        ValueError: nobody is left, or the data set skips pictures that cannot be read.
+        ValueError: nobody is left, or the dataset skips images that cannot be read.
 
     Example:
 
@@ -50,16 +51,12 @@ class PersonCropDataset(Dataset[PoseSample]):
             raise ValueError(f"`side` is {side!r}; expected at least 32 pixels.")
         if not context >= 1:
             raise ValueError(f"`context` is {context!r}; expected at least 1, the longer side of the box.")
-        if dataset.on_error == "skip":  # another picture would take the place of one that cannot be read
-            raise ValueError("`on_error` of the data set is 'skip'; expected 'raise' where people are cut out.")
+        if dataset.options.on_error == "skip":  # another image would stand in for one that cannot be read
+            raise ValueError("`on_error` of the dataset is 'skip'; expected 'raise' where people are cropped.")
         self.dataset = dataset
         self.side = side
         self.context = context
-        self.category_names = dataset.category_names
-        self.num_keypoints = dataset.num_keypoints
-        self.keypoint_names = dataset.keypoint_names
-        self.edges = dataset.edges
-        self.flip_indices = dataset.flip_indices
+        self.description = dataset.description
         people, left_out = [], 0
         for index in range(len(dataset)):
             for number, entry in enumerate(dataset.annotations(index)):
@@ -71,12 +68,12 @@ class PersonCropDataset(Dataset[PoseSample]):
                 people.append((index, number))
         if not people:
             raise ValueError(
-                f"nobody in the data set has {least_keypoints} labelled keypoints and a box of {least_size} x "
+                f"nobody in the dataset has {least_keypoints} labelled keypoints and a box of {least_size} x "
                 f"{least_size} pixels."
             )
         self._people = np.array(people)
         self.left_out = {**dataset.left_out, "people_too_small_or_with_too_few_keypoints": left_out}
-        # worker processes of a loader fill it for each other
+        # in shared memory: worker processes fill it for each other
         self._pixels = torch.empty(len(people), side, side, 3, dtype=torch.uint8).share_memory_()
         self._is_cut = torch.zeros(len(people), dtype=torch.bool).share_memory_()
 
@@ -112,7 +109,7 @@ class PersonCropDataset(Dataset[PoseSample]):
         return np.array([x + (width - length) / 2, y + (height - length) / 2]), length
 
     def _cut_image(self, image_index: int) -> None:
-        """Cuts everybody out of a picture, which is then read once."""
+        """Crops all people of an image, so that it is read only once."""
         image = self.dataset.read_image(image_index)
         entries = self.dataset.annotations(image_index)
         for index in np.flatnonzero(self._people[:, 0] == image_index).tolist():
@@ -123,7 +120,7 @@ class PersonCropDataset(Dataset[PoseSample]):
 
 
 def _cut(image: PIL.Image.Image, corner: np.ndarray, length: float, side: int) -> PIL.Image.Image:
-    """A square of a picture, resized; plain ground where the picture does not reach."""
+    """A square of an image, resized; plain background where it reaches beyond the image."""
     low, high = np.maximum(corner, 0), np.minimum(corner + length, image.size)
     left, top = np.round((low - corner) * side / length).astype(int).tolist()
     right, bottom = np.round((high - corner) * side / length).astype(int).tolist()

@@ -1,10 +1,10 @@
-"""The annotations of a whole data set as a few arrays.
+"""The annotations of a whole dataset as a few arrays.
 
-Hundreds of thousands of small dicts and lists would be copied into every worker process of a loader little by little,
-as reference counts touch their memory; arrays are not.
+Worker processes would slowly copy hundreds of thousands of small dicts and lists, because counting references writes
+to their memory. Arrays stay shared.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PoseTable:
-    """Annotations of n pictures with m objects of K keypoints.
+    """Annotations of n images with m objects of K keypoints.
 
     Attributes:
         image_ids (`np.ndarray`): (n,) int64.
-        sizes (`np.ndarray`): (n, 2) int64, width and height in pixels that the annotations refer to.
-        file_sizes (`np.ndarray`): (n, 2) int64, width and height of the upright pictures in their files; where they
-            differ from `sizes`, the picture is resized when it is read.
-        offset (`np.ndarray`): (n + 1,) int64; the objects of picture i are the rows `offset[i]` to `offset[i + 1]`.
+        sizes (`np.ndarray`): (n, 2) int64, width and height of the upright images in pixels.
+        offset (`np.ndarray`): (n + 1,) int64; the objects of image i are the rows `offset[i]` to `offset[i + 1]`.
         ids (`np.ndarray`): (m,) int64.
         boxes (`np.ndarray`): (m, 4) float64, x, y, width, height in pixels.
         keypoints (`np.ndarray`): (m, K, 3) float64, x and y as pixel indices and visibility 0, 1 or 2.
@@ -30,7 +28,6 @@ class PoseTable:
 
     image_ids: np.ndarray
     sizes: np.ndarray
-    file_sizes: np.ndarray
     offset: np.ndarray
     ids: np.ndarray
     boxes: np.ndarray
@@ -43,24 +40,23 @@ class PoseTable:
     def from_rows(
         cls, image_ids: np.ndarray, sizes: np.ndarray, image_rows: np.ndarray, **objects: np.ndarray
     ) -> "PoseTable":
-        """Makes a table from objects in any order, the row of whose picture is in `image_rows` (m,)."""
+        """Makes a table of objects in any order; `image_rows` (m,) says which image each belongs to."""
         order = np.argsort(image_rows, kind="stable")
         offset = np.zeros(len(image_ids) + 1, dtype=np.int64)
         np.cumsum(np.bincount(image_rows, minlength=len(image_ids)), out=offset[1:])
-        return cls(image_ids, sizes, sizes, offset, **{name: values[order] for name, values in objects.items()})
+        return cls(image_ids, sizes, offset, **{name: values[order] for name, values in objects.items()})
 
     @property
     def num_keypoints(self) -> int:
         return self.keypoints.shape[1]
 
     def with_images(self, kept: np.ndarray) -> "PoseTable":
-        """The pictures that the mask `kept` (n,) chooses, with their objects."""
+        """The images that the mask `kept` (n,) chooses, with their objects."""
         counts = np.diff(self.offset)
         objects = np.repeat(kept, counts)
         return PoseTable(
             image_ids=self.image_ids[kept],
             sizes=self.sizes[kept],
-            file_sizes=self.file_sizes[kept],
             offset=np.concatenate([[0], np.cumsum(counts[kept])]),
             ids=self.ids[objects],
             boxes=self.boxes[objects],
@@ -70,29 +66,13 @@ class PoseTable:
             iscrowd=self.iscrowd[objects],
         )
 
-    def resized_to(self, sizes: np.ndarray) -> "PoseTable":
-        """The table for pictures that are resized from their files' sizes to `sizes` (n, 2) when they are read.
-
-        Coordinates, those of keypoints included, are multiplied by the ratio of the sizes.
-        """
-        scales = np.repeat(sizes / self.sizes, np.diff(self.offset), axis=0)
-        keypoints = self.keypoints.copy()
-        keypoints[..., :2] *= scales[:, None]
-        return replace(
-            self,
-            sizes=sizes,
-            boxes=self.boxes * np.tile(scales, 2),
-            keypoints=keypoints,
-            areas=self.areas * scales.prod(axis=1),
-        )
-
     def people_per_image(self) -> np.ndarray:
-        """(n,): how many objects of each picture are no crowd regions."""
+        """(n,): the number of objects of each image that are not crowd regions."""
         people = np.concatenate([[0], np.cumsum(~self.iscrowd)])
         return people[self.offset[1:]] - people[self.offset[:-1]]
 
     def annotations(self, index: int) -> list[dict[str, Any]]:
-        """The objects of one picture, as COCO writes them."""
+        """The objects of one image in COCO's form."""
         rows = slice(self.offset[index], self.offset[index + 1])
         image_id = int(self.image_ids[index])
         return [

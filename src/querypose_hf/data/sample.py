@@ -1,4 +1,4 @@
-"""What every source of annotated pictures gives: one sample, and the reading of its picture."""
+"""One annotated image, as every reader gives it, and how its image file is read."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from ..model.image_decoding_querypose import decode_image
 
 
 _EXIF_ORIENTATION = 0x0112
-_TURNED_BY_A_RIGHT_ANGLE = (5, 6, 7, 8)
+_QUARTER_TURNS = (5, 6, 7, 8)
 _DECODING_ERRORS = (
     OSError,
     SyntaxError,
@@ -30,17 +30,17 @@ _DECODING_ERRORS = (
 
 
 class PoseSample(TypedDict):
-    """One annotated picture, as every source gives it and augmentation and collation take it.
+    """One annotated image, as readers give it and augmentation and collation take it.
 
     Attributes:
         image (`PIL.Image.Image`): RGB and upright.
-        image_id (`int`): the picture's id in its source.
+        image_id (`int`): the image's id in its source.
         annotations (`list[dict]`): COCO objects: `bbox` (x, y, width, height in pixels), `keypoints` (3 K numbers: x,
             y as pixel indices and visibility 0, 1 or 2), `area` in pixels, `iscrowd`, `category_id`, `id`.
-        exhaustive (`bool`): whether everybody in the picture is annotated. Where it is `False`, a person found outside
-            the annotations is not known to be wrong. `True` when left out.
-        resized (`bool`): whether augmentation has given the picture its final size, so that the image processor must
-            not resize it. `False` when left out.
+        exhaustive (`bool`): whether everybody in the image is annotated. If `False`, a person found outside the
+            annotations may be right. `True` if left out.
+        resized (`bool`): whether augmentation has given the image its final size, so that the image processor must
+            not resize it. `False` if left out.
     """
 
     image: PIL.Image.Image
@@ -51,23 +51,23 @@ class PoseSample(TypedDict):
 
 
 class UnusableImageError(ValueError):
-    """An image that cannot be read, or is not of the size its annotations were made for."""
+    """An image that cannot be read, or has another size than its annotations were made for."""
 
 
 def read_image(source: Any, name: str) -> PIL.Image.Image:
-    """Reads and decodes a picture.
+    """Reads and decodes an image.
 
     Args:
-        source (`str`, `os.PathLike`, `PIL.Image.Image` or `dict`): a file, a PIL image, or what a column of `datasets`
-            holds undecoded: `{"bytes": bytes or None, "path": str or None}`.
-        name (`str`): what the picture is called in the error's message.
+        source (`str`, `os.PathLike`, `PIL.Image.Image` or `dict`): a file, a PIL image, or an undecoded image of
+            `datasets`: `{"bytes": bytes or None, "path": str or None}`.
+        name (`str`): the image in error messages.
 
     Returns:
-        `PIL.Image.Image`: RGB, upright after its EXIF orientation. Other modes are converted as
-        [`~image_processing_base_querypose.decode_image`] does it, so that training sees what inference sees.
+        `PIL.Image.Image`: RGB, turned upright by its EXIF orientation. Other modes are converted as
+        [`~image_processing_base_querypose.decode_image`] does, so that training sees what inference sees.
 
     Raises:
-        UnusableImageError: the picture cannot be read; the message gives its name and the reason.
+        UnusableImageError: the image cannot be read; the message gives its name and the reason.
     """
     try:
         image = _open(source, everything=True)
@@ -81,7 +81,7 @@ def read_image(source: Any, name: str) -> PIL.Image.Image:
 
 
 def read_image_size(source: Any, name: str) -> tuple[int, int]:
-    """Reads the width and height of an upright picture from its header, without decoding it.
+    """Reads the width and height of the upright image from its header, without decoding it.
 
     Arguments and errors are those of [`read_image`].
     """
@@ -91,7 +91,7 @@ def read_image_size(source: Any, name: str) -> tuple[int, int]:
             if image is not source:
                 stack.enter_context(image)
             width, height = image.size
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in _TURNED_BY_A_RIGHT_ANGLE
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in _QUARTER_TURNS
     except _DECODING_ERRORS as error:
         raise UnusableImageError(f"{name}: the image cannot be read: {error}") from error
     return (height, width) if turned else (width, height)
@@ -106,5 +106,5 @@ def _open(source: Any, everything: bool = False) -> PIL.Image.Image:
         source = source.get("path")
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"expected a file, a PIL image or its bytes, got {type(source).__name__}")
-    # the whole file at once: an open handle for each picture in flight would run into the limit of the system
+    # the whole file at once: a handle for every image being read could exceed the system's limit of open files
     return PIL.Image.open(BytesIO(Path(source).read_bytes()) if everything else source)

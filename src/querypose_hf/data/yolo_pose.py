@@ -1,4 +1,4 @@
-"""The layout that YOLO pose models are trained on: a folder of images, one of label files, and a `data.yaml`."""
+"""YOLO pose datasets: a folder of images, one of label files, and a `data.yaml`."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,23 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from tqdm.auto import tqdm
 
-from .pose_dataset import OnError, PoseFileDataset, check_flip_indices, check_on_error, logger
+from ..checks import shown
+from ..settings import read_yaml
+from .description import DataDescription, check_flip_indices
+from .pose_dataset import PoseFileDataset, logger
 from .pose_table import PoseTable
+from .reading_options import ReadingOptions
 from .sample import UnusableImageError, read_image_size
 
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
-# a box may stick out of the image by a rounding error, a keypoint by as much as a person can be cut off
+# a box may reach out of the image by a rounding error, a keypoint by as much as a person may be cut off
 _BOX_TOLERANCE = 0.01
 _KEYPOINT_TOLERANCE = 1.0
 
 
 class YoloPoseDataset(PoseFileDataset):
-    """Pictures and label files of a YOLO pose data set.
+    """Images and label files of a YOLO pose dataset.
 
     `data.yaml` has `path` (the folder of the data, by default its own), for each split a folder of images, several of
     them, or a text file that lists images, `kpt_shape` [K, 2 or 3], `names` of the classes and, optionally,
@@ -34,19 +37,16 @@ class YoloPoseDataset(PoseFileDataset):
     x * width - 0.5. The class numbers are the category ids, and `area` is the box's.
 
     Attributes:
-        images_without_label_file (`int`): how many images have none.
+        images_without_label_file (`int`): the number of images without one.
 
     Args:
         data (`str` or `os.PathLike`): the `data.yaml`.
         split (`str`, *optional*, defaults to `"train"`): which of its splits.
-        only_with_people (`bool`, *optional*, defaults to `False`): whether to leave out pictures without an object.
-        exhaustive (`bool`, *optional*, defaults to `True`): whether everybody in the pictures is annotated.
-        on_error (`"raise"` or `"skip"`, *optional*, defaults to `"raise"`): whether a picture that is missing or
-            broken stops the run, or is named and skipped.
+        options ([`ReadingOptions`], *optional*): how images are read.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        UnusableImageError: the header of a picture cannot be read, and `on_error` is `"raise"`.
+        UnusableImageError: the header of an image cannot be read, and `on_error` is `"raise"`.
         ValueError: a field or line is wrong; the message names file, line or field, value and what is expected.
 
     Example:
@@ -63,11 +63,8 @@ class YoloPoseDataset(PoseFileDataset):
         data: str | os.PathLike,
         split: str = "train",
         *,
-        only_with_people: bool = False,
-        exhaustive: bool = True,
-        on_error: OnError = "raise",
+        options: ReadingOptions = ReadingOptions(),  # noqa: B008
     ):
-        on_error = check_on_error(on_error)
         path = Path(data)
         settings = _read_settings(path)
         num_keypoints, num_values = _keypoint_shape(settings, path)
@@ -82,13 +79,12 @@ class YoloPoseDataset(PoseFileDataset):
 
         files, sizes, labels = [], [], []
         missing_labels, unusable = 0, 0
-        for file in tqdm(
-            _image_files(settings, split, path), desc=f"reading {split} labels", unit=" images", leave=False
-        ):
+        all_files = _image_files(settings, split, path)
+        for file in tqdm(all_files, desc=f"reading {split} labels", unit=" images", leave=False):
             try:
                 size = read_image_size(file, str(file))
             except UnusableImageError as error:
-                if on_error == "raise":
+                if options.on_error == "raise":
                     raise
                 logger.warning("skipped: %s", error)
                 unusable += 1
@@ -98,30 +94,16 @@ class YoloPoseDataset(PoseFileDataset):
             files.append(str(file))
             sizes.append(size)
             labels.append(_read_labels(label_file, num_keypoints, num_values, len(category_names)))
-        super().__init__(
-            _make_table(sizes, labels, num_keypoints),
-            files,
-            category_names=category_names,
-            keypoint_names=keypoint_names,
-            edges=(),
-            flip_indices=flip_indices,
-            exhaustive=exhaustive,
-            on_error=on_error,
-            only_with_people=only_with_people,
-            left_out={"unusable_images": unusable},
-        )
+        description = DataDescription(num_keypoints, keypoint_names, (), flip_indices, category_names)
+        table = _make_table(sizes, labels, num_keypoints)
+        super().__init__(table, description, options, {"unusable_images": unusable}, files)
         self.images_without_label_file = missing_labels
 
 
 def _read_settings(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file: {error}") from error
+    settings = read_yaml(path)
     if not isinstance(settings, Mapping):
-        raise ValueError(f"{path}: expected fields such as `train`, `kpt_shape` and `names`, got {settings!r:.60}.")
+        raise ValueError(f"{path}: expected fields such as `train`, `kpt_shape` and `names`, got {shown(settings)}.")
     return settings
 
 
@@ -142,12 +124,12 @@ def _names_by_number(names: Any, field: str, path: Path) -> dict[int, str]:
     if isinstance(names, Sequence) and not isinstance(names, str):
         names = dict(enumerate(names))
     if not isinstance(names, Mapping) or not names or sorted(names) != list(range(len(names))):
-        raise ValueError(f"{path}: `{field}` is {names!r:.60}; expected a list of names, or names by numbers from 0.")
+        raise ValueError(f"{path}: `{field}` is {shown(names)}; expected a list of names, or names by numbers from 0.")
     return {number: str(names[number]) for number in range(len(names))}
 
 
 def _keypoint_names(names: Any, path: Path) -> list[str] | None:
-    # names may be given for each class; the model's keypoints are the same for all of them
+    # there may be names for each class, but the model has one set of keypoints
     if isinstance(names, Mapping) and names:
         lists = list(names.values())
         if any(value != lists[0] for value in lists):
@@ -156,7 +138,7 @@ def _keypoint_names(names: Any, path: Path) -> list[str] | None:
     if not names:
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: `kpt_names` is {names!r:.60}; expected a list of names.")
+        raise ValueError(f"{path}: `kpt_names` is {shown(names)}; expected a list of names.")
     return names
 
 
@@ -164,7 +146,7 @@ def _image_files(settings: Mapping[str, Any], split: str, path: Path) -> list[Pa
     places = settings.get(split)
     if places is None:
         raise ValueError(f"{path}: `{split}` is missing; expected a folder of images, or a text file that lists them.")
-    # a relative `path` counts from the file itself, so that the data can be moved as a whole
+    # a relative `path` starts at the file itself, so that the data can be moved as a whole
     root = path.parent / str(settings.get("path") or ".")
     files: list[Path] = []
     for place in [places] if isinstance(places, str) else places:
@@ -185,7 +167,7 @@ def _image_files(settings: Mapping[str, Any], split: str, path: Path) -> list[Pa
 
 def _label_file(image_file: Path) -> Path:
     parts = list(image_file.parts)
-    # the last folder of that name: the path above the data may hold another one
+    # the last folder of that name: one above the data may have it too
     for position in reversed(range(len(parts) - 1)):
         if parts[position] == "images":
             parts[position] = "labels"
@@ -195,47 +177,47 @@ def _label_file(image_file: Path) -> Path:
 
 def _read_labels(file: Path, num_keypoints: int, num_values: int, num_categories: int) -> np.ndarray:
     """(m, 5 + K * num_values): the lines of one label file, in relative coordinates."""
-    length = 5 + num_keypoints * num_values
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        values = line.split()
-        if not values:
-            continue
-        place = f"{file}, line {number}"
-        if len(values) != length:
+    rows = [
+        _read_line(line.split(), f"{file}, line {number}", num_keypoints, num_values, num_categories)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    return np.array(rows).reshape(-1, 5 + num_keypoints * num_values)
+
+
+def _read_line(values: list[str], place: str, num_keypoints: int, num_values: int, num_categories: int) -> np.ndarray:
+    length = 5 + num_keypoints * num_values
+    if len(values) != length:
+        raise ValueError(
+            f"{place}: {len(values)} numbers; expected {length}: class, 4 for the box and {num_values} for each "
+            f"of {num_keypoints} keypoints."
+        )
+    try:
+        row = np.array(values, dtype=np.float64)
+    except ValueError as error:
+        raise ValueError(f"{place}: expected numbers: {error}") from error
+    if not np.isfinite(row).all():
+        raise ValueError(f"{place}: expected finite numbers, got {values[int((~np.isfinite(row)).argmax())]}.")
+    if row[0] not in range(num_categories):
+        raise ValueError(f"{place}: class {values[0]}; expected a whole number from 0 to {num_categories - 1}.")
+    if row[1:5].min() < -_BOX_TOLERANCE or row[1:5].max() > 1 + _BOX_TOLERANCE:
+        raise ValueError(f"{place}: box {' '.join(values[1:5])}; expected numbers from 0 to 1, relative to the image.")
+    keypoints = row[5:].reshape(num_keypoints, num_values)
+    if num_values == 3:
+        strange = ~np.isin(keypoints[:, 2], (0, 1, 2))
+        if strange.any():
+            first = int(strange.argmax())
             raise ValueError(
-                f"{place}: {len(values)} numbers; expected {length}: class, 4 for the box and {num_values} for each "
-                f"of {num_keypoints} keypoints."
+                f"{place}: visibility {keypoints[first, 2]:g} of keypoint {first}; expected 0 (not labelled), 1 "
+                "(hidden) or 2 (visible)."
             )
-        try:
-            row = np.array(values, dtype=np.float64)
-        except ValueError as error:
-            raise ValueError(f"{place}: expected numbers: {error}") from error
-        if not np.isfinite(row).all():
-            raise ValueError(f"{place}: expected finite numbers, got {values[int((~np.isfinite(row)).argmax())]}.")
-        if row[0] not in range(num_categories):
-            raise ValueError(f"{place}: class {values[0]}; expected a whole number from 0 to {num_categories - 1}.")
-        if row[1:5].min() < -_BOX_TOLERANCE or row[1:5].max() > 1 + _BOX_TOLERANCE:
-            raise ValueError(
-                f"{place}: box {' '.join(values[1:5])}; expected numbers from 0 to 1, relative to the image."
-            )
-        keypoints = row[5:].reshape(num_keypoints, num_values)
-        if num_values == 3:
-            strange = ~np.isin(keypoints[:, 2], (0, 1, 2))
-            if strange.any():
-                first = int(strange.argmax())
-                raise ValueError(
-                    f"{place}: visibility {keypoints[first, 2]:g} of keypoint {first}; expected 0 (not labelled), 1 "
-                    "(hidden) or 2 (visible)."
-                )
-            keypoints = keypoints[keypoints[:, 2] > 0]
-        if keypoints.size and np.abs(keypoints[:, :2] - 0.5).max() > 0.5 + _KEYPOINT_TOLERANCE:
-            raise ValueError(
-                f"{place}: a keypoint lies far outside the image; expected coordinates relative to the image."
-            )
-        rows.append(row)
-    return np.array(rows).reshape(-1, length)
+        keypoints = keypoints[keypoints[:, 2] > 0]
+    if keypoints.size and np.abs(keypoints[:, :2] - 0.5).max() > 0.5 + _KEYPOINT_TOLERANCE:
+        raise ValueError(
+            f"{place}: a keypoint lies far outside the image; expected coordinates relative to the image."
+        )
+    return row
 
 
 def _make_table(sizes: Sequence[tuple[int, int]], labels: Sequence[np.ndarray], num_keypoints: int) -> PoseTable:

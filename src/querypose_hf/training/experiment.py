@@ -13,7 +13,9 @@ import yaml
 from transformers import PreTrainedConfig
 
 from ..checks import shown
-from ..data.augmentation import Mosaic, PoseAugmentation, RandomCrop, ResizeShortSide
+from ..data.augmentation import AugmentationRecipe
+from ..data.formats import FORMATS, SourceSettings
+from ..data.reading_options import ReadingOptions
 from ..evaluation.options import PredictionOptions
 from ..evaluation.protocols import Metric
 from ..model.configuration_querypose import VARIANTS, QueryPoseConfig
@@ -46,19 +48,6 @@ PROCESSOR_FIELDS = frozenset(
         "size_divisor",
     }
 )
-
-_FILES = ("annotations", "images")
-_RENDERED = ("layouts", "length", "size", "people", "seed")
-# What a format of data takes, beside what all do; everything else must be left out.
-_FIELDS_OF_FORMAT: dict[str, tuple[str, ...]] = {
-    "coco": (*_FILES, "undo_squeeze", "category_ids", "on_error", "only_with_people"),
-    "crowdpose": (*_FILES, "on_error", "only_with_people"),
-    "yolo": ("annotations", "split", "on_error", "only_with_people"),
-    "hub": ("annotations", "split", "columns", "keypoint_names", "on_error", "only_with_people"),
-    "synthetic": _RENDERED,
-}
-_OF_SOME_FORMATS = frozenset(name for names in _FIELDS_OF_FORMAT.values() for name in names)
-_NEEDED = {"coco": _FILES, "crowdpose": _FILES, "yolo": ("annotations",), "hub": ("annotations",), "synthetic": ()}
 
 
 @dataclass(frozen=True)
@@ -115,83 +104,29 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
-class SourceSettings:
-    """A source of annotated pictures.
+class TrainingSource(ReadingOptions, SourceSettings):
+    """A source of images to train on: a [`SourceSettings`] with its [`ReadingOptions`].
 
     Args:
-        format (`str`): `"coco"`, `"crowdpose"`, `"yolo"`, `"hub"` or `"synthetic"`.
-        annotations (`str`, *optional*): the JSON file; for `yolo` the `data.yaml`; for `hub` the name or folder of the
-            data set.
-        images (`str`, *optional*): `coco`, `crowdpose`: the folder of the pictures.
-        split (`str`, *optional*): `yolo`, `hub`: the split.
-        max_images (`int`, *optional*): only the first so many.
-        undo_squeeze (`bool`): `coco`: pictures were squeezed to another aspect ratio and are resized to `orig_width`
-            and `orig_height`, which the file must have.
-        category_ids (`tuple[int, ...]`, *optional*): `coco`: the categories wanted, in the order of the classes.
-        keypoint_names (`tuple[str, ...]`, *optional*): `hub`: names of the keypoints.
-        columns (`dict[str, str]`, *optional*): `hub`: the arguments of [`PoseColumns`].
-        layouts, length, size, people, seed: `synthetic`: the arguments of [`SyntheticPeople`]; `length` is the number
-            of pictures in an epoch, which are other ones in each. With `layouts` it is the number of these.
+        only_with_people (`bool`): leave out images without a person, as the paper does.
+        repeat (`float`): how often its images come in an epoch, see [`JoinedPoseDataset`]; may be a fraction.
+        person_crops (`int`, *optional*): crop every person to a square image of this side, see [`PersonCropDataset`].
     """
 
-    format: Literal["coco", "crowdpose", "yolo", "hub", "synthetic"] = "coco"
-    annotations: str | None = None
-    images: str | None = None
-    split: str | None = None
-    max_images: int | None = None
-    undo_squeeze: bool = False
-    category_ids: tuple[int, ...] | None = None
-    keypoint_names: tuple[str, ...] | None = None
-    columns: dict[str, str] | None = None
-    layouts: str | None = None
-    length: int | None = None
-    size: tuple[int, ...] | None = None
-    people: tuple[int, ...] = (1, 4)
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        takes = _FIELDS_OF_FORMAT[self.format]
-        for part in dataclasses.fields(self):
-            value = getattr(self, part.name)
-            if part.name in _OF_SOME_FORMATS and part.name not in takes and value != part.default:
-                raise ValueError(
-                    f"`{part.name}` is {shown(value)}; format {self.format!r} does not have it, expected some of "
-                    f"{sorted(takes)}."
-                )
-        for name in _NEEDED[self.format]:
-            require(self, name, getattr(self, name) is not None, f"a value: format {self.format!r} needs it")
-        if self.format == "synthetic" and self.layouts is None:
-            require(self, "length", self.length is not None, "the number of pictures in an epoch, or `layouts`")
-        if self.max_images is not None:
-            require(self, "max_images", self.max_images >= 1, "at least 1")
-
-
-@dataclass(frozen=True)
-class TrainingSource(SourceSettings):
-    """A source of pictures to train on.
-
-    Args:
-        repeat (`float`): how often it counts in an epoch, see [`JoinedPoseDataset`]; may be a fraction.
-        exhaustive (`bool`): whether everybody in its pictures is annotated. Where not, people found outside the
-            annotations are not taught to be wrong.
-        only_with_people (`bool`): whether pictures without anybody are left out, as the paper's recipe does.
-        on_error (`str`): `"raise"`, or `"skip"` for pictures that are missing or broken.
-        person_crops (`int`, *optional*): cut everybody out into a square picture of this side, see
-            [`PersonCropDataset`]; not of `synthetic` sources.
-    """
-
-    repeat: float = 1.0
-    exhaustive: bool = True
     only_with_people: bool = True
-    on_error: Literal["raise", "skip"] = "raise"
+    repeat: float = 1.0
     person_crops: int | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        SourceSettings.__post_init__(self)
+        ReadingOptions.__post_init__(self)
         require(self, "repeat", self.repeat > 0, "above 0")
         if self.person_crops is not None:
-            require(self, "person_crops", self.format != "synthetic", "nothing: rendered pictures are not cut")
             require(self, "person_crops", self.person_crops >= 32, "at least 32 pixels, or nothing")
+        if self.streaming:
+            require(self, "repeat", self.repeat == 1, "1 with `streaming`: a stream is the only source")
+            require(self, "max_images", self.max_images is None, "nothing with `streaming`, which reads everything")
+            require(self, "person_crops", self.person_crops is None, "nothing with `streaming`")
 
 
 @dataclass(frozen=True)
@@ -214,69 +149,32 @@ class ValidationSource(PredictionOptions, SourceSettings):
         PredictionOptions.__post_init__(self)
         for name in ("device", "dtype"):
             require(self, name, getattr(self, name) is None, "nothing: a model is scored where and as it is trained")
-        if self.metric == "crowdpose":
-            require(self, "metric", self.format == "crowdpose", "'coco' for this format")
+        if self.metric not in (None, "coco"):
+            require(self, "metric", self.metric == FORMATS[self.format].metric, "'coco' for this format")
+        require(self, "streaming", not self.streaming, "False: all images that a model is scored on are known before")
 
     @property
     def protocol(self) -> str:
         """The metric, `"coco"` or `"crowdpose"`."""
-        return self.metric or ("crowdpose" if self.format == "crowdpose" else "coco")
+        return self.metric or FORMATS[self.format].metric
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    """The pictures: sources to train on, joined, and what to score on, if anything."""
+    """The images: joined sources to train on, or one that is streamed, and what to score on, if anything."""
 
     train: tuple[TrainingSource, ...]
     validation: ValidationSource | None = None
 
     def __post_init__(self) -> None:
         require(self, "train", len(self.train) > 0, "at least one source")
+        if self.streams and len(self.train) > 1:
+            raise ValueError(f"`train` has {len(self.train)} sources, one with `streaming`; expected it alone.")
 
-
-@dataclass(frozen=True)
-class MosaicSettings:
-    """The arguments of [`Mosaic`]."""
-
-    size: int
-    probability: float = Mosaic.probability
-    center: tuple[float, ...] = Mosaic.center
-
-    def build(self) -> Mosaic:
-        """The augmentation."""
-        return Mosaic(self.size, self.probability, (self.center[0], self.center[-1]))
-
-    def __post_init__(self) -> None:
-        require(self, "center", len(self.center) == 2, "two numbers")
-        self.build()
-
-
-@dataclass(frozen=True)
-class AugmentationSettings:
-    """The arguments of [`PoseAugmentation.from_recipe`], the paper's by default, and a mosaic."""
-
-    short_sides: tuple[int, ...] = tuple(ResizeShortSide.short_sides)
-    longest_side: int | None = ResizeShortSide.longest_side
-    crop_short_sides: tuple[int, ...] = tuple(RandomCrop.short_sides)
-    crop_window: tuple[int, ...] = RandomCrop.window
-    flip_probability: float = 0.5
-    crop_probability: float = 0.5
-    scale_jitter: tuple[float, ...] | None = None
-    rotation: float = 0.0
-    color_jitter: float = 0.0
-    erasing_probability: float = 0.0
-    mosaic: MosaicSettings | None = None
-
-    def build(self, flip_indices: Any) -> PoseAugmentation:
-        """The augmentation for a skeleton's flip indices."""
-        values = {part.name: getattr(self, part.name) for part in dataclasses.fields(self) if part.name != "mosaic"}
-        return PoseAugmentation.from_recipe(flip_indices, **values)
-
-    def __post_init__(self) -> None:
-        for name in ("flip_probability", "crop_probability", "color_jitter", "erasing_probability"):
-            require(self, name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
-        require(self, "rotation", 0 <= self.rotation <= 180, "an angle from 0 to 180")
-        self.build(())
+    @property
+    def streams(self) -> bool:
+        """Whether the images to train on are streamed."""
+        return any(source.streaming for source in self.train)
 
 
 @dataclass(frozen=True)
@@ -286,7 +184,7 @@ class Experiment:
     Attributes:
         model ([`ModelSettings`]): fields of [`QueryPoseConfig`] may stand among its own, as `overrides`.
         data ([`DataSettings`]): what to train and to score on.
-        augmentation ([`AugmentationSettings`]): the paper's by default.
+        augmentation ([`AugmentationRecipe`]): the paper's by default.
         image_processor (`dict`): settings of [`QueryPoseImageProcessor`] for inference, saved with the model. The
             checkpoint's by default, or the paper's. Mean and standard deviation hold in training, too.
         training ([`TrainingConfig`]): read as [`TrainingConfig.from_mapping`] does, so `recipe` may name the paper's.
@@ -302,7 +200,7 @@ class Experiment:
 
     model: ModelSettings
     data: DataSettings
-    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    augmentation: AugmentationRecipe = field(default_factory=AugmentationRecipe)
     image_processor: dict[str, Any] = field(default_factory=dict)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -312,6 +210,18 @@ class Experiment:
                 raise ValueError(
                     f"unknown field `image_processor.{name}` (value {shown(value)}); expected some of "
                     f"{sorted(PROCESSOR_FIELDS)}."
+                )
+        if self.data.streams:
+            unit, boxes = self.training.schedule.unit, self.model.initial_boxes
+            if unit != "step":
+                raise ValueError(
+                    f"`training.schedule.unit` is {unit!r}; expected 'step': a streamed source does not tell how many "
+                    "images an epoch has."
+                )
+            if boxes != "whole_image":
+                raise ValueError(
+                    f"`model.initial_boxes` is {boxes!r}; expected 'whole_image': a streamed source does not tell its "
+                    "boxes before training."
                 )
 
     @classmethod
@@ -331,7 +241,11 @@ class Experiment:
                 rest = {name: value for name, value in model.items() if name not in MODEL_FIELDS}
                 values["model"] = {**rest, "overrides": {**(rest.get("overrides") or {}), **fields}}
         training = TrainingConfig.from_mapping(values.pop("training", None) or {}, f"{source}: in `training`")
-        return dataclasses.replace(build(cls, values, source), training=training)
+        experiment = build(cls, values, source)
+        try:
+            return dataclasses.replace(experiment, training=training)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
 
     @classmethod
     def from_yaml(cls, path: str | Path, assignments: Iterable[str] = ()) -> "Experiment":

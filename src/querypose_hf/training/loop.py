@@ -13,7 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_s
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
-from ..data.collation import AspectRatioBatchSampler, PoseCollator
+from ..data import AspectRatioBatchSampler, AugmentedPoseStream, PoseCollator
 from ..files import write_text
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from .checkpoints import (
@@ -29,6 +29,7 @@ from .log import TrainingLog, choose_trackers
 from .optimizer import build_optimizer
 from .pretraining import OBJECTIVES
 from .recipe import TrainingConfig
+from .stream_loader import StreamLoader
 
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def train(
 
     Args:
         model ([`QueryPoseForPoseEstimation`]): trained in place.
-        dataset: map-style, see [`AspectRatioBatchSampler`].
+        dataset: map-style, see [`AspectRatioBatchSampler`], or an [`AugmentedPoseStream`].
         image_processor (`QueryPoseImageProcessor`): see [`PoseCollator`].
         config ([`TrainingConfig`]): the settings.
         output_dir (`str` or `Path`): made if it does not exist.
@@ -145,8 +146,11 @@ class TrainingLoop:
         if self.average is not None:  # only now has every process the weights of the first
             self.average.set(self.model)
 
-        steps_per_epoch = math.ceil(len(self.loader) / config.gradient_accumulation_steps)
-        schedule = config.schedule.in_steps(steps_per_epoch)
+        schedule = config.schedule
+        if schedule.unit == "epoch":
+            if isinstance(self.loader, StreamLoader):
+                raise ValueError("`schedule.unit` is 'epoch'; expected 'step' with a stream, whose length is unknown.")
+            schedule = schedule.in_steps(math.ceil(len(self.loader) / config.gradient_accumulation_steps))
         self.total_steps = schedule.length
         # not prepared: Accelerate would advance it once for each process
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
@@ -156,11 +160,16 @@ class TrainingLoop:
         self.origin = {
             **{name: getattr(config, name) for name in _SETTINGS_OF_THE_WHOLE_RUN},
             "number of processes": self.accelerator.num_processes,
-            "number of images": len(dataset),
         }
+        if isinstance(self.loader, StreamLoader):  # whose order depends on its workers
+            self.origin["number of workers"] = self.loader.num_workers
+        else:
+            self.origin["number of images"] = len(dataset)
 
     def _build_loader(self, dataset: Any) -> Any:
         config = self.config
+        if isinstance(dataset, AugmentedPoseStream):
+            return StreamLoader(dataset, self.image_processor, config, self.accelerator)
         batch_sampler = AspectRatioBatchSampler(dataset, config.batch_size, seed=config.seed)
         if not len(batch_sampler):
             raise ValueError("`dataset` is empty; expected at least one image.")
@@ -234,7 +243,9 @@ class TrainingLoop:
         return {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
 
     def _batches(self) -> Iterator[dict[str, Any]]:
-        """The batches of this epoch that are still to come."""
+        """The batches of this epoch that are still to come; a stream is one endless epoch."""
+        if isinstance(self.loader, StreamLoader):
+            return self.loader.batches_after(self.batch)
         self.loader.set_epoch(self.epoch)
         return iter(skip_first_batches(self.loader, self.batch) if self.batch else self.loader)
 
@@ -345,10 +356,10 @@ class TrainingLoop:
         """
         state = load_checkpoint(path)
         for name, value in self.origin.items():
-            if state["origin"][name] != value:
+            before = state["origin"].get(name)
+            if before != value:
                 raise ValueError(
-                    f"{path}: `{name}` was {state['origin'][name]!r} in this run and is {value!r} now; expected the "
-                    "same to resume it."
+                    f"{path}: `{name}` was {before!r} in this run and is {value!r} now; expected the same to resume."
                 )
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.best, self.metrics = state["best"], state["metrics"]

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 from torch.utils.data import Subset
 
-from ..data import AugmentedPoseDataset, PoseDataset
+from ..data import AugmentedPoseDataset, AugmentedPoseStream, PoseDataset
 from ..files import write_text
 from ..hub.push import push_checkpoint
 from ..model.image_processing_querypose import QueryPoseImageProcessor
@@ -38,7 +38,7 @@ class _Parts:
     """What an experiment is made of, checked and ready to train."""
 
     model: QueryPoseForPoseEstimation
-    dataset: AugmentedPoseDataset
+    dataset: AugmentedPoseDataset | AugmentedPoseStream
     image_processor: QueryPoseImageProcessor
     validation: Validation | None
     report: list[str]
@@ -159,7 +159,9 @@ def _annotated(sources: list[Any]) -> PoseDataset:
 def _summary(sources: list[Any], dataset: Any, model: Any) -> list[str]:
     config = model.config
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    lines = [f"{len(dataset)} images in an epoch, of {sum(map(len, sources))} in {len(sources)} sources"]
+    lines = ["a stream of images"]
+    if not isinstance(dataset, AugmentedPoseStream):
+        lines = [f"{len(dataset)} images in an epoch, of {sum(map(len, sources))} in {len(sources)} sources"]
     for number, source in enumerate(sources):
         left_out = {name: count for name, count in getattr(source, "left_out", {}).items() if count}
         if left_out:

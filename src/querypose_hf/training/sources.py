@@ -1,84 +1,50 @@
-"""The pictures of a training experiment: its sources opened, compared, joined and augmented, and what it scores on."""
+"""The images of a training experiment: its sources opened, compared, joined and augmented."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Subset
 
 from ..checks import shown
 from ..data import (
+    AugmentationRecipe,
     AugmentedPoseDataset,
-    CocoPoseDataset,
-    CrowdPoseDataset,
-    HubPoseDataset,
+    AugmentedPoseStream,
+    DataDescription,
     JoinedPoseDataset,
     PersonCropDataset,
-    PoseColumns,
-    PoseDataset,
-    SyntheticPasses,
-    YoloPoseDataset,
+    PoseAugmentation,
+    ReadingOptions,
+    formats,
 )
-from ..data.synthetic import SyntheticPeople
-from ..model.skeletons import COCO_17
-from .experiment import AugmentationSettings, SourceSettings, TrainingSource
-
-
-@dataclass(frozen=True)
-class DataDescription:
-    """What the sources say about their people.
-
-    Attributes:
-        num_keypoints (`int`): K.
-        keypoint_names (`tuple[str, ...]` or `None`): where a source tells.
-        edges (`tuple[tuple[int, int], ...]`): limbs; empty where no source tells.
-        flip_indices (`tuple[int, ...]` or `None`): where a source tells.
-        category_names (`dict[int, str]`): the first source's categories, in the order of the model's classes.
-    """
-
-    num_keypoints: int
-    keypoint_names: tuple[str, ...] | None
-    edges: tuple[tuple[int, int], ...]
-    flip_indices: tuple[int, ...] | None
-    category_names: dict[int, str]
-
-    @classmethod
-    def of_source(cls, dataset: Any) -> "DataDescription":
-        """What one opened source says."""
-        if isinstance(dataset, Subset):
-            dataset = dataset.dataset
-        if isinstance(dataset, SyntheticPasses):
-            return cls(COCO_17.num_keypoints, COCO_17.keypoint_names, (), COCO_17.flip_indices, {1: "person"})
-        return cls(
-            dataset.num_keypoints,
-            dataset.keypoint_names,
-            dataset.edges,
-            dataset.flip_indices,
-            dict(dataset.category_names),
-        )
+from ..data.formats import SourceSettings
+from .experiment import TrainingSource
 
 
 def open_source(settings: SourceSettings, place: str) -> Any:
-    """Opens a source: reads its annotations, and no pictures.
+    """Opens a source: reads its annotations, but no images.
 
     Args:
         settings ([`SourceSettings`]): the source.
         place (`str`): where it is described, such as `"data.train[0]"`, for messages.
 
     Returns:
-        A map-style data set, or a `Subset` of one.
+        A map-style dataset, a `Subset` of one, or a [`HubPoseStream`].
 
     Raises:
         FileNotFoundError, ValueError: a file is missing or wrong.
     """
+    options = settings if isinstance(settings, TrainingSource) else ReadingOptions()
     try:
-        dataset = _open(settings)
+        dataset = formats.open_source(settings, options)
         if isinstance(settings, TrainingSource) and settings.person_crops is not None and len(dataset):
             dataset = PersonCropDataset(dataset, settings.person_crops)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"`{place}`: {error}") from error
     except ValueError as error:
         raise ValueError(f"`{place}`: {error}") from error
+    if settings.streaming:
+        return dataset
     if not len(dataset):
         raise ValueError(f"`{place}`: none of its images shows anybody; expected at least one that does.")
     if settings.max_images is not None and settings.max_images < len(dataset):
@@ -86,55 +52,8 @@ def open_source(settings: SourceSettings, place: str) -> Any:
     return dataset
 
 
-def _open(settings: SourceSettings) -> Any:
-    if settings.format == "synthetic":
-        people = SyntheticPeople(
-            settings.seed,
-            settings.size,  # type: ignore[arg-type]
-            settings.layouts,
-            settings.people,  # type: ignore[arg-type]
-        )
-        return SyntheticPasses(people, settings.length)
-    options: dict[str, Any] = {}
-    exhaustive = True
-    if isinstance(settings, TrainingSource):
-        options = {"only_with_people": settings.only_with_people, "on_error": settings.on_error}
-        exhaustive = settings.exhaustive
-    annotations, images = settings.annotations or "", settings.images or ""
-    dataset: PoseDataset
-    if settings.format == "coco":
-        dataset = CocoPoseDataset(
-            annotations,
-            images,
-            category_ids=settings.category_ids,
-            undo_squeeze=settings.undo_squeeze,
-            exhaustive=exhaustive,
-            **options,
-        )
-    elif settings.format == "crowdpose":
-        dataset = CrowdPoseDataset(annotations, images, **options)
-        dataset.exhaustive = exhaustive
-    elif settings.format == "yolo":
-        dataset = YoloPoseDataset(annotations, settings.split or "train", exhaustive=exhaustive, **options)
-    else:
-        try:
-            columns = PoseColumns(**(settings.columns or {}))  # type: ignore[arg-type]
-        except TypeError as error:
-            message = f"`columns` is {shown(settings.columns)}; expected fields of PoseColumns: {error}"
-            raise ValueError(message) from None
-        dataset = HubPoseDataset(
-            annotations,
-            settings.split or "train",
-            columns=columns,
-            keypoint_names=settings.keypoint_names,
-            exhaustive=exhaustive,
-            **options,
-        )
-    return dataset
-
-
 def describe_sources(sources: Sequence[Any]) -> DataDescription:
-    """What opened sources say together.
+    """The common description of opened sources.
 
     Raises:
         ValueError: they differ in keypoints or in categories.
@@ -172,24 +91,27 @@ def describe_sources(sources: Sequence[Any]) -> DataDescription:
 def join_sources(
     sources: Sequence[Any],
     settings: Sequence[TrainingSource],
-    augmentation: AugmentationSettings,
+    recipe: AugmentationRecipe,
     flip_indices: Sequence[int] | None,
     seed: int,
-) -> AugmentedPoseDataset:
-    """The data set to train on.
+) -> AugmentedPoseDataset | AugmentedPoseStream:
+    """The dataset to train on.
 
     Args:
         sources (`Sequence[Dataset]`): opened by [`open_source`].
         settings (`Sequence[TrainingSource]`): of the sources.
-        augmentation ([`AugmentationSettings`]): what is done to every sample.
+        recipe ([`AugmentationRecipe`]): how every sample is augmented.
         flip_indices (`Sequence[int]` or `None`): of the model's skeleton.
         seed (`int`): of everything random about the data.
     """
+    augmentation = PoseAugmentation.from_recipe(flip_indices, recipe)
+    if settings[0].streaming:
+        stream = sources[0].shuffled(seed, settings[0].shuffle_buffer)
+        return AugmentedPoseStream(stream, augmentation, seed=seed)
     joined = JoinedPoseDataset(
         sources,
         [one.repeat for one in settings],
         category_ids=[list(DataDescription.of_source(source).category_names) for source in sources],
         seed=seed,
     )
-    mosaic = None if augmentation.mosaic is None else augmentation.mosaic.build()
-    return AugmentedPoseDataset(joined, augmentation.build(flip_indices), seed=seed, mosaic=mosaic)
+    return AugmentedPoseDataset(joined, augmentation, seed=seed)

@@ -8,13 +8,13 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from ..data import DataDescription
 from ..model.configuration_querypose import VARIANTS, QueryPoseConfig
 from ..model.image_processing_querypose import QueryPoseImageProcessor
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from ..model.skeletons import DEFAULT_SIGMA, SKELETONS, Skeleton
 from ..weights.backbone_weights import load_heatmap_pretrained_hrnet, load_imagenet_weights
 from .experiment import ModelSettings
-from .sources import DataDescription
 from .transfer import match_keypoints, transfer_weights
 
 

@@ -9,7 +9,9 @@ import PIL.Image
 from torch.utils.data import Subset
 
 from ..checks import shown
-from ..data import YoloPoseDataset, image_sizes
+from ..data import DataDescription, image_sizes
+from ..data.formats import FORMATS
+from ..data.pose_dataset import PoseFileDataset
 from ..evaluation.ground_truth import KeypointGroundTruth
 from ..evaluation.image_checks import check_images
 from ..evaluation.prediction import check_model, predict_dataset
@@ -18,7 +20,7 @@ from ..evaluation.scoring import check_backend, score_keypoints
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from ..processes import process_group, this_process
 from .experiment import ValidationSource
-from .sources import DataDescription, open_source
+from .sources import open_source
 
 
 class Validation:
@@ -38,7 +40,7 @@ class Validation:
         check_backend("pycocotools")
         self.images = Path(settings.images or ".")
         content: Any = settings.annotations
-        if settings.format not in ("coco", "crowdpose"):
+        if not FORMATS[settings.format].is_coco_file:
             self.images = folder
             content = _as_coco(open_source(settings, "data.validation"), list(image_processor.category_ids), folder)
         ground_truth = KeypointGroundTruth.read(content, settings.protocol)
@@ -82,7 +84,7 @@ def _as_coco(dataset: Any, category_ids: Sequence[int], folder: Path) -> Mapping
         )
     number_of = dict(zip(description.category_names, category_ids, strict=True))
     plain: Any = dataset.dataset if isinstance(dataset, Subset) else dataset
-    has_files = isinstance(plain, YoloPoseDataset)
+    has_files = isinstance(plain, PoseFileDataset)
     folder.mkdir(parents=True, exist_ok=True)
     images, people = [], []
     with this_process().main_process_first():

@@ -1,0 +1,27 @@
+"""How an annotated dataset is read: the options of every reader, in YAML, on the command line and in Python."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..settings import option, require
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How a reader treats the images of a dataset.
+
+    Args:
+        only_with_people (`bool`): leave out images without a person. Crowd regions do not count as people. The paper
+            trains this way.
+        exhaustive (`bool`): every person in the images is annotated. Where `False`, training does not punish a model
+            for people found outside the annotations.
+        on_error (`str`): `"raise"` stops at an image that is missing, broken or of an unexpected size; `"skip"` logs
+            it and goes on.
+    """
+
+    only_with_people: bool = option(False, "leave out images without people")
+    exhaustive: bool = option(True, "some people in the images are not annotated", flag="--not-exhaustive")
+    on_error: Literal["raise", "skip"] = option("raise", "what to do about an image that is missing or broken")
+
+    def __post_init__(self) -> None:
+        require(self, "on_error", self.on_error in ("raise", "skip"), "'raise' or 'skip'")
