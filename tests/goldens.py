@@ -16,7 +16,8 @@ import torch
 
 from querypose_hf.model.configuration_querypose import QueryPoseConfig
 from querypose_hf.model.modeling_querypose import QueryPoseForPoseEstimation
-from querypose_hf.weights.conversion import config_from_original, convert_state_dict, place
+from querypose_hf.weights.conversion import config_from_original, convert_state_dict
+from querypose_hf.weights.original_names import place
 
 
 GOLDENS = Path(__file__).parent / "goldens"

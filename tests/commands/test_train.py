@@ -272,7 +272,7 @@ def test_push_to_hub(config, tmp_path, monkeypatch):
     uploads = []
 
     def push(folder, repo_id, **options):
-        uploads.append((folder, repo_id, options["private"], sorted(path.name for path in folder.iterdir())))
+        uploads.append((folder, repo_id, options["commit"].private, sorted(path.name for path in folder.iterdir())))
         return SimpleNamespace(commit_url="address")
 
     monkeypatch.setattr(run, "HfApi", KnownUser)

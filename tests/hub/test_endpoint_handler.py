@@ -1,4 +1,4 @@
-"""What Inference Endpoints run, called as they call it."""
+"""The handler of Inference Endpoints, called as they call it."""
 
 import base64
 import importlib.util
@@ -15,7 +15,7 @@ from tiny import tiny_config
 
 from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.assets import SAMPLE_IMAGE
-from querypose_hf.hub.push import copy_handler
+from querypose_hf.hub.checkpoint_files import copy_handler
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +39,29 @@ def handler(repository):
 
 @pytest.fixture(scope="module")
 def content():
-    picture = PIL.Image.open(SAMPLE_IMAGE)
-    picture.thumbnail((160, 160))
+    image = PIL.Image.open(SAMPLE_IMAGE)
+    image.thumbnail((160, 160))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 @pytest.fixture
 def server(content):
-    class Pictures(BaseHTTPRequestHandler):
+    class Images(BaseHTTPRequestHandler):
         def log_message(self, *arguments):
             pass
 
         def do_GET(self):
             if self.path == "/redirect.png":
                 self.send_response(302)
-                self.send_header("Location", "/picture.png")
+                self.send_header("Location", "/image.png")
                 self.end_headers()
             elif self.path == "/file":
                 self.send_response(302)
                 self.send_header("Location", "file:///etc/passwd")
                 self.end_headers()
-            elif self.path == "/picture.png":
+            elif self.path == "/image.png":
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(content)
@@ -76,7 +76,7 @@ def server(content):
             else:
                 self.send_error(404)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Images)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -84,7 +84,7 @@ def server(content):
     server.server_close()
 
 
-def test_every_form_of_a_picture_gives_the_same_people(repository, handler, content, server, monkeypatch):
+def test_every_form_of_an_image_gives_the_same_people(repository, handler, content, server, monkeypatch):
     expected = handler.pose_estimator(PIL.Image.open(io.BytesIO(content)), threshold=0.0)
     assert len(expected) > 1
     assert set(expected[0]) == {"score", "label", "box", "keypoints"}
@@ -96,7 +96,7 @@ def test_every_form_of_a_picture_gives_the_same_people(repository, handler, cont
         "base64": encoded,
         "base64 in lines": "\n".join(encoded[i : i + 76] for i in range(0, len(encoded), 76)),
         "data URL": f"data:image/png;base64,{encoded}",
-        "URL": f"{server}/picture.png",
+        "URL": f"{server}/image.png",
         "redirected URL": f"{server}/redirect.png",
     }
     for name, form in forms.items():
@@ -116,19 +116,19 @@ def test_parameters(handler, content):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([], "the request needs `inputs`"),
-        ({"image": b""}, "the request needs `inputs`"),
+        ([], "the request has no `inputs`"),
+        ({"image": b""}, "the request has no `inputs`"),
         ({"inputs": 7}, "`inputs` is of int; expected base64 text, a URL, bytes or a PIL image"),
-        ({"inputs": []}, "`inputs` has 0 pictures; expected from 1 to 16"),
-        ({"inputs": [b""] * 17}, "`inputs` has 17 pictures"),
-        ({"inputs": "/etc/passwd"}, "expected a picture as base64 text or a URL"),
-        ({"inputs": str(SAMPLE_IMAGE)}, "expected a picture as base64 text or a URL"),
-        ({"inputs": "file:///etc/passwd"}, "expected a picture as base64 text or a URL"),
-        ({"inputs": base64.b64encode(b"no picture").decode()}, "`inputs` is no picture that can be read"),
-        ({"inputs": [b"%!PS-Adobe-3.0 EPSF-3.0\n"]}, r"`inputs\[0\]` is no picture that can be read"),
+        ({"inputs": []}, "`inputs` has 0 images; expected from 1 to 16"),
+        ({"inputs": [b""] * 17}, "`inputs` has 17 images"),
+        ({"inputs": "/etc/passwd"}, "expected an image as base64 text or a URL"),
+        ({"inputs": str(SAMPLE_IMAGE)}, "expected an image as base64 text or a URL"),
+        ({"inputs": "file:///etc/passwd"}, "expected an image as base64 text or a URL"),
+        ({"inputs": base64.b64encode(b"no image").decode()}, "`inputs` is not a readable image"),
+        ({"inputs": [b"%!PS-Adobe-3.0 EPSF-3.0\n"]}, r"`inputs\[0\]` is not a readable image"),
     ],
 )
-def test_requests_that_are_not_as_they_should_be(handler, data, message):
+def test_malformed_requests_are_refused(handler, data, message):
     with pytest.raises(ValueError, match=message):
         handler(data)
 
@@ -145,18 +145,18 @@ def test_requests_that_are_not_as_they_should_be(handler, data, message):
         ({"top_k": True}, r"`parameters\.top_k` is True"),
     ],
 )
-def test_parameters_that_are_not_as_they_should_be(handler, content, parameters, message):
+def test_wrong_parameters_are_refused(handler, content, parameters, message):
     with pytest.raises(ValueError, match=message):
         handler({"inputs": content, "parameters": parameters})
 
 
-def test_a_truncated_picture_is_refused(handler, content):
-    with pytest.raises(ValueError, match="is no picture that can be read"):
+def test_truncated_image_is_refused(handler, content):
+    with pytest.raises(ValueError, match="is not a readable image"):
         handler({"inputs": content[: len(content) // 2]})
 
 
 def huge_png(side):
-    """A valid PNG header of so many pixels, with next to no bytes: a decompression bomb."""
+    """A decompression bomb: a PNG header of `side` x `side` pixels, and almost no bytes."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -168,33 +168,35 @@ def huge_png(side):
 def test_limits(repository, handler, content, server, monkeypatch):
     with pytest.raises(ValueError, match="`inputs` has 10000 x 10000 pixels; expected at most 50000000"):
         handler({"inputs": huge_png(10_000)})
-    with pytest.raises(ValueError, match=r"is no picture|pixels"):
+    with pytest.raises(ValueError, match=r"is not a readable image|pixels"):
         handler({"inputs": huge_png(60_000)})
     monkeypatch.setattr(handler, "max_request_bytes", len(content) + 10)
     assert handler({"inputs": content}) == handler({"inputs": [content]})[0]
     encoded = base64.b64encode(content).decode()
     for two in ([content, content], [encoded, encoded]):
-        with pytest.raises(ValueError, match=rf"`inputs\[1\]` makes .* exceed {len(content) + 10} bytes"):
+        with pytest.raises(
+            ValueError, match=rf"`inputs\[1\]` takes .* over the limit; expected at most {len(content) + 10} bytes"
+        ):
             handler({"inputs": two})
-    with pytest.raises(ValueError, match="exceed"):
+    with pytest.raises(ValueError, match="over the limit"):
         handler({"inputs": "A" * 3_000_000})
     monkeypatch.setenv("QUERYPOSE_MAX_PIXELS", "100")
     monkeypatch.setenv("QUERYPOSE_ALLOW_PRIVATE_URLS", "1")
     strict = repository[1](str(repository[0]), max_request_bytes=200_000)
     with pytest.raises(ValueError, match="expected at most 100 in all"):
         strict({"inputs": PIL.Image.open(io.BytesIO(content))})
-    with pytest.raises(ValueError, match="exceed 200000 bytes"):
+    with pytest.raises(ValueError, match="at most 200000 bytes"):
         strict({"inputs": f"{server}/endless"})
     with pytest.raises(ValueError, match="cannot be fetched: HTTP Error 404"):
         strict({"inputs": f"{server}/nothing"})
     with pytest.raises(ValueError, match="cannot be fetched"):
         strict({"inputs": f"{server}/file"})
     monkeypatch.setenv("QUERYPOSE_MAX_PIXELS", "many")
-    with pytest.raises(ValueError, match="QUERYPOSE_MAX_PIXELS must be an integer of at least 1, but is 'many'"):
+    with pytest.raises(ValueError, match="QUERYPOSE_MAX_PIXELS is 'many'; expected an integer of at least 1"):
         repository[1](str(repository[0]))
 
 
-def test_addresses_that_are_not_public_are_not_asked(handler, server):
-    for url in (f"{server}/picture.png", server.replace("127.0.0.1", "localhost") + "/picture.png"):
+def test_private_addresses_are_refused(handler, server):
+    for url in (f"{server}/image.png", server.replace("127.0.0.1", "localhost") + "/image.png"):
         with pytest.raises(ValueError, match="is not a public address"):
             handler({"inputs": url})

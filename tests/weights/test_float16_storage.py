@@ -1,3 +1,5 @@
+"""Checkpoints with weights in float16."""
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,13 +27,13 @@ def test_loads_in_float32(checkpoint, tmp_path):
         assert value.dtype == original[name].dtype
         torch.testing.assert_close(value, original[name].half().to(value.dtype), rtol=0, atol=0)
     assert AutoImageProcessor.from_pretrained(output).size == AutoImageProcessor.from_pretrained(checkpoint).size
-    # the copy is a checkpoint like any other
+    # a model loaded from it can be saved again
     model.save_pretrained(tmp_path / "again")
     again = QueryPoseForPoseEstimation.from_pretrained(tmp_path / "again")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_what_does_not_fit_keeps_its_type(checkpoint, tmp_path):
+def test_tensor_beyond_float16_keeps_its_type(checkpoint, tmp_path):
     weights = load_file(checkpoint / "model.safetensors")
     name = "model.decoder.initial_boxes"
     weights[name] = torch.full_like(weights[name], 1e6)
@@ -42,7 +44,7 @@ def test_what_does_not_fit_keeps_its_type(checkpoint, tmp_path):
     assert others == {torch.float16}
 
 
-def test_no_checkpoint(checkpoint, tmp_path):
+def test_folder_without_configuration(checkpoint, tmp_path):
     (checkpoint / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         store_in_float16(checkpoint, tmp_path / "halved")

@@ -1,18 +1,26 @@
-"""Folding batch norms changes no result, and leaves a model that says what it cannot do any more."""
+"""A model with folded batch norms gives the same outputs, and refuses to be trained or saved."""
 
 import copy
 
 import pytest
 import torch
-from test_modeling_querypose import RESULTS, images, make_model
-from tiny import BACKBONES
+from tiny import BACKBONES, tiny_config
 from torch import nn
 
+from querypose_hf import QueryPoseForPoseEstimation
 from querypose_hf.weights.fusion import fuse_for_inference
 
 
+RESULTS = ("logits", "pred_boxes", "pred_keypoints", "keypoint_scores", "keypoint_sigmas")
+
+
+def make_model(**overrides) -> QueryPoseForPoseEstimation:
+    torch.manual_seed(0)
+    return QueryPoseForPoseEstimation(tiny_config(**overrides)).double().eval()
+
+
 def with_statistics(model: nn.Module) -> nn.Module:
-    """Batch norms as training leaves them: new ones change nothing, so that leaving them out would pass."""
+    """Gives batch norms statistics as training does; folding new ones would change nothing."""
     generator = torch.Generator().manual_seed(3)
     for module in model.modules():
         if isinstance(getattr(module, "running_var", None), torch.Tensor):
@@ -30,7 +38,7 @@ def test_fused_model_gives_the_same(backbone, channels_last):
         overrides = {"backbone_config": {**BACKBONES["resnet"], "freeze_batch_norm_2d": True}}
         backbone = "resnet"
     model = with_statistics(make_model(backbone=backbone, **overrides))
-    pixel_values = images(2, 3, 64, 96)
+    pixel_values = torch.randn(2, 3, 64, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(pixel_values)
         fused = fuse_for_inference(copy.deepcopy(model), channels_last=channels_last)
@@ -41,7 +49,7 @@ def test_fused_model_gives_the_same(backbone, channels_last):
     mask = selected.keypoint_query_mask
     torch.testing.assert_close(selected.pred_keypoints[mask], expected.pred_keypoints[mask])
     assert not [name for name, module in fused.named_modules() if "BatchNorm" in type(module).__name__]
-    # once more is no mistake
+    # folding twice is allowed
     with torch.no_grad():
         torch.testing.assert_close(fuse_for_inference(fused)(pixel_values).logits, expected.logits)
 
@@ -59,7 +67,7 @@ def test_what_a_fused_model_refuses(tmp_path):
     assert not model.eval().training
 
 
-def test_a_convolution_whose_output_is_used_twice_is_noticed():
+def test_convolution_whose_output_is_used_twice_is_refused():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()

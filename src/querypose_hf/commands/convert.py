@@ -39,7 +39,7 @@ def _json_list(text: str) -> list[Any]:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from ..weights.conversion import convert_checkpoint, describe_report
+    from ..weights.conversion import convert_checkpoint
 
     overrides = {} if options.keypoint_names is None else {"keypoint_names": options.keypoint_names}
     report = convert_checkpoint(
@@ -49,5 +49,5 @@ def _convert(options: argparse.Namespace) -> None:
         keypoint_parts=options.keypoint_parts,
         **overrides,
     )
-    print(describe_report(report))
+    print(report)
     print(f"Written to {options.output_dir}.")

@@ -1,6 +1,6 @@
-"""What Inference Endpoints run: `handler.py` of a repository, which needs nothing of this package beside it.
+"""`handler.py` of a repository, which Inference Endpoints run beside the checkpoint, without this package.
 
-The service makes one `EndpointHandler` with the repository's folder and calls it with each request's content.
+The service makes one `EndpointHandler` with the repository's folder and calls it with the content of each request.
 """
 
 import base64
@@ -23,24 +23,27 @@ import torch
 from transformers import pipeline
 
 
-#: Formats that are read; what else Pillow can decode, such as PostScript, is not for strangers' files.
+#: Formats that are read. Pillow's other decoders, such as PostScript's, are not for files of strangers.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 PARAMETERS = ("threshold", "top_k", "keypoint_top_k", "keypoint_score_threshold")
 
 
 class EndpointHandler:
-    """Finds people in the pictures of a request.
+    """Finds people in the images of a request.
 
     Args:
         path (`str`): the repository's folder.
-        max_request_bytes (`int`, *optional*): of all pictures of a request together, as files; 20 MB, or the
-            environment variable `QUERYPOSE_MAX_REQUEST_BYTES`.
-        max_pixels (`int`, *optional*): of one picture; 50 million, or `QUERYPOSE_MAX_PIXELS`.
-        max_images (`int`, *optional*): of a request; 16, or `QUERYPOSE_MAX_IMAGES`.
-        allow_private_urls (`bool`, *optional*): whether pictures are fetched from addresses that are not public, such
-            as those of the machine's own network; no, unless `QUERYPOSE_ALLOW_PRIVATE_URLS` is 1.
-        timeout (`float`, defaults to 10): seconds for fetching a picture.
+        max_request_bytes (`int`, *optional*): bytes of all images of a request, as files; by default the environment
+            variable `QUERYPOSE_MAX_REQUEST_BYTES` or 20 million.
+        max_pixels (`int`, *optional*): pixels of one image; by default `QUERYPOSE_MAX_PIXELS` or 50 million.
+        max_images (`int`, *optional*): images of a request; by default `QUERYPOSE_MAX_IMAGES` or 16.
+        allow_private_urls (`bool`, *optional*): also fetch images from addresses that are not public, such as those of
+            the machine's own network; by default only if `QUERYPOSE_ALLOW_PRIVATE_URLS` is 1.
+        timeout (`float`, defaults to 10): seconds for fetching an image.
         device (`str`, *optional*): the first accelerator by default.
+
+    Raises:
+        ValueError: a limit is not an integer of at least 1.
 
     Example:
 
@@ -78,7 +81,7 @@ class EndpointHandler:
             urllib.request.UnknownHandler(),
         ):
             self._opener.add_handler(handler)
-        # The repository's own code is what it is deployed for. Transformers' annotations know its own tasks alone.
+        # the repository is deployed to run its code; transformers' annotations know its own tasks alone
         self.pose_estimator = pipeline(  # type: ignore[call-overload]
             "pose-estimation", model=path, trust_remote_code=True, device=device
         )
@@ -87,34 +90,36 @@ class EndpointHandler:
         """Answers one request.
 
         Args:
-            data (`Mapping`): `inputs`, a picture or a list of pictures, each as base64 text (also as a data URL), as
-                an `http://` or `https://` URL, as the bytes of a file or as a PIL image; and, *optional*, `parameters`
-                with `threshold`, `top_k`, `keypoint_top_k` and `keypoint_score_threshold`, see the pipeline.
+            data (`Mapping`): `inputs`, an image or a list of images, each as base64 text, data URL, `http(s)` URL,
+                bytes of a file or PIL image; and, *optional*, `parameters` of the pipeline: `threshold`, `top_k`,
+                `keypoint_top_k` and `keypoint_score_threshold`.
 
         Returns:
-            `list[dict]`: the people of the picture, best first, each with `score`, `label`, `box` and `keypoints`; for
-            a list of pictures the list of these lists.
+            `list[dict]`: the people of the image, best first, each with `score`, `label`, `box` and `keypoints`; for a
+            list of images a list of these lists.
 
         Raises:
-            ValueError: the request is not as it should be or exceeds a limit; the message is for the client.
+            ValueError: the request is malformed or exceeds a limit; the message is for the client.
         """
         if not isinstance(data, Mapping) or "inputs" not in data:
-            raise ValueError("the request needs `inputs`: a picture as base64 text, URL or bytes, or a list of them.")
+            raise ValueError(
+                "the request has no `inputs`; expected an image as base64 text, URL or bytes, or a list of them."
+            )
         parameters = self._check_parameters(data.get("parameters"))
         inputs = data["inputs"]
         is_list = isinstance(inputs, list | tuple)
         sources = list(inputs) if is_list else [inputs]
         if not 1 <= len(sources) <= self.max_images:
-            raise ValueError(f"`inputs` has {len(sources)} pictures; expected from 1 to {self.max_images}.")
+            raise ValueError(f"`inputs` has {len(sources)} images; expected from 1 to {self.max_images}.")
         left = self.max_request_bytes
-        pictures = []
+        images = []
         for index, source in enumerate(sources):
             place = f"inputs[{index}]" if is_list else "inputs"
-            picture, size = self._read(source, place, left)
+            image, size = self._read(source, place, left)
             left -= size
-            pictures.append(picture)
+            images.append(image)
         with torch.inference_mode():
-            people = self.pose_estimator(pictures, **parameters)
+            people = self.pose_estimator(images, **parameters)
         return people if is_list else people[0]
 
     def _check_parameters(self, parameters: Any) -> dict[str, Any]:
@@ -134,12 +139,12 @@ class EndpointHandler:
         return given
 
     def _read(self, source: Any, place: str, left: int) -> tuple[PIL.Image.Image, int]:
-        """The picture, with its number of bytes; `left` of them are allowed."""
+        """The image and its size in bytes, of which `left` are allowed."""
         if isinstance(source, PIL.Image.Image):
             self._check_size(source, place)
             return source, 0
         if isinstance(source, str):
-            # never a path: what lies on the server is not for clients
+            # never a path: clients must not read the server's files
             content = self._fetch(source, place, left) if _is_url(source) else self._decode(source, place, left)
         elif isinstance(source, bytes | bytearray):
             content = bytes(source)
@@ -152,33 +157,33 @@ class EndpointHandler:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # the limit here is our own
-                picture = PIL.Image.open(io.BytesIO(content), formats=FORMATS)
-            self._check_size(picture, place)  # from the header, before the pixels take memory
-            picture.load()
+                image = PIL.Image.open(io.BytesIO(content), formats=FORMATS)
+            self._check_size(image, place)  # from the header, before the pixels take memory
+            image.load()
         except (PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError, OSError, SyntaxError) as error:
-            raise ValueError(f"`{place}` is no picture that can be read ({', '.join(FORMATS)}): {error}") from error
-        return picture, len(content)
+            raise ValueError(f"`{place}` is not a readable image ({', '.join(FORMATS)}): {error}") from error
+        return image, len(content)
 
-    def _check_size(self, picture: PIL.Image.Image, place: str) -> None:
-        if picture.width * picture.height > self.max_pixels:
+    def _check_size(self, image: PIL.Image.Image, place: str) -> None:
+        if image.width * image.height > self.max_pixels:
             raise ValueError(
-                f"`{place}` has {picture.width} x {picture.height} pixels; expected at most {self.max_pixels} in all."
+                f"`{place}` has {image.width} x {image.height} pixels; expected at most {self.max_pixels} in all."
             )
 
     def _too_large(self, place: str) -> ValueError:
         return ValueError(
-            f"`{place}` makes the pictures of the request exceed {self.max_request_bytes} bytes, which is the limit."
+            f"`{place}` takes the request's images over the limit; expected at most {self.max_request_bytes} bytes."
         )
 
     def _decode(self, text: str, place: str, left: int) -> bytes:
         encoded = text.partition("base64,")[2] if text.startswith("data:") else text
-        if len(encoded) * 3 // 4 > left + 1_000_000:  # not decoded where it is far from fitting; line breaks are few
+        if len(encoded) * 3 // 4 > left + 1_000_000:  # far over the limit, whatever its line breaks
             raise self._too_large(place)
         try:
             return base64.b64decode("".join(encoded.split()), validate=True)
         except (binascii.Error, ValueError) as error:
             shown = repr(text if len(text) <= 60 else f"{text[:60]}...")
-            raise ValueError(f"`{place}` is {shown}; expected a picture as base64 text or a URL: {error}") from error
+            raise ValueError(f"`{place}` is {shown}; expected an image as base64 text or a URL: {error}") from error
 
     def _fetch(self, url: str, place: str, left: int) -> bytes:
         deadline = time.monotonic() + self.timeout
@@ -203,9 +208,9 @@ def _limit(variable: str, value: int | None, default: int) -> int:
         try:
             value = int(text)
         except ValueError:
-            raise ValueError(f"{variable} must be an integer of at least 1, but is {text!r}.") from None
+            raise ValueError(f"{variable} is {text!r}; expected an integer of at least 1.") from None
     if value < 1:
-        raise ValueError(f"{variable} must be an integer of at least 1, but is {value}.")
+        raise ValueError(f"{variable} is {value}; expected an integer of at least 1.")
     return value
 
 
@@ -216,8 +221,8 @@ def _is_url(text: str) -> bool:
 class _CheckedConnection(http.client.HTTPConnection):
     """A connection to public addresses only.
 
-    It is the address connected to that is looked at, so that neither a redirect nor a name that resolves differently
-    the second time leads elsewhere.
+    It checks the address that it is connected to, so that neither a redirect nor a name that resolves differently the
+    second time leads elsewhere.
     """
 
     allow_private = False

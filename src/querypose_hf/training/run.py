@@ -14,6 +14,7 @@ from torch.utils.data import Subset
 
 from ..data import AugmentedPoseDataset, AugmentedPoseStream, PoseDataset
 from ..files import write_text
+from ..hub.options import CommitOptions
 from ..hub.push import push_checkpoint
 from ..model.image_processing_querypose import QueryPoseImageProcessor
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
@@ -195,6 +196,6 @@ def upload(folder: Path, repo_id: str, private: bool = False) -> str:
     """
     kind = "best" if (folder / "best" / "config.json").is_file() else "last"
     message = f"QueryPose, the {kind} model of a training run"
-    commit = push_checkpoint(folder / kind, repo_id, private=private, commit_message=message)
+    commit = push_checkpoint(folder / kind, repo_id, commit=CommitOptions(private=private, message=message))
     logger.info("uploaded %s to %s", folder / kind, commit.commit_url)
     return commit.commit_url

@@ -13,7 +13,7 @@ from ..model.configuration_querypose import VARIANTS, QueryPoseConfig
 from ..model.image_processing_querypose import QueryPoseImageProcessor
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from ..model.skeletons import DEFAULT_SIGMA, SKELETONS, Skeleton
-from ..weights.backbone_weights import load_heatmap_pretrained_hrnet, load_imagenet_weights
+from ..weights.backbone_weights import load_backbone_weights, load_heatmap_pretrained_hrnet
 from .experiment import ModelSettings
 from .transfer import match_keypoints, transfer_weights
 
@@ -164,7 +164,7 @@ def build_model(settings: ModelSettings, config: QueryPoseConfig, weights: bool 
     if settings.backbone_weights != "none":
         name = settings.backbone_weights
         is_file = settings.backbone_weights_are_a_file
-        report = load_imagenet_weights(
+        report = load_backbone_weights(
             model,
             file=name if is_file else None,
             checkpoint=None if is_file or name == "imagenet" else name,

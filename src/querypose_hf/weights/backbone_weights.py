@@ -1,44 +1,19 @@
-"""Pretrained weights for a model's backbone, fetched or read only when asked for."""
+"""Pretrained weights for a model's backbone, from a file or by download. Nothing here runs by itself."""
 
 import copy
-import pickle
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..model.modeling_querypose import QueryPoseForPoseEstimation, QueryPoseModel
-
-
-@dataclass(frozen=True)
-class BackboneReport:
-    """What became of a file's tensors and of the backbone's.
-
-    Attributes:
-        used (`list[str]`): tensors of the file that are in the backbone now, by the backbone's names.
-        unused (`list[str]`): tensors of the file that the backbone has no place for.
-        missing (`list[str]`): tensors of the backbone that the file did not have; they are as they were.
-
-    Counters of training batches (`num_batches_tracked`) say nothing about the weights and are left out.
-    """
-
-    used: list[str]
-    unused: list[str]
-    missing: list[str]
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.used)} tensors used, {len(self.unused)} unused, {len(self.missing)} missing"]
-        lines += [f"  unused: {name}" for name in self.unused]
-        lines += [f"  missing: {name}" for name in self.missing]
-        return "\n".join(lines)
+from .tensor_files import WeightsReport, read_tensors
 
 
 def _backbone(model: QueryPoseModel | QueryPoseForPoseEstimation) -> torch.nn.Module:
@@ -46,40 +21,19 @@ def _backbone(model: QueryPoseModel | QueryPoseForPoseEstimation) -> torch.nn.Mo
     return model.backbone.model
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"`file` must be a file of weights, but there is none at {path}.")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"`file` must be a whole file of weights, but {path} cannot be read: {error}") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"`file` must hold tensors alone, but {path} holds something else, which is not loaded because it could "
-            f"run code: {error}"
-        ) from error
-    except (EOFError, OSError, RuntimeError) as error:  # torch has many ways to say that a file is cut off
-        raise ValueError(f"`file` must be a whole file of weights, but {path} cannot be read: {error}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"`file` must hold a dict of tensors, but {path} does not.")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+def _refuse(wrong: Sequence[str]) -> None:
+    if wrong:
+        raise ValueError(f"The weights are those of another backbone; {len(wrong)} tensors differ in shape: {wrong}.")
 
 
-def _fill(network: torch.nn.Module, state: Mapping[str, Tensor], unused: Sequence[str] = ()) -> BackboneReport:
+def _fill(network: torch.nn.Module, state: Mapping[str, Tensor], unused: Sequence[str] = ()) -> WeightsReport:
     places = network.state_dict()
     wrong = [
         f"{name} {tuple(tensor.shape)} (expected {tuple(places[name].shape)})"
         for name, tensor in state.items()
         if name in places and places[name].shape != tensor.shape
     ]
-    if wrong:
-        raise ValueError(f"The weights are those of another backbone; {len(wrong)} tensors differ in shape: {wrong}.")
+    _refuse(wrong)
     unused = [*unused, *(name for name in state if name not in places)]
     used = [name for name in state if name in places]
     if not used:
@@ -89,15 +43,16 @@ def _fill(network: torch.nn.Module, state: Mapping[str, Tensor], unused: Sequenc
         )
     network.load_state_dict({name: state[name] for name in used}, strict=False)
     missing = [name for name in places if name not in state]
-    return BackboneReport(
+    # counters of batches say nothing about the weights
+    return WeightsReport(
         *([name for name in names if not name.endswith("num_batches_tracked")] for names in (used, unused, missing))
     )
 
 
 def _fill_from_pretrained(
     backbone: PreTrainedModel, checkpoint: str | None = None, state: Mapping[str, Tensor] | None = None
-) -> BackboneReport:
-    # Transformers itself knows under which names its models were saved over the years
+) -> WeightsReport:
+    # transformers knows the names under which its models were saved over the years
     loaded: tuple[PreTrainedModel, dict[str, Any]] = type(backbone).from_pretrained(
         checkpoint,
         config=copy.deepcopy(backbone.config),
@@ -107,9 +62,8 @@ def _fill_from_pretrained(
     )
     source, found = loaded
     wrong = [f"{name} {tuple(got)} (expected {tuple(expected)})" for name, got, expected in found["mismatched_keys"]]
-    if wrong:
-        raise ValueError(f"The weights are those of another backbone; {len(wrong)} tensors differ in shape: {wrong}.")
-    # layers that the class has and does not use come without word of whether the checkpoint had them
+    _refuse(wrong)
+    # transformers does not say whether the checkpoint had the layers that the class has and does not use
     idle = re.compile("|".join(backbone._keys_to_ignore_on_load_missing or ()) or "(?!)")
     absent = {name for name in source.state_dict() if name in found["missing_keys"] or idle.search(name)}
     state = {name: tensor for name, tensor in source.state_dict().items() if name not in absent}
@@ -117,37 +71,36 @@ def _fill_from_pretrained(
     return replace(report, missing=[name for name in report.missing if not idle.search(name)])
 
 
-def load_imagenet_weights(
+def load_backbone_weights(
     model: QueryPoseModel | QueryPoseForPoseEstimation, file: str | Path | None = None, checkpoint: str | None = None
-) -> BackboneReport:
-    """Loads ImageNet weights into the backbone.
+) -> WeightsReport:
+    """Loads pretrained weights, such as ImageNet's, into the backbone, from a file or by download.
 
     Args:
         model: the model whose backbone is filled in place.
-        file (`str` or `Path`, *optional*):
-            A local `.safetensors` or `.pth` file with timm's names for a timm backbone, and for one of Transformers
-            the names of its checkpoints on the Hub. Without it the weights are downloaded.
-        checkpoint (`str`, *optional*):
-            What to download: for a timm backbone a timm model name with a pretraining tag, `"resnet50.a1_in1k"` (by
-            default timm's default for the architecture); for a backbone of Transformers a Hub id or folder, which
-            has no default.
+        file (`str` or `Path`, *optional*): a local `.safetensors` or `.pth` file. Its names are timm's for a timm
+            backbone, and those of checkpoints on the Hub for one of transformers. Without it the weights are
+            downloaded.
+        checkpoint (`str`, *optional*): what to download. For a timm backbone: a timm model name with a pretraining
+            tag, such as `"resnet50.a1_in1k"`; timm's default for the architecture if it is not given. For a backbone
+            of transformers: a Hub id or folder, which has no default.
 
     Returns:
-        [`BackboneReport`]
+        [`WeightsReport`]
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the weights do not fit the backbone, or nothing says which to download.
+        FileNotFoundError: there is no such file.
+        ValueError: the weights do not fit the backbone, or nothing says which to download.
     """
     backbone = _backbone(model)
     timm_network = getattr(backbone, "_backbone", None)
     if file is not None:
-        state = _read(Path(file))
+        state = read_tensors(file)
         return _fill_from_pretrained(backbone, state=state) if timm_network is None else _fill(timm_network, state)
     if timm_network is None:
         if checkpoint is None:
             raise ValueError(
-                f"`checkpoint` must name the Hub checkpoint to load into a {type(backbone).__name__}, such as "
+                f"`checkpoint` is None; expected a Hub id to load into a {type(backbone).__name__}, such as "
                 "'microsoft/swin-large-patch4-window7-224'."
             )
         return _fill_from_pretrained(backbone, checkpoint)
@@ -165,30 +118,29 @@ def load_imagenet_weights(
 
 def load_heatmap_pretrained_hrnet(
     model: QueryPoseModel | QueryPoseForPoseEstimation, file: str | Path
-) -> BackboneReport:
+) -> WeightsReport:
     """Loads an HRNet trained on keypoint heatmaps into the backbone (worth 1.5 AP in the paper, Section 4.3).
 
     Args:
         model: a model with an HRNet backbone.
-        file (`str` or `Path`):
-            A checkpoint with the names of the public HRNet pose models (`conv1`, `bn1`, `layer1`, `transition1`,
-            `stage2`, ..., `final_layer`), also with `backbone.` before them.
+        file (`str` or `Path`): a checkpoint with the names of the public HRNet pose models (`conv1`, `bn1`, `layer1`,
+            `transition1`, `stage2`, ..., `final_layer`), with or without `backbone.` before them.
 
     Returns:
-        [`BackboneReport`]. The heatmap layer `final_layer` is unused. Missing are the fusions into the three coarser
-        branches at the very end, which pose models do not have; they keep their initial weights.
+        [`WeightsReport`]. The heatmap layer `final_layer` is unused. The last fusions into the three coarser branches
+        are missing, because pose models do not have them; they keep their initial weights.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the backbone is no HRNet, or the file holds one of another width.
+        FileNotFoundError: there is no such file.
+        ValueError: the backbone is not an HRNet, or the file holds one of another width.
     """
     backbone = _backbone(model)
     network = getattr(backbone, "_backbone", None)
     name = getattr(backbone.config, "backbone", None) or backbone.config.model_type
     if network is None or "hrnet" not in name:
-        raise ValueError(f"`model` must have an HRNet backbone, but has {name!r}.")
-    state = {key.removeprefix("backbone."): tensor for key, tensor in _read(Path(file)).items()}
+        raise ValueError(f"`model` has the backbone {name!r}; expected an HRNet.")
+    state = {key.removeprefix("backbone."): tensor for key, tensor in read_tensors(file).items()}
     return _fill(network, state)
 
 
-__all__ = ["BackboneReport", "load_heatmap_pretrained_hrnet", "load_imagenet_weights"]
+__all__ = ["load_backbone_weights", "load_heatmap_pretrained_hrnet"]

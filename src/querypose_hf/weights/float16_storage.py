@@ -1,13 +1,12 @@
-"""Checkpoints of half the size, for packages and slow lines."""
+"""Checkpoints of half the size."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..files import read_json, write_json
+from ..files import filling_folder, read_json, write_json
 
 
 _SETTINGS = ("config.json", "preprocessor_config.json", "processor_config.json")
@@ -15,14 +14,14 @@ _WEIGHTS = "model.safetensors"
 
 
 def store_in_float16(folder: str | os.PathLike, output: str | os.PathLike) -> Path:
-    """Writes a checkpoint again with its weights in float16; `config.json` stays, so it loads in the type it had.
+    """Writes a checkpoint again with its weights in float16; it loads in the type that `config.json` says, as before.
 
-    A tensor with a value beyond float16's range keeps its own type.
+    A tensor with a value beyond the range of float16 keeps its type.
 
     Args:
         folder (`str` or `os.PathLike`): what `save_pretrained` of model and image processor wrote.
         output (`str` or `os.PathLike`): the folder to write; made if it does not exist. Files of the same names are
-            replaced whole. Code that the checkpoint carries stays behind.
+            replaced whole. Code that the checkpoint carries is not copied.
 
     Returns:
         `Path`: the folder written.
@@ -43,20 +42,16 @@ def store_in_float16(folder: str | os.PathLike, output: str | os.PathLike) -> Pa
     halved = {}
     for name, tensor in load_file(folder / _WEIGHTS).items():
         half = tensor.half() if tensor.is_floating_point() else tensor
-        # running variances grow as the square of what runs through, and may be beyond float16
+        # running variances grow as the square of their inputs and may be beyond float16
         fits = torch.equal(half.isfinite(), tensor.isfinite())
         halved[name] = half if fits else tensor
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".storing_") as name:
-        temporary = Path(name)
+    with filling_folder(output) as temporary:
         save_file(halved, temporary / _WEIGHTS, metadata={"format": "pt"})
         for settings in _SETTINGS:
             if (folder / settings).is_file():
                 fields = read_json(folder / settings)
                 fields.pop("auto_map", None)  # it would ask for the code
                 write_json(fields, temporary / settings, indent=2)
-        for file in sorted(temporary.iterdir()):
-            os.replace(file, output / file.name)
     return output
 
 

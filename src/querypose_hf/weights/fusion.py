@@ -1,4 +1,4 @@
-"""Folds what is fixed in inference into fewer, faster layers."""
+"""Folds batch norms into convolutions, for faster inference."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ..model.modeling_querypose import QueryPoseForPoseEstimation, QueryPoseModel, SpatialPartEmbedding
 
 
-# A picture on which the backbone shows which batch norm follows which convolution.
+# pixels a side of the image that shows which batch norm follows which convolution
 _PROBE_SIDE = 64
 
 
@@ -18,20 +18,20 @@ def fuse_for_inference(
 ) -> QueryPoseForPoseEstimation | QueryPoseModel:
     """Folds batch norms into the convolutions before them, in place, and lays out convolutions for speed.
 
-    Outputs are the same to floating-point tolerance. Frozen batch norms are folded like any other, and so is the one
-    behind the transposed convolution of every keypoint layer. The model can then neither be trained nor saved: a
-    checkpoint without its batch norms could not be loaded again.
+    Outputs stay the same to floating-point tolerance. Frozen batch norms are folded too, and so is the one after the
+    transposed convolution of each keypoint layer. The model can then neither be trained nor saved: a checkpoint
+    without its batch norms could not be loaded.
 
     Args:
         model: a QueryPose model in evaluation mode; it is changed.
-        channels_last (`bool`, *optional*, defaults to `True`): whether the weights of convolutions are laid out with
-            channels last, which convolutions then use for their features, too. The usual layout is better for export.
+        channels_last (`bool`, *optional*, defaults to `True`): lay out convolutions with channels last, weights and
+            therefore features. The usual layout is better for export.
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: the model is in training mode, or it would not give the same after folding.
+        ValueError: the model is in training mode, or folding would change its outputs.
 
     Example:
 
@@ -40,7 +40,7 @@ def fuse_for_inference(
     ```
     """
     if model.training:
-        raise ValueError("`model` is in training mode; expected `model.eval()`, since batch norms are to be folded.")
+        raise ValueError("`model` is in training mode; expected `model.eval()`, because batch norms are folded.")
     base = model.model if isinstance(model, QueryPoseForPoseEstimation) else model
     with torch.no_grad():
         _fuse_network(base.backbone)
@@ -64,14 +64,14 @@ def _forbid(model: nn.Module, method: str, what: str, applies: Any = lambda *arg
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
         if applies(*args, **kwargs):
-            raise ValueError(f"The model's batch norms are folded for inference: it cannot be {what} any more.")
+            raise ValueError(f"The model's batch norms are folded for inference; it can no longer be {what}.")
         return original(*args, **kwargs)
 
     object.__setattr__(model, method, refuse)
 
 
 def _is_batch_norm(module: nn.Module) -> bool:
-    # timm and torchvision have frozen batch norms of their own, whose statistics are buffers all the same
+    # timm and torchvision have frozen batch norms of their own
     names = ("running_mean", "running_var", "weight", "bias")
     return "BatchNorm" in type(module).__name__ and all(
         isinstance(getattr(module, name, None), torch.Tensor) for name in names
@@ -79,33 +79,41 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 
 def norm_tail(norm: nn.Module) -> list[nn.Module]:
-    """What follows within a batch norm's module: timm has norms that go on with dropout and an activation."""
+    """What a batch norm's module does after the norm: timm has norms with dropout and an activation."""
     return [module for module in (getattr(norm, "drop", None), getattr(norm, "act", None)) if module is not None]
 
 
 def _fuse_network(network: nn.Module) -> None:
     parameter = next(network.parameters())
     generator = torch.Generator().manual_seed(0)
-    picture = torch.randn(1, 3, _PROBE_SIDE, _PROBE_SIDE, generator=generator).to(parameter)
-    pairs, expected = find_norm_pairs(network, picture)
+    image = torch.randn(1, 3, _PROBE_SIDE, _PROBE_SIDE, generator=generator).to(parameter)
+    pairs, expected = find_norm_pairs(network, image)
     for convolution, name, norm in pairs:
         _fold(convolution, norm)
         rest = norm_tail(norm)
         parent, _, child = name.rpartition(".")
         setattr(network.get_submodule(parent), child, nn.Sequential(*rest) if rest else nn.Identity())
     tolerance = 1e-3 if parameter.dtype in (torch.float32, torch.float64) else 0.1
-    for before, after in zip(expected, network(picture), strict=True):
+    for before, after in zip(expected, network(image), strict=True):
         if not (before - after).abs().max() <= tolerance * before.abs().max().clamp(min=1e-6):
             raise ValueError(
                 f"`backbone_config` describes a {type(network).__name__} whose batch norms cannot be folded: "
-                "their convolutions' outputs are used elsewhere, too."
+                "the outputs of their convolutions are also used elsewhere."
             )
 
 
 def find_norm_pairs(
-    network: nn.Module, picture: torch.Tensor
+    network: nn.Module, image: torch.Tensor
 ) -> tuple[list[tuple[nn.Conv2d, str, nn.Module]], list[torch.Tensor]]:
-    """Convolutions with the batch norm that takes just their output, and what the network makes of the picture."""
+    """Finds each batch norm that takes the output of a convolution, by running the network once.
+
+    Args:
+        network (`nn.Module`): gives a list of feature maps.
+        image (`torch.Tensor`): of shape `(1, 3, height, width)`.
+
+    Returns:
+        `tuple`: convolution, name of the batch norm and batch norm of each pair; and the network's outputs.
+    """
     made_by: list[tuple[torch.Tensor, nn.Conv2d]] = []
     pairs: list[tuple[nn.Conv2d, str, nn.Module]] = []
 
@@ -126,11 +134,11 @@ def find_norm_pairs(
         elif _is_batch_norm(module):
             handles.append(module.register_forward_pre_hook(note_input(name)))
     try:
-        outputs = list(network(picture))
+        outputs = list(network(image))
     finally:
         for handle in handles:
             handle.remove()
-    # what runs twice cannot be folded into one
+    # a layer that runs twice cannot be folded
     runs = [id(module) for _, module in made_by]
     norms = [name for _, name, _ in pairs]
     return [pair for pair in pairs if runs.count(id(pair[0])) == 1 and norms.count(pair[1]) == 1], outputs
