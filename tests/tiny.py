@@ -64,3 +64,21 @@ def people(count: int, num_keypoints: int = 17, seed: int = 0) -> dict[str, torc
         "boxes": torch.cat([centre, size], dim=1),
         "keypoints": torch.cat([position, torch.full((count, num_keypoints, 1), 2.0)], dim=-1),
     }
+
+
+def make_model(seed: int = 0, **overrides) -> QueryPoseForPoseEstimation:
+    """A tiny model in float64 whose queries have boxes of their own, as training gives them: new ones share one."""
+    torch.manual_seed(seed)
+    model = QueryPoseForPoseEstimation(tiny_config(**overrides)).double().eval()
+    with torch.no_grad():
+        boxes = model.model.decoder.initial_boxes
+        generator = torch.Generator().manual_seed(1)
+        centre = 0.2 + 0.6 * torch.rand(len(boxes), 2, generator=generator)
+        boxes.copy_(torch.cat([centre, 0.1 + 0.5 * torch.rand(len(boxes), 2, generator=generator)], dim=1))
+        for layer in model.model.decoder.box_layers:
+            layer.class_head.bias.zero_()
+    return model
+
+
+def images(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

@@ -5,13 +5,14 @@ import json
 import PIL.Image
 import pytest
 import torch
-from test_modeling_querypose import images, make_model
+from tiny import images, make_model
 from transformers import pipeline
 
 from querypose_hf import QueryPoseImageProcessorPil
 from querypose_hf.assets import SAMPLE_IMAGE
 from querypose_hf.cli import main
-from querypose_hf.export import ExportedPoseEstimator, export_model
+from querypose_hf.export import ExportedPoseEstimator, ExportOptions, export_model
+from querypose_hf.export.graphs import PeopleGraph
 
 
 TOP_K = 5
@@ -52,7 +53,7 @@ def batch(batch_size: int, height: int, width: int):
     return pixel_values * pixel_mask[:, None], pixel_mask
 
 
-def assert_same_people(model, exported, threshold=0.0, everybody=True):
+def assert_same_people(model, exported, threshold=0.0):
     processor = QueryPoseImageProcessorPil()
     for shape in SHAPES:
         pixel_values, pixel_mask = batch(*shape)
@@ -65,8 +66,7 @@ def assert_same_people(model, exported, threshold=0.0, everybody=True):
             processor.post_process_pose_estimation(expected, **wanted),
             strict=True,
         ):
-            assert len(people) == len(others) and bool(people) == (threshold == 0)
-            assert len(people) == TOP_K or threshold or not everybody
+            assert len(people) == len(others) == (0 if threshold else TOP_K)
             for person, other in zip(people, others, strict=True):
                 torch.testing.assert_close(person["keypoints"], other["keypoints"], atol=KEYPOINT_TOLERANCE, rtol=0)
                 torch.testing.assert_close(person["bbox"], other["bbox"], atol=KEYPOINT_TOLERANCE, rtol=0)
@@ -89,19 +89,6 @@ def test_openvino_finds_the_same_people(model, onnx_folder):
     exported.run_graph = lambda inputs: {name: compiled(inputs)[name] for name in names}
     assert_same_people(model, exported)
     assert_same_people(model, exported, threshold=0.9999)  # an image without people
-
-
-def test_a_model_whose_keypoints_feed_its_boxes(tmp_path):
-    """Each stage of the graph then chooses its queries anew, as torch does with `keypoint_top_k`."""
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    full = make_model(backbone="resnet", query_feedback="always").float()
-    assert full.config.pose_query_interaction != "none"
-    export_model(full, QueryPoseImageProcessorPil(), tmp_path, "onnx", keypoint_top_k=TOP_K)
-    exported = ExportedPoseEstimator.from_export(tmp_path, num_threads=1)
-    # a box that lies outside its picture is nobody's, and fed back, random keypoints put some there
-    assert_same_people(full, exported, everybody=False)
-    assert_same_people(full, exported, threshold=0.9999)
 
 
 def test_what_the_onnx_file_says(model, onnx_folder):
@@ -136,9 +123,9 @@ def test_pipeline_of_an_exported_model(checkpoint, onnx_folder):
         model=ExportedPoseEstimator.from_export(onnx_folder),
         image_processor=AutoImageProcessor.from_pretrained(onnx_folder),
     )
-    picture = PIL.Image.open(SAMPLE_IMAGE)
-    found = exported([picture, picture], threshold=0.0, batch_size=2)
-    expected = pipeline("pose-estimation", model=str(checkpoint))(picture, threshold=0.0, keypoint_top_k=TOP_K)
+    image = PIL.Image.open(SAMPLE_IMAGE)
+    found = exported([image, image], threshold=0.0, batch_size=2)
+    expected = pipeline("pose-estimation", model=str(checkpoint))(image, threshold=0.0, keypoint_top_k=TOP_K)
     for people in found:
         assert len(people) == len(expected) == TOP_K
         for person, other in zip(people, expected, strict=True):
@@ -148,44 +135,72 @@ def test_pipeline_of_an_exported_model(checkpoint, onnx_folder):
                 assert point == pytest.approx(other_point, abs=KEYPOINT_TOLERANCE)
 
 
-@pytest.mark.parametrize(("nms_threshold", "confidence"), [(None, "deviation"), (0.01, "attention")])
-def test_people_as_outputs(tmp_path, nms_threshold, confidence):
-    """What the graph makes of them is what post-processing does; here without leaving torch."""
-    model = make_model(backbone="resnet", pose_query_interaction="none", keypoint_confidence=confidence).float()
-    processor = QueryPoseImageProcessorPil(nms_threshold=nms_threshold)
-    export_model(model, processor, tmp_path, "torch-export", outputs="people", keypoint_top_k=6, num_people=4)
-    exported = ExportedPoseEstimator.from_export(tmp_path)
-    pixel_values, pixel_mask = batch(3, 64, 96)
-    sizes = torch.tensor([[480, 640], [64, 96], [1000, 333]])
-    found = exported.find_people(pixel_values, sizes, pixel_mask=pixel_mask)
+SIZES = torch.tensor([[480, 640], [64, 96], [1000, 333]])
+
+
+def assert_people(found, model, processor, pixel_values, pixel_mask, num_people):
+    """What a graph makes of people is what post-processing does; in place of people left out it has scores of 0."""
     with torch.no_grad():
         outputs = model(pixel_values, pixel_mask=pixel_mask, keypoint_top_k=6)
-    expected = processor.post_process_pose_estimation(outputs, threshold=0.0, target_sizes=sizes, top_k=4)
-    assert all(len(people) == 4 for people in expected) == (nms_threshold is None)
-    names = {"scores": "score", "labels": "label", "boxes": "bbox", "keypoints": "keypoints"}
+    expected = processor.post_process_pose_estimation(outputs, threshold=0.0, target_sizes=SIZES, top_k=num_people)
+    fields = {"scores": "score", "labels": "label", "boxes": "bbox", "keypoints": "keypoints"}
     for image, people in enumerate(expected):
-        for name, ours in {**names, "keypoint_scores": "scores"}.items():
-            values = torch.stack([person[ours] for person in people])
-            mine = torch.from_numpy(found[name][image])
-            torch.testing.assert_close(mine[: len(people)], values, atol=1e-3, rtol=1e-5)
-            assert name != "scores" or not mine[len(people) :].any()
+        assert people
+        for name, field in {**fields, "keypoint_scores": "scores"}.items():
+            values = torch.stack([person[field] for person in people])
+            atol = SCORE_TOLERANCE if "score" in name else KEYPOINT_TOLERANCE
+            torch.testing.assert_close(found[name][image][: len(people)], values, atol=atol, rtol=0)
+        assert not found["scores"][image][len(people) :].any()
+    return [len(people) for people in expected]
+
+
+@pytest.mark.parametrize(("nms_threshold", "confidence"), [(None, "deviation"), (0.01, "attention")])
+def test_people_as_outputs(nms_threshold, confidence):
+    model = make_model(backbone="resnet", pose_query_interaction="none", keypoint_confidence=confidence).float()
+    processor = QueryPoseImageProcessorPil(nms_threshold=nms_threshold)
+    pixel_values, pixel_mask = batch(3, 64, 96)
+    with torch.no_grad():
+        outputs = PeopleGraph(model, 6, 4, nms_threshold)(pixel_values, pixel_mask, SIZES)
+    found = dict(zip(PeopleGraph.output_names, outputs, strict=True))
+    counts = assert_people(found, model, processor, pixel_values, pixel_mask, num_people=4)
+    assert (counts == [4, 4, 4]) == (nms_threshold is None)
+
+
+def test_people_of_a_model_whose_keypoints_feed_its_boxes(tmp_path):
+    """Each stage of the graph chooses its queries anew, as torch does with `keypoint_top_k`."""
+    model = make_model(backbone="resnet", query_feedback="always").float()
+    assert model.config.pose_query_interaction != "none"
+    processor = QueryPoseImageProcessorPil(nms_threshold=0.5)
+    options = ExportOptions("torch-export", outputs="people", keypoint_top_k=6, num_people=4)
+    assert export_model(model, processor, tmp_path, options).name == "model.pt2"
+    exported = ExportedPoseEstimator.from_export(tmp_path)
+    pixel_values, pixel_mask = batch(3, 64, 96)
+    arrays = exported.find_people(pixel_values, SIZES, pixel_mask=pixel_mask)
+    found = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    assert_people(found, model, processor, pixel_values, pixel_mask, num_people=4)
     with pytest.raises(ValueError, match="find_people"):
         exported(pixel_values)
 
 
 def test_mistakes(model, checkpoint, onnx_folder, tmp_path, capsys):
     processor = QueryPoseImageProcessorPil()
-    with pytest.raises(ValueError, match="format"):
-        export_model(model, processor, tmp_path / "none", "tensorflow")
-    with pytest.raises(ValueError, match="keypoint_top_k"):
-        export_model(model, processor, tmp_path / "none", keypoint_top_k=13)
-    with pytest.raises(ValueError, match="num_people"):
-        export_model(model, processor, tmp_path / "none", keypoint_top_k=2, num_people=3, outputs="people")
+    for message, fields in (
+        ("`format` is 'tensorflow'; expected one of", {"format": "tensorflow"}),
+        ("`outputs` is 'boxes'; expected", {"outputs": "boxes"}),
+        ("`num_people` is 3; expected none unless", {"num_people": 3}),
+        ("`keypoint_top_k` is 13; expected 1 to 12", {"keypoint_top_k": 13}),
+        ("`num_people` is 3, but the keypoints of 2", {"keypoint_top_k": 2, "num_people": 3, "outputs": "people"}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_model(model, processor, tmp_path / "none", ExportOptions(**fields))
     assert not (tmp_path / "none").exists()
     with pytest.raises(FileNotFoundError, match=r"export\.json"):
         ExportedPoseEstimator.from_export(tmp_path)
+    (tmp_path / "export.json").write_text('{"format": "tensorflow"}')
+    with pytest.raises(ValueError, match="`format` is 'tensorflow'; expected one of"):
+        ExportedPoseEstimator.from_export(tmp_path)
     assert main(["export", "--model", str(tmp_path / "nowhere"), "--output", str(tmp_path / "none")]) == 2
-    assert "--model" in capsys.readouterr().err
+    assert "expected a QueryPose checkpoint" in capsys.readouterr().err
     exported = ExportedPoseEstimator.from_export(onnx_folder)
     with pytest.raises(ValueError, match="multiples of 32"):
         exported(torch.zeros(1, 3, 60, 64))

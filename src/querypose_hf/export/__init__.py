@@ -7,8 +7,10 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .exported_model import ExportedPoseEstimator
-    from .exporting import FORMATS, export_model
+    from .exporting import export_model
+    from .formats import FORMATS
+    from .options import ExportOptions
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
-__all__ = ["FORMATS", "ExportedPoseEstimator", "export_model"]
+__all__ = ["FORMATS", "ExportOptions", "ExportedPoseEstimator", "export_model"]

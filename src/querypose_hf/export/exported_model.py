@@ -1,6 +1,5 @@
 """Running an exported model."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,18 +10,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..files import read_json
 from ..model.configuration_querypose import QueryPoseConfig
 from ..model.modeling_querypose import QueryPosePoseEstimationOutput
-from .exporting import FORMATS, METADATA_FILE
-
-
-Arrays = dict[str, np.ndarray]
+from .formats import FORMATS, METADATA_FILE, Arrays
 
 
 class ExportedPoseEstimator(PreTrainedModel):
     """A model that `querypose export` wrote, with the interface of [`QueryPoseForPoseEstimation`] in inference.
 
-    It serves in the pipeline, and its outputs go to `post_process_pose_estimation`. How many queries are decoded was
+    The pipeline takes it, and `post_process_pose_estimation` takes its outputs. How many queries are decoded was
     settled when the model was exported.
 
     Example:
@@ -54,21 +51,27 @@ class ExportedPoseEstimator(PreTrainedModel):
 
         Args:
             folder (`str` or `os.PathLike`): what [`export_model`] wrote.
-            num_threads (`int`, *optional*): threads of ONNX Runtime or OpenVINO; by default as many as they like.
+            num_threads (`int`, *optional*): threads of ONNX Runtime or OpenVINO; by default the engine's choice.
 
         Raises:
             FileNotFoundError: a file is missing.
+            ValueError: the description is not JSON, or names an unknown format.
             ImportError: the format's engine is not installed; the message names the extra.
         """
         folder = Path(folder)
         description = folder / METADATA_FILE
         if not description.is_file():
             raise FileNotFoundError(f"`folder` is {str(folder)!r}; expected an exported model with {METADATA_FILE}.")
-        metadata = json.loads(description.read_text(encoding="utf-8"))
-        path = folder / FORMATS[metadata["format"]]
+        metadata = read_json(description)
+        if metadata.get("format") not in FORMATS:
+            raise ValueError(
+                f"{description}: `format` is {metadata.get('format')!r}; expected one of {list(FORMATS)}."
+            )
+        chosen = FORMATS[metadata["format"]]
+        path = folder / chosen.file
         if not path.is_file():
             raise FileNotFoundError(f"{description}: `format` is {metadata['format']!r}, but there is no {path}.")
-        run = _READERS[metadata["format"]](path, metadata["output_names"], num_threads)
+        run = chosen.read(path, metadata["output_names"], num_threads)
         return cls(QueryPoseConfig.from_json_file(folder / "config.json"), run, metadata)
 
     @property
@@ -80,7 +83,7 @@ class ExportedPoseEstimator(PreTrainedModel):
         return torch.float32
 
     def to(self, *args: Any, **kwargs: Any) -> "ExportedPoseEstimator":  # type: ignore[override]
-        """Takes the CPU and float32 alone, where an exported model runs."""
+        """Accepts the CPU and float32 alone: an exported model runs nowhere else."""
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         if (device is not None and device.type != "cpu") or dtype not in (None, torch.float32):
             raise ValueError(f"An exported model runs on the CPU in float32, but {args or kwargs} was asked for.")
@@ -89,9 +92,13 @@ class ExportedPoseEstimator(PreTrainedModel):
     def forward(
         self, pixel_values: Tensor, pixel_mask: Tensor | None = None, **kwargs: Any
     ) -> QueryPosePoseEstimationOutput:
-        """Images `(B, 3, height, width)`, padded to multiples of 32, and where they are, to the model's outputs.
+        """The model's outputs of a batch.
 
-        Of further arguments `person_threshold` and `max_people` are without effect, since they change no result.
+        Args:
+            pixel_values (`Tensor` of shape `(B, 3, height, width)`): images padded to multiples of 32.
+            pixel_mask (`Tensor` of shape `(B, height, width)`, *optional*): 1 in the images, 0 in the padding.
+            kwargs: `keypoint_top_k` must be what the model was exported with; `person_threshold` and `max_people`,
+                which save work without a change of results, have no effect.
 
         Raises:
             ValueError: sizes do not fit, the model was exported with people as outputs, or another number of decoded
@@ -104,17 +111,18 @@ class ExportedPoseEstimator(PreTrainedModel):
                     f"`{name}` is {kwargs[name]!r}, but the model was exported with {self.metadata.get(name)!r}."
                 )
         found = self.run_graph(self._arrays(pixel_values, pixel_mask))
-        # an engine may use its arrays again at the next call
+        # copied, because an engine may write its next results into the same arrays
         tensors: dict[str, Any] = {name: torch.from_numpy(np.array(array)) for name, array in found.items()}
         return QueryPosePoseEstimationOutput(**tensors)
 
     def find_people(
         self, pixel_values: Tensor, target_sizes: Tensor, pixel_mask: Tensor | None = None
     ) -> dict[str, np.ndarray]:
-        """People of a model that was exported with `outputs="people"`, see [`PeopleGraph`].
+        """The people of a model that was exported with `outputs="people"`, see [`PeopleGraph`].
 
         Args:
-            target_sizes (`Tensor` of shape `(B, 2)`): heights and widths that coordinates are wanted for.
+            pixel_values, pixel_mask: see [`forward`].
+            target_sizes (`Tensor` of shape `(B, 2)`): the images' heights and widths that coordinates refer to.
         """
         self._require("people", "`forward`")
         return self.run_graph(
@@ -138,47 +146,3 @@ class ExportedPoseEstimator(PreTrainedModel):
             "pixel_values": pixel_values.detach().float().cpu().contiguous().numpy(),
             "pixel_mask": pixel_mask.long().cpu().contiguous().numpy(),
         }
-
-
-def _read_onnx(path: Path, output_names: list[str], num_threads: int | None) -> Callable[[Arrays], Arrays]:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError(f"An ONNX model needs onnxruntime: install querypose-hf[export] ({error}).") from error
-    options = onnxruntime.SessionOptions()
-    if num_threads is not None:
-        options.intra_op_num_threads = num_threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda inputs: dict(zip(output_names, session.run(output_names, inputs), strict=True))
-
-
-def _read_openvino(path: Path, output_names: list[str], num_threads: int | None) -> Callable[[Arrays], Arrays]:
-    try:
-        import openvino
-    except ImportError as error:
-        raise ImportError(f"An OpenVINO model needs openvino: install querypose-hf[export] ({error}).") from error
-    # float32 throughout: the default takes bfloat16 where the processor has it
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
-    if num_threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = num_threads
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
-
-    def run(inputs: Arrays) -> Arrays:
-        found = compiled(inputs)
-        return {name: found[name] for name in output_names}
-
-    return run
-
-
-def _read_torch_export(path: Path, output_names: list[str], num_threads: int | None) -> Callable[[Arrays], Arrays]:
-    graph = torch.export.load(path).module()
-
-    def run(inputs: Arrays) -> Arrays:
-        with torch.no_grad():
-            found = graph(**{name: torch.from_numpy(array) for name, array in inputs.items()})
-        return {name: tensor.numpy() for name, tensor in zip(output_names, found, strict=True)}
-
-    return run
-
-
-_READERS = {"onnx": _read_onnx, "openvino": _read_openvino, "torch-export": _read_torch_export}
