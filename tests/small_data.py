@@ -1,4 +1,4 @@
-"""Small COCO data: the sample photograph, rendered people, and an experiment with them that takes seconds."""
+"""Small COCO data: the sample photograph, drawn people, and an experiment with them that takes seconds."""
 
 import copy
 import json
@@ -8,7 +8,7 @@ from tiny import tiny_config
 
 from querypose_hf import COCO_17, CROWDPOSE_14
 from querypose_hf.assets import SAMPLE_IMAGE
-from querypose_hf.data.synthetic import SyntheticPeople
+from querypose_hf.data import GeneratedPeople
 
 
 def _person(number: int, bbox: list[float], **points: tuple[float, float]) -> dict:
@@ -55,17 +55,17 @@ def sample_coco() -> dict:
 
 
 def write_rendered_coco(folder: Path, count: int = 6, size=(64, 48)) -> dict[str, str]:
-    """Renders people into a folder; returns the fields of a source that say where everything is."""
+    """Draws people into a folder; returns the fields of a source that say where everything is."""
     images_folder = folder / "images"
     images_folder.mkdir(parents=True, exist_ok=True)
-    people = SyntheticPeople(seed=1, size=size, people=(1, 2))
+    people = GeneratedPeople(count, seed=1, size=size, people=(1, 2))
     images, annotations = [], []
     for index in range(count):
         sample = people[index]
         name = f"{index}.png"
         sample["image"].save(images_folder / name)
         images.append({"id": index, "file_name": name, "width": size[0], "height": size[1]})
-        annotations += [{**one, "iscrowd": 0} for one in sample["annotations"]]
+        annotations += sample["annotations"]
     category = {"id": 1, "name": "person", "keypoints": list(COCO_17.keypoint_names), "skeleton": []}
     path = folder / "people.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": [category]}))

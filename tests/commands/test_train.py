@@ -232,7 +232,7 @@ class TestErrors:
         ("arguments", "message"),
         [
             (["--config", "none.yaml"], "none.yaml: no such file"),
-            (["--set", "data.train=[{format: synthetic, length: 1}]"], "command line: `model` is missing"),
+            (["--set", "data.train=[{format: generated, length: 1}]"], "command line: `model` is missing"),
             (["--model", "r50", "--annotations", "none.json", "--images", "."], "`data.train[0]`: none.json: no such"),
             (
                 ["--model", "nowhere", "--annotations", "PEOPLE", "--images", "IMAGES"],

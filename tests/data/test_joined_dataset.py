@@ -8,11 +8,10 @@ from torch.utils.data import DataLoader, Dataset
 from querypose_hf.data import (
     AspectRatioBatchSampler,
     AugmentedPoseDataset,
+    GeneratedPeople,
     JoinedPoseDataset,
     PoseAugmentation,
-    SyntheticPasses,
 )
-from querypose_hf.data.synthetic import SyntheticPeople
 
 
 class Pictures(Dataset):
@@ -78,28 +77,10 @@ def test_categories_become_the_first_sources():
     assert {joined[i]["annotations"][0]["category_id"] for i in range(4)} == {1}
 
 
-def test_rendered_people_are_others_in_every_pass():
-    passes = SyntheticPasses(SyntheticPeople(seed=3, size=(48, 64), people=(1, 1)), 2)
-    assert np.array_equal(passes.sizes, [[48, 64]] * 2)
-    joined = JoinedPoseDataset([passes])
+def test_generated_people_are_others_in_every_pass():
+    joined = JoinedPoseDataset([GeneratedPeople(2, size=(48, 64))])
     seen = [i for ids in epochs(joined, 3) for i in ids]
     assert sorted(seen) == list(range(6))
-    assert passes[1]["image_id"] == 1
-
-
-def test_sizes_of_layouts_are_those_of_the_pictures(tmp_path):
-    sizes = np.array([(60, 40), (40, 60), (50, 50)])
-    keypoints = np.zeros((3, 17, 3))
-    keypoints[..., :2], keypoints[..., 2] = np.random.default_rng(0).uniform(10, 30, (3, 17, 2)), 2
-    path = tmp_path / "layouts.npz"
-    np.savez(path, size=sizes, offset=np.arange(4), bbox=np.tile([8.0, 8, 26, 26], (3, 1)), keypoints=keypoints)
-    passes = SyntheticPasses(SyntheticPeople(layouts=path))
-    assert len(passes) == 3
-    for number in range(2):
-        found = [passes.in_pass(number, index)["image"].size for index in range(3)]
-        assert found == [tuple(size) for size in passes.sizes.tolist()]
-    with pytest.raises(ValueError, match="`length` is 2; with layouts it is their number, 3"):
-        SyntheticPasses(SyntheticPeople(layouts=path), 2)
 
 
 def test_workers_that_live_on_see_the_epoch():
@@ -133,7 +114,5 @@ def test_errors(arguments, message):
 
 
 def test_lengths_are_checked():
-    with pytest.raises(ValueError, match="`length` is None; expected a whole number"):
-        SyntheticPasses(SyntheticPeople())
     with pytest.raises(ValueError, match="as many categories"):
         JoinedPoseDataset([Pictures(1), Pictures(1)], category_ids=[[1], [1, 2]])

@@ -11,7 +11,7 @@ from tiny import save_tiny_checkpoint
 from transformers import pipeline
 
 from querypose_hf.cli import main
-from querypose_hf.data.synthetic import SyntheticPeople
+from querypose_hf.data import GeneratedPeople
 from querypose_hf.inference.bulk import BulkOptions, predict_to_parquet
 from querypose_hf.inference.image_dataset import open_image_dataset
 
@@ -30,7 +30,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    people = SyntheticPeople(seed=1, size=(96, 80), people=(1, 2))
+    people = GeneratedPeople(7, seed=1, size=(96, 80), people=(1, 2))
     for number in range(7):
         people[number]["image"].save(folder / f"{number}.jpg")
     (folder / "3b.png").write_bytes(b"no picture")

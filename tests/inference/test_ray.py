@@ -9,7 +9,7 @@ import pytest
 from places import PROJECT
 from tiny import save_tiny_checkpoint
 
-from querypose_hf.data.synthetic import SyntheticPeople
+from querypose_hf.data import GeneratedPeople
 
 
 REPOSITORY = PROJECT
@@ -20,7 +20,7 @@ def test_recipe(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     save_tiny_checkpoint(tmp_path / "model", class_bias=5.0)
     (tmp_path / "photos").mkdir()
-    people = SyntheticPeople(seed=1, size=(96, 80))
+    people = GeneratedPeople(3, seed=1, size=(96, 80))
     for number in range(3):
         people[number]["image"].save(tmp_path / "photos" / f"{number}.jpg")
 

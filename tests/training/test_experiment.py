@@ -78,7 +78,7 @@ class TestDescription:
             ("data.train.0.split=val", r"in `data.train\[0\]`: `split` is 'val'; format 'coco' does not have it"),
             ("data.train.0.format=voc", r"in `data.train\[0\]`: `format` is 'voc'; expected one of \['coco', "),
             ("data.train.0.annotations=null", r"in `data.train\[0\]`: `annotations` is None; expected a value"),
-            ("data.train.0={format: synthetic}", "`length` is None; expected the number of images"),
+            ("data.train.0={format: generated}", "`length` is None; expected the number of images"),
             ("data.train.0.max_images=0", "`max_images` is 0; expected at least 1"),
             ("data.validation.metric=crowdpose", "in `data.validation`: `metric` is 'crowdpose'; expected 'coco'"),
             ("data.validation.metric=voc", "`data.validation.metric` is 'voc'; expected one of .*, or nothing"),
@@ -111,7 +111,7 @@ class TestDescription:
             ("data.train.0.repeat=2", "run: `data.train.0.repeat` was 1.0 in this run and is 2.0 now"),
             ("augmentation.rotation=3", "`augmentation.rotation` was 0.0"),
             ("model.config.d_model=64", "`model.config.d_model` was 32"),
-            ("data.train=[{format: synthetic, length: 3}]", "`data.train.0.format` was 'coco'"),
+            ("data.train=[{format: generated, length: 3}]", "`data.train.0.format` was 'coco'"),
         ):
             with pytest.raises(ValueError, match=message):
                 Experiment.from_mapping(with_assignments(values, [change])).check_continues(experiment, "run")

@@ -22,7 +22,7 @@ def sources_of(*train):
     ]
 
 
-SYNTHETIC = {"format": "synthetic", "length": 3, "size": [64, 48]}
+GENERATED = {"format": "generated", "length": 3, "size": [64, 48]}
 
 
 class TestSources:
@@ -39,7 +39,7 @@ class TestSources:
         assert len(few) == 2 and image_sizes(few).tolist() == [[64, 48]] * 2
 
     def test_together(self, source):
-        data = describe_sources(sources_of(SYNTHETIC, source))
+        data = describe_sources(sources_of(GENERATED, source))
         assert data.keypoint_names == COCO_17.keypoint_names
         assert data.category_names == {1: "person"}
 

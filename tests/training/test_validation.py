@@ -12,7 +12,7 @@ from querypose_hf.training.experiment import Experiment
 from querypose_hf.training.validation import Validation
 
 
-SYNTHETIC = {"format": "synthetic", "length": 3, "size": [64, 48]}
+GENERATED = {"format": "generated", "length": 3, "size": [64, 48]}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def source(tmp_path_factory):
 
 
 def validation_of(settings, folder, category_ids=(1,), num_keypoints=17):
-    values = {"model": {"variant": "r50"}, "data": {"train": [SYNTHETIC], "validation": settings}}
+    values = {"model": {"variant": "r50"}, "data": {"train": [GENERATED], "validation": settings}}
     processor = QueryPoseImageProcessor(category_ids=list(category_ids), num_keypoints=num_keypoints)
     return Validation(Experiment.from_mapping(values).data.validation, processor, folder)
 
@@ -37,12 +37,12 @@ def perfect_score(truth):
 
 class TestValidation:
     def test_rendered_people_become_files(self, tmp_path):
-        validation = validation_of({**SYNTHETIC, "seed": 4}, tmp_path / "images")
+        validation = validation_of({**GENERATED, "seed": 4}, tmp_path / "images")
         assert len(list((tmp_path / "images").iterdir())) == 3
         assert validation.ground_truth.num_keypoints == 17
         assert perfect_score(validation.ground_truth) == pytest.approx(1)
         before = (tmp_path / "images" / "000000.png").stat().st_mtime_ns
-        validation_of({**SYNTHETIC, "seed": 4}, tmp_path / "images")
+        validation_of({**GENERATED, "seed": 4}, tmp_path / "images")
         assert (tmp_path / "images" / "000000.png").stat().st_mtime_ns == before
         torch.manual_seed(0)
         model = QueryPoseForPoseEstimation(tiny_config())

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from .collation import AspectRatioBatchSampler, PoseCollator
     from .data_report import DataReport
     from .description import DataDescription
+    from .generated import GeneratedPeople
     from .hub_dataset import HubPoseDataset
     from .hub_rows import PoseColumns
     from .hub_stream import HubPoseStream
-    from .joined_dataset import JoinedPoseDataset, SyntheticPasses
+    from .joined_dataset import JoinedPoseDataset
     from .person_crops import PersonCropDataset
     from .pose_dataset import PoseDataset, image_sizes
     from .reading_options import ReadingOptions
@@ -43,6 +44,7 @@ __all__ = [
     "CrowdPoseDataset",
     "DataDescription",
     "DataReport",
+    "GeneratedPeople",
     "HorizontalFlip",
     "HubPoseDataset",
     "HubPoseStream",
@@ -59,7 +61,6 @@ __all__ = [
     "ResizeShortSide",
     "Rotation",
     "ScaleJitter",
-    "SyntheticPasses",
     "UnusableImageError",
     "YoloPoseDataset",
     "check_data",

@@ -33,7 +33,7 @@ class SourceSettings:
         streaming (`bool`): read rows as they are needed, in place of everything before training starts.
         shuffle_buffer (`int`): with `streaming`, the number of rows held back in each worker, from which the next is
             drawn.
-        layouts, length, size, people, seed: `synthetic`: the arguments of [`SyntheticPeople`]; `length` is the number
+        layouts, length, size, people, seed: `generated`: the arguments of [`GeneratedPeople`]; `length` is the number
             of images in an epoch. With `layouts` it is the number of these.
     """
 
@@ -67,7 +67,7 @@ class SourceSettings:
                 )
         for name in needs:
             require(self, name, getattr(self, name) is not None, f"a value: format {self.format!r} needs it")
-        if self.format == "synthetic" and self.layouts is None:
+        if self.format == "generated" and self.layouts is None:
             require(self, "length", self.length is not None, "the number of images in an epoch, or `layouts`")
         if self.max_images is not None:
             require(self, "max_images", self.max_images >= 1, "at least 1")
@@ -155,13 +155,16 @@ def _open_hub(settings: SourceSettings, options: ReadingOptions) -> Any:
     )
 
 
-def _open_synthetic(settings: SourceSettings, options: ReadingOptions) -> Any:
-    from .joined_dataset import SyntheticPasses
-    from .synthetic import SyntheticPeople
+def _open_generated(settings: SourceSettings, options: ReadingOptions) -> Any:
+    from .generated import GeneratedPeople
 
-    size, people = settings.size, settings.people
-    rendered = SyntheticPeople(settings.seed, size, settings.layouts, people)  # type: ignore[arg-type]
-    return SyntheticPasses(rendered, settings.length)
+    return GeneratedPeople(
+        settings.length,
+        seed=settings.seed,
+        size=settings.size,  # type: ignore[arg-type]
+        layouts=settings.layouts,
+        people=settings.people,  # type: ignore[arg-type]
+    )
 
 
 _READING = ("only_with_people", "on_error", "person_crops")
@@ -189,7 +192,7 @@ FORMATS: dict[str, DataFormat] = {
         takes=("split", "columns", "category_names", "keypoint_names", "streaming", "shuffle_buffer", *_READING),
         annotations="name or folder of a dataset",
     ),
-    "synthetic": DataFormat(open=_open_synthetic, takes=("layouts", "length", "size", "people", "seed")),
+    "generated": DataFormat(open=_open_generated, takes=("layouts", "length", "size", "people", "seed")),
 }
 
 #: The formats that the command line offers.

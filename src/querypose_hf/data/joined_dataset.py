@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..model.skeletons import COCO_17
-from .description import DataDescription, Described
 from .epochs import check_epoch, check_seed, shared_number
+from .generated import GeneratedPeople
 from .pose_dataset import image_sizes
 from .sample import PoseSample
-from .synthetic import SyntheticPeople
 
 
 class JoinedPoseDataset(Dataset[PoseSample]):
@@ -26,7 +24,7 @@ class JoinedPoseDataset(Dataset[PoseSample]):
 
     Args:
         sources (`Sequence[Dataset]`): map-style, of a known length, and with sizes as [`image_sizes`] understands
-            them. [`SyntheticPasses`] gives new images in every pass.
+            them. [`GeneratedPeople`] draws new people in every pass.
         repeats (`Sequence[float]`, *optional*): how often the images of each source come in an epoch; by default once.
         category_ids (`Sequence[Sequence[int]]`, *optional*): for each source its category ids in the order of the
             model's classes. All samples get the first source's ids. By default ids stay as they are.
@@ -38,7 +36,7 @@ class JoinedPoseDataset(Dataset[PoseSample]):
     Example:
 
     ```python
-    >>> joined = JoinedPoseDataset([photographs, SyntheticPasses(SyntheticPeople(), 5000)], repeats=[2, 0.5])
+    >>> joined = JoinedPoseDataset([photographs, GeneratedPeople(5000)], repeats=[2, 0.5])
     >>> train = AugmentedPoseDataset(joined, PoseAugmentation.from_recipe(COCO_17.flip_indices))
     ```
     """
@@ -90,7 +88,7 @@ class JoinedPoseDataset(Dataset[PoseSample]):
         run, position = divmod(place, len(rows))
         row = int(rows[self._order(group, run)[position]])
         source = self.sources[number]
-        sample = source.in_pass(run, row) if isinstance(source, SyntheticPasses) else source[row]
+        sample = source.in_epoch(run, row) if isinstance(source, GeneratedPeople) else source[row]
         if self._categories is None:
             return sample
         names = self._categories[number]
@@ -116,43 +114,3 @@ class JoinedPoseDataset(Dataset[PoseSample]):
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch, in running worker processes too. Call it before iterating over the loader."""
         self._epoch.fill_(check_epoch(epoch))
-
-
-class SyntheticPasses(Described, Dataset[PoseSample]):
-    """An endless source of rendered people, cut into passes of equal length.
-
-    Args:
-        people ([`SyntheticPeople`]): the source, without a `length`.
-        length (`int`, *optional*): pictures in a pass; with layouts it is always their number.
-
-    Raises:
-        ValueError: without layouts there has to be a `length` of at least 1.
-    """
-
-    def __init__(self, people: SyntheticPeople, length: int | None = None):
-        if people.layouts is not None:
-            if length not in (None, len(people.layouts)):
-                raise ValueError(f"`length` is {length!r}; with layouts it is their number, {len(people.layouts)}.")
-            length = len(people.layouts)
-        if not isinstance(length, int) or length < 1:
-            raise ValueError(f"`length` is {length!r}; expected a whole number of at least 1.")
-        self.people = people
-        self.length = length
-        self.description = DataDescription(
-            COCO_17.num_keypoints, COCO_17.keypoint_names, (), COCO_17.flip_indices, {1: "person"}
-        )
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> PoseSample:
-        return self.in_pass(0, range(self.length)[index])
-
-    def in_pass(self, number: int, index: int) -> PoseSample:
-        """A picture of a pass; other passes show the same layouts with other people."""
-        return self.people[number * self.length + index]  # type: ignore[return-value]
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """(n, 2) int64: width and height of every picture of a pass."""
-        return self.people.sizes(self.length)

@@ -31,7 +31,7 @@ class Validation:
     Args:
         settings ([`ValidationSource`]): the pictures.
         image_processor (`QueryPoseImageProcessor`): the model's.
-        folder (`Path`): where pictures are written that are in no file, those of `hub` and `synthetic` sources.
+        folder (`Path`): where pictures are written that are in no file, those of `hub` and `generated` sources.
     """
 
     def __init__(self, settings: ValidationSource, image_processor: Any, folder: Path):
