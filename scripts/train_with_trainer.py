@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Fine-tunes a QueryPose checkpoint with Transformers' `Trainer`, with AP in its evaluations.
 
-Pictures are annotated in COCO's format, with any keypoints; what these have in common with the checkpoint's is carried
-over by name. Everything else that `Trainer` can do is a matter of its `TrainingArguments`, below. `querypose train`
-does the same on the paper's recipe, with batches of similar aspect ratio and several sources of data.
+The data is in COCO's format, with any keypoints; weights of keypoints that the checkpoint has, too, are carried over by
+name. Other features of `Trainer` are set by its `TrainingArguments`, below. `querypose train` does the same with the
+paper's recipe, batches of similar aspect ratio and several sources of data.
 
     python scripts/train_with_trainer.py --model CHECKPOINT --annotations train.json --images train \
         --val-annotations val.json --val-images val --output runs/trainer
@@ -30,16 +30,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of a checkpoint")
     parser.add_argument("--annotations", required=True, help="COCO keypoints JSON to train on")
-    parser.add_argument("--images", required=True, help="folder of its pictures")
+    parser.add_argument("--images", required=True, help="folder of its images")
     parser.add_argument("--val-annotations", required=True, help="COCO keypoints JSON to score on")
-    parser.add_argument("--val-images", required=True, help="folder of its pictures")
+    parser.add_argument("--val-images", required=True, help="folder of its images")
     parser.add_argument("--output", required=True, help="folder of the run")
     parser.add_argument("--epochs", type=float, default=20)
-    parser.add_argument("--max-steps", type=int, default=-1, help="stop after so many optimizer steps")
-    parser.add_argument("--batch-size", type=int, default=2, help="pictures per device and micro batch")
+    parser.add_argument("--max-steps", type=int, default=-1, help="stop after this many optimizer steps")
+    parser.add_argument("--batch-size", type=int, default=2, help="images per device and micro batch")
     parser.add_argument("--gradient-accumulation-steps", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=2.5e-5)
-    parser.add_argument("--short-sides", type=int, nargs="+", default=list(range(480, 801, 32)), help="in training")
+    parser.add_argument("--short-sides", type=int, nargs="+", default=list(range(480, 801, 32)), help="of training images, in pixels")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--cpu", action="store_true", help="use no accelerator")
@@ -78,9 +78,9 @@ def main() -> None:
         greater_is_better=True,
         logging_steps=20,
         dataloader_num_workers=options.workers,
-        ddp_find_unused_parameters=True,  # some backbones have layers that nothing uses
+        ddp_find_unused_parameters=True,  # some backbones have unused layers
         report_to="none",
-        # labels are lists of people, of all lengths
+        # labels are lists of people of different lengths
         remove_unused_columns=False,
         eval_do_concat_batches=False,
     )
