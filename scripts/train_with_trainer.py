@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Fine-tunes a QueryPose checkpoint with Transformers' `Trainer`, with AP in its evaluations.
 
-The data is in COCO's format, with any keypoints; weights of keypoints that the checkpoint has, too, are carried over by
-name. Other features of `Trainer` are set by its `TrainingArguments`, below. `querypose train` does the same with the
+The data is in COCO's format, with any keypoints; weights of keypoints that the checkpoint has, too, are carried over
+by name. Other features of `Trainer` are set by its `TrainingArguments`, below. `querypose train` does the same with the
 paper's recipe, batches of similar aspect ratio and several sources of data.
 
     python scripts/train_with_trainer.py --model CHECKPOINT --annotations train.json --images train \
@@ -39,7 +39,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2, help="images per device and micro batch")
     parser.add_argument("--gradient-accumulation-steps", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=2.5e-5)
-    parser.add_argument("--short-sides", type=int, nargs="+", default=list(range(480, 801, 32)), help="of training images, in pixels")
+    parser.add_argument(
+        "--short-sides", type=int, nargs="+", default=list(range(480, 801, 32)), help="in training, pixels"
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--cpu", action="store_true", help="use no accelerator")

@@ -56,7 +56,7 @@ class TestSources:
             describe_sources(sources_of(source, crowdpose))
         content["categories"] = [{**content["categories"][0], "id": number} for number in (1, 2)]
         path.write_text(json.dumps(content))
-        with pytest.raises(ValueError, match=r"has the categories .*; expected as many"):
+        with pytest.raises(ValueError, match=r"has the categories .*; expected the same number"):
             describe_sources(sources_of(source, crowdpose))
 
     def test_missing_files_are_named_with_their_place(self, source):

@@ -1,6 +1,6 @@
-"""A training experiment as a description: model, data, augmentation, image processor and training settings.
+"""The description of a training experiment: model, data, augmentation, image processor and training settings.
 
-This is what the YAML files of `querypose train` hold. Nothing here reads a picture or builds a model.
+The YAML files of `querypose train` hold it. Nothing here reads an image or builds a model.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ MODEL_FIELDS = frozenset(
     | {"id2label"}
 )
 
-#: The settings of the image processor that a description may set; those about keypoints and categories are the data's.
+#: The settings of the image processor that a description may set. Those about keypoints and categories come from the data.
 PROCESSOR_FIELDS = frozenset(
     {
         "do_convert_rgb",
@@ -52,20 +52,20 @@ PROCESSOR_FIELDS = frozenset(
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model is trained, and from what it starts. Exactly one of the first three says which.
+    """The model to train and its weights at the start. Exactly one of the first three fields chooses the model.
 
     Args:
-        checkpoint (`str`, *optional*): folder or Hub id of a QueryPose checkpoint to go on from. If the data has other
-            keypoints, what the two have in common by name is carried over.
+        checkpoint (`str`, *optional*): folder or Hub id of a QueryPose checkpoint to start from. If the data has other
+            keypoints, weights are carried over by the names of keypoints, see [`transfer_weights`].
         variant (`str`, *optional*): a published model, `"r50"`, `"hrnet_w32"`, ..., with new weights.
         config (`dict`, *optional*): any fields of [`QueryPoseConfig`], with new weights.
-        light (`bool`): with `variant`, the light version.
+        light (`bool`): the light version of `variant`.
         overrides (`dict`): fields of [`QueryPoseConfig`] that differ from the checkpoint's or the variant's.
-        backbone_weights (`str`): `"none"`; `"imagenet"`, which downloads timm's default for the backbone; a file of
-            weights (`.safetensors`, `.pth`); or the name of weights to download.
-        heatmap_pretrained (`str`, *optional*): file of an HRNet trained on keypoint heatmaps.
-        initial_boxes (`str`): where the queries of a new model start to look: `"whole_image"`, as in the paper, or
-            `"training_people"`, typical boxes of the first source that has annotations to read them from.
+        backbone_weights (`str`): `"none"`; `"imagenet"`, timm's default weights of the backbone, downloaded; a file
+            (`.safetensors`, `.pth`); or the name of weights to download.
+        heatmap_pretrained (`str`, *optional*): the file of an HRNet pretrained on keypoint heatmaps.
+        initial_boxes (`str`): the boxes that queries start from: `"whole_image"`, as in the paper, or
+            `"training_people"`, typical boxes of the first source that has annotations.
     """
 
     checkpoint: str | None = None
@@ -81,7 +81,7 @@ class ModelSettings:
         given = [name for name in ("checkpoint", "variant", "config") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"`checkpoint`, `variant` and `config`: {' and '.join(given) or 'none'} given; expected one of them."
+                f"`checkpoint`, `variant` and `config`: {' and '.join(given) or 'none'} given; expected exactly one."
             )
         if self.variant is not None:
             require(self, "variant", self.variant in VARIANTS, f"one of {sorted(VARIANTS)}")
@@ -95,11 +95,11 @@ class ModelSettings:
                         f"QueryPoseConfig: {sorted(MODEL_FIELDS)}."
                     )
         if self.config is not None and self.overrides:
-            raise ValueError(f"{sorted(self.overrides)} beside `config`; expected them in it.")
+            raise ValueError(f"`overrides` has {sorted(self.overrides)} beside `config`; expected them in `config`.")
 
     @property
     def backbone_weights_are_a_file(self) -> bool:
-        """Whether `backbone_weights` names a file, and no weights to download."""
+        """Whether `backbone_weights` names a file rather than weights to download."""
         return self.backbone_weights.endswith((".safetensors", ".pth", ".pt", ".bin"))
 
 
@@ -182,12 +182,12 @@ class Experiment:
     """A training experiment.
 
     Attributes:
-        model ([`ModelSettings`]): fields of [`QueryPoseConfig`] may stand among its own, as `overrides`.
+        model ([`ModelSettings`]): in YAML, fields of [`QueryPoseConfig`] among its own are `overrides`.
         data ([`DataSettings`]): what to train and to score on.
         augmentation ([`AugmentationRecipe`]): the paper's by default.
-        image_processor (`dict`): settings of [`QueryPoseImageProcessor`] for inference, saved with the model. The
-            checkpoint's by default, or the paper's. Mean and standard deviation hold in training, too.
-        training ([`TrainingConfig`]): read as [`TrainingConfig.from_mapping`] does, so `recipe` may name the paper's.
+        image_processor (`dict`): settings of [`QueryPoseImageProcessor`] for inference, saved with the model; by
+            default the checkpoint's or the paper's. Training uses only mean and standard deviation of it.
+        training ([`TrainingConfig`]): in YAML, `recipe` may name one of the paper's, see [`RECIPES`].
 
     Example:
 
@@ -229,7 +229,7 @@ class Experiment:
         """Builds the description from plain values.
 
         Raises:
-            ValueError: the message names source, field, value and what is expected.
+            ValueError: a value is wrong; the message names source, field, value and what is expected.
         """
         if not isinstance(values, Mapping):
             raise ValueError(f"{source}: expected fields with values, got {shown(values)}.")
@@ -262,26 +262,15 @@ class Experiment:
         return yaml.safe_dump(self.to_mapping(), sort_keys=False)
 
     def with_length(self, length: int, unit: Literal["step", "epoch"]) -> "Experiment":
-        """The same with training of another length: milestones move along, and the warm-up is a tenth at most."""
-        schedule = self.training.schedule
-        if length < 1:
-            raise ValueError(f"the length of training is {length} {unit}s; expected at least 1.")
-        places = (round(place * length / schedule.length) for place in schedule.milestones)
-        fields: dict[str, Any] = {
-            "unit": unit,
-            "length": length,
-            "milestones": tuple(sorted({place for place in places if 0 < place < length})),
-        }
-        if unit == "step":
-            fields["warmup_steps"] = min(schedule.warmup_steps, length // 10)
-        training = dataclasses.replace(self.training, schedule=dataclasses.replace(schedule, **fields))
-        return dataclasses.replace(self, training=training)
+        """The same experiment with another length of training, see [`LearningRateSchedule.with_length`]."""
+        schedule = self.training.schedule.with_length(length, unit)
+        return dataclasses.replace(self, training=dataclasses.replace(self.training, schedule=schedule))
 
     def check_continues(self, other: "Experiment", source: str) -> None:
-        """Raises `ValueError` where a run of `other` cannot be resumed as this one.
+        """Raises `ValueError` if a run of `other` cannot be resumed as this experiment.
 
-        Model, data and augmentation have to be the same; files and folders may have moved. Settings of training are
-        checked by the loop.
+        Model, data and augmentation have to be the same; files and folders may have moved. The loop checks the
+        settings of training.
         """
         for name in ("model", "augmentation", "data"):
             mine, theirs = (_without_places(getattr(experiment, name)) for experiment in (self, other))
@@ -289,18 +278,18 @@ class Experiment:
                 if mine.get(place) != theirs.get(place):
                     raise ValueError(
                         f"{source}: `{name}.{place}` was {shown(theirs.get(place))} in this run and is "
-                        f"{shown(mine.get(place))} now; expected the same to resume it."
+                        f"{shown(mine.get(place))} now; expected the same to resume."
                     )
 
 
-#: What may differ where a run is resumed: where things are, and what is scored.
+#: Fields that may differ when a run is resumed: where files are, and what is scored.
 _MOVABLE = frozenset(
     {"annotations", "images", "layouts", "checkpoint", "backbone_weights", "heatmap_pretrained", "validation"}
 )
 
 
 def _without_places(settings: Any) -> dict[str, Any]:
-    """Every plain value by its path, but for those that do not change what is computed."""
+    """Every plain value by its path, without those that do not change the training."""
 
     def leaves(value: Any, path: str) -> Iterable[tuple[str, Any]]:
         items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None

@@ -63,6 +63,19 @@ class LearningRateSchedule:
             milestones=tuple(milestone * steps_per_epoch for milestone in self.milestones),
         )
 
+    def with_length(self, length: int, unit: Literal["step", "epoch"]) -> "LearningRateSchedule":
+        """The same schedule stretched to another length; in steps, the warm-up is at most a tenth of it."""
+        if length < 1:
+            raise ValueError(f"the length of training is {length} {unit}s; expected at least 1.")
+        milestones = {round(milestone * length / self.length) for milestone in self.milestones}
+        return dataclasses.replace(
+            self,
+            unit=unit,
+            length=length,
+            milestones=tuple(sorted(milestone for milestone in milestones if 0 < milestone < length)),
+            warmup_steps=min(self.warmup_steps, length // 10) if unit == "step" else self.warmup_steps,
+        )
+
     def factor(self, step: int) -> float:
         """The factor at an optimizer step, counted from 0; the schedule must be in steps."""
         if self.unit != "step":

@@ -46,7 +46,7 @@ def open_source(settings: SourceSettings, place: str) -> Any:
     if settings.streaming:
         return dataset
     if not len(dataset):
-        raise ValueError(f"`{place}`: none of its images shows anybody; expected at least one that does.")
+        raise ValueError(f"`{place}`: none of its images has a person; expected at least one.")
     if settings.max_images is not None and settings.max_images < len(dataset):
         return Subset(dataset, range(settings.max_images))
     return dataset
@@ -64,20 +64,20 @@ def describe_sources(sources: Sequence[Any]) -> DataDescription:
         if other.num_keypoints != first.num_keypoints:
             raise ValueError(
                 f"`data.train[{number}]` has {other.num_keypoints} keypoints and `data.train[0]` "
-                f"{first.num_keypoints}; expected the same of every source."
+                f"{first.num_keypoints}; expected the same in every source."
             )
         if len(other.category_names) != len(first.category_names):
             raise ValueError(
                 f"`data.train[{number}]` has the categories {shown(other.category_names)} and `data.train[0]` "
-                f"{shown(first.category_names)}; expected as many, in the same order. For COCO files `category_ids` "
-                "chooses them."
+                f"{shown(first.category_names)}; expected the same number, in the same order. For COCO files "
+                "`category_ids` chooses them."
             )
     named = [(number, one.keypoint_names) for number, one in enumerate(each) if one.keypoint_names is not None]
     for number, names in named:
         if names != named[0][1]:
             raise ValueError(
                 f"`data.train[{number}]` has the keypoints {list(names)} and `data.train[{named[0][0]}]` "
-                f"{list(named[0][1] or ())}; expected the same of every source, in the same order."
+                f"{list(named[0][1] or ())}; expected the same in every source, in the same order."
             )
     return DataDescription(
         num_keypoints=first.num_keypoints,
