@@ -2,8 +2,8 @@
 """Fine-tunes a QueryPose checkpoint with Transformers' `Trainer`, with AP in its evaluations.
 
 The data is in COCO's format, with any keypoints; weights of keypoints that the checkpoint has, too, are carried over
-by name. Other features of `Trainer` are set by its `TrainingArguments`, below. `querypose train` does the same with the
-paper's recipe, batches of similar aspect ratio and several sources of data.
+by name. Other features of `Trainer` are set by its `TrainingArguments`, below. `querypose train` does the same with
+the paper's recipe, batches of similar aspect ratio and several sources of data.
 
     python scripts/train_with_trainer.py --model CHECKPOINT --annotations train.json --images train \
         --val-annotations val.json --val-images val --output runs/trainer

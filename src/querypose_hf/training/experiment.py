@@ -30,7 +30,7 @@ MODEL_FIELDS = frozenset(
     | {"id2label"}
 )
 
-#: The settings of the image processor that a description may set. Those about keypoints and categories come from the data.
+#: The settings of the image processor that a description may set. The data sets those about keypoints and categories.
 PROCESSOR_FIELDS = frozenset(
     {
         "do_convert_rgb",
