@@ -1,5 +1,6 @@
 """From samples to the model's inputs: batches of images with similar aspect ratios, and their collation."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -79,7 +80,6 @@ class AspectRatioBatchSampler(BatchSampler):
         dataset (`Dataset`): a dataset that [`image_sizes`] understands. It gets every [`set_epoch`] too.
         batch_size (`int`): images per batch; the last one may have fewer.
         shuffle (`bool`, *optional*, defaults to `True`): whether to shuffle.
-        drop_last (`bool`, *optional*, defaults to `False`): whether to drop a last batch that is not full.
         seed (`int`, *optional*, defaults to 0): not negative.
 
     Raises:
@@ -95,13 +95,12 @@ class AspectRatioBatchSampler(BatchSampler):
     ```
     """
 
-    def __init__(self, dataset: Any, batch_size: int, *, shuffle: bool = True, drop_last: bool = False, seed: int = 0):
+    def __init__(self, dataset: Any, batch_size: int, *, shuffle: bool = True, seed: int = 0):
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"`batch_size` is {batch_size!r}; expected a whole number of at least 1.")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
-        self.drop_last = drop_last
         self.seed = check_seed(seed)
         self.epoch = 0
         sizes = image_sizes(dataset)
@@ -119,8 +118,7 @@ class AspectRatioBatchSampler(BatchSampler):
             self.dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self._is_wide), self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        return math.ceil(len(self._is_wide) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         count = len(self._is_wide)
@@ -134,6 +132,4 @@ class AspectRatioBatchSampler(BatchSampler):
                 group.clear()
         rest = groups[0] + groups[1]
         for start in range(0, len(rest), self.batch_size):
-            batch = rest[start : start + self.batch_size]
-            if len(batch) == self.batch_size or not self.drop_last:
-                yield batch
+            yield rest[start : start + self.batch_size]

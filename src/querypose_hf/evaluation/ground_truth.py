@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import is_identifier, require_numbers, require_records, shown
-from .image_list import ImageList, choose_images, read_coco, unique_ids
+from ..checks import is_identifier, require_numbers, require_records, shown, unique_ids
+from .image_list import ImageList, choose_images, read_coco
 from .protocols import KeypointProtocol, protocol_of
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import is_identifier, require_records, shown
+from ..checks import require_records, unique_ids
 from ..files import read_json
 
 
@@ -74,7 +74,7 @@ def choose_images(
     images: list[Mapping[str, Any]], image_ids: Iterable[int] | None, source: str
 ) -> list[Mapping[str, Any]]:
     """The images of these ids, or all of them, in the order of the file."""
-    known = unique_ids(images, source, "image")
+    known = frozenset(unique_ids(images, source, "image"))
     if image_ids is not None:
         chosen = set(image_ids)
         if unknown := chosen - known:
@@ -85,20 +85,6 @@ def choose_images(
     if not images:
         raise ValueError(f"{source}: there are no images")
     return images
-
-
-def unique_ids(records: Sequence[Mapping[str, Any]], source: str, kind: str) -> frozenset[int]:
-    """The ids of records; raises `ValueError` if one is no whole number or occurs twice."""
-    seen: set[int] = set()
-    for index, record in enumerate(records):
-        if not is_identifier(record.get("id")):
-            raise ValueError(f"{source}: {kind} {index}: `id` is {shown(record.get('id'))}; expected a whole number")
-        if record["id"] in seen:
-            raise ValueError(
-                f"{source}: {kind} {index}: `id` {record['id']!r} occurs twice; expected one {kind} per id"
-            )
-        seen.add(record["id"])
-    return frozenset(seen)
 
 
 def _some(ids: Iterable[int]) -> str:
