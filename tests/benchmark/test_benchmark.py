@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-from test_modeling_querypose import images, make_model
-from tiny import tiny_config
+from tiny import images, make_model, save_tiny_checkpoint
 
 from querypose_hf.benchmark import BenchmarkSettings, describe_results, run_benchmark, write_results
 from querypose_hf.benchmark.steps import count_multiply_adds, run_steps, time_steps
@@ -62,6 +61,22 @@ def test_multiply_adds_of_the_light_model():
     assert counter.get_total_flops() / 2 == pytest.approx(convolutions + upsampling, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"people": []}, "`people` is .*; expected one or more numbers"),
+        ({"people": [2, 13]}, "`people` is .*; expected at most 12, the queries"),
+        ({"image_sizes": [(64, 65)]}, "`image_sizes` is .*multiples of 32"),
+        ({"rounds": 0}, "`rounds` is 0; expected at least 1"),
+        ({"compare": ["yolo"]}, "`compare` is .*; expected some of full, plain"),
+        ({"dtype": "int8"}, "`dtype` is 'int8'; expected one of float32"),
+    ],
+)
+def test_settings_are_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_settings(**changes)
+
+
 def test_results_and_files(tmp_path):
     model = make_model(backbone="resnet", pose_query_interaction="none").float()
     results = run_benchmark(tiny_settings(num_threads=1, training=True), model)
@@ -116,10 +131,7 @@ def test_training_step_next_to_plainer_ones():
 
 def test_command(tmp_path, capsys):
     folder = tmp_path / "model"
-    from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessorPil
-
-    QueryPoseForPoseEstimation(tiny_config()).save_pretrained(folder)
-    QueryPoseImageProcessorPil().save_pretrained(folder)
+    save_tiny_checkpoint(folder)
     small = ["--people", "2", "--sizes", "64x64", "--batch-sizes", "1", "--rounds", "1", "--compare"]
     arguments = ["benchmark", "--model", str(folder), "--output", str(tmp_path / "out"), *small]
     assert main(arguments) == 0

@@ -6,8 +6,9 @@ from ..lazy import lazy_names
 
 
 if TYPE_CHECKING:
-    from .benchmark import BenchmarkSettings, run_benchmark
+    from .benchmark import run_benchmark
     from .report import describe_results, write_results
+    from .settings import BenchmarkSettings
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

@@ -3,8 +3,8 @@
 import copy
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,64 +24,46 @@ from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from ..weights.fusion import fuse_for_inference
 from . import rivals
 from .measuring import describe_device, measure_peaks, measure_side_by_side, seconds_of, threads
+from .settings import BenchmarkSettings
 from .steps import MODEL_STEPS, count_multiply_adds, time_steps
 from .training_step import measure_training_step
 
 
-@dataclass
-class BenchmarkSettings:
-    """What is measured. The first value of each list is the setting that everything is compared at; each of the others
-    is measured with the first ones of the other lists.
+@dataclass(frozen=True)
+class _Subject:
+    """What everything is compared at.
 
-    Args:
-        variant, light: see [`QueryPoseConfig.from_variant`]; not used where a model is given.
-        people: people in the image. With random weights that means that the keypoints of exactly so many queries are
-            decoded, as they are where a trained model sees as many people.
-        queries: numbers of instance queries.
-        image_sizes: heights and widths of the model's input, multiples of 32.
-        batch_sizes: images per forward pass.
-        rounds, full_rounds: how often each is timed, and full decoding, which is slow.
-        compare: of `"full"` (every query decoded, in the same build), `"plain"` (every query decoded, nothing folded),
-            `"keypoint-rcnn"` and `"top-down"`, see [`rivals`].
-        exported: folders that `querypose export` wrote.
-        compile: also time the model compiled by torch.
-        training: also time a training step.
+    Attributes:
+        settings ([`BenchmarkSettings`]): their queries are the model's.
+        plain: the model as it is built or given.
+        fused: a copy with folded batch norms.
+        pixel_values (`Tensor` of shape `(B, 3, height, width)`): the images.
     """
 
-    variant: str = "r50"
-    light: bool = True
-    people: Sequence[int] = (8, 1, 2, 4, 20)
-    queries: Sequence[int] = (100, 300)
-    image_sizes: Sequence[tuple[int, int]] = ((800, 1216), (480, 640))
-    batch_sizes: Sequence[int] = (1, 2)
-    rounds: int = 5
-    full_rounds: int = 3
-    compare: Sequence[str] = ("full", "plain", "keypoint-rcnn", "top-down")
-    exported: Sequence[str] = ()
-    compile: bool = False
-    training: bool = False
-    device: str = "cpu"
-    dtype: str = "float32"
-    num_threads: int | None = None
-    overrides: dict[str, Any] = field(default_factory=dict)
+    settings: BenchmarkSettings
+    plain: Any
+    fused: Any
+    pixel_values: Tensor
 
-    def check(self) -> None:
-        """Raises `ValueError` where a value is out of range."""
-        for name in ("people", "queries", "batch_sizes"):
-            values = getattr(self, name)
-            if not values or any(value < 1 for value in values):
-                raise ValueError(f"`{name}` is {list(values)}; expected one or more numbers of at least 1.")
-        if max(self.people) > min(self.queries):
-            raise ValueError(f"`people` is {list(self.people)}; expected at most {min(self.queries)}, the queries.")
-        if not self.image_sizes or any(side < 32 or side % 32 for size in self.image_sizes for side in size):
-            raise ValueError(f"`image_sizes` is {list(self.image_sizes)}; expected multiples of 32.")
-        for name in ("rounds", "full_rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; expected at least 1.")
-        if unknown := set(self.compare) - {"full", "plain", "keypoint-rcnn", "top-down"}:
-            raise ValueError(f"`compare` holds {sorted(unknown)}; expected full, plain, keypoint-rcnn or top-down.")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"`dtype` is {self.dtype!r}; expected float32, bfloat16 or float16.")
+    @classmethod
+    def build(cls, settings: BenchmarkSettings, model: QueryPoseForPoseEstimation | None) -> "_Subject":
+        plain: Any = model if model is not None else _random_model(settings, settings.queries[0])
+        plain = _placed(plain, settings)
+        fused = fuse_for_inference(copy.deepcopy(plain))
+        return cls(settings, plain, fused, _images(settings, settings.batch_sizes[0], settings.image_sizes[0]))
+
+    @property
+    def people(self) -> int:
+        return self.settings.people[0]
+
+    @property
+    def base(self) -> dict[str, Any]:
+        return {
+            "people": self.people,
+            "queries": self.settings.queries[0],
+            "image_size": list(self.settings.image_sizes[0]),
+            "batch_size": self.settings.batch_sizes[0],
+        }
 
 
 def run_benchmark(settings: BenchmarkSettings, model: QueryPoseForPoseEstimation | None = None) -> dict[str, Any]:
@@ -91,21 +73,15 @@ def run_benchmark(settings: BenchmarkSettings, model: QueryPoseForPoseEstimation
         model (*optional*): by default one of random weights; a model that is given keeps its number of queries.
 
     Returns:
-        `dict`: `device`, `versions`, `settings`, `peaks` (multiply-adds per second), `steps`, `comparison` and, where
-        asked for, `training` at the first settings, and `variations`.
+        `dict`: `device`, `versions`, `settings`, `peaks_multiply_adds_per_s`, `steps`, `image_path`, `comparison` and,
+        where asked for, `training` at the first settings, and `variations`.
     """
-    settings.check()
+    if model is not None:
+        settings = replace(settings, queries=[model.config.num_queries])
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     with threads(settings.num_threads):
-        people, queries = settings.people[0], settings.queries[0]
-        size, batch_size = settings.image_sizes[0], settings.batch_sizes[0]
-        plain: Any = model if model is not None else _random_model(settings, queries)
-        plain = _placed(plain, device, dtype)
-        queries = plain.config.num_queries
-        fused: Any = fuse_for_inference(copy.deepcopy(plain))
-        peaks = measure_peaks(device, dtype)
-        pixel_values = _images(batch_size, size, device, dtype)
-        base = {"people": people, "queries": queries, "image_size": list(size), "batch_size": batch_size}
+        subject = _Subject.build(settings, model)
+        peaks = measure_peaks(device, dtype, settings.rounds)
         results: dict[str, Any] = {
             "device": describe_device(device),
             "dtype": settings.dtype,
@@ -118,39 +94,45 @@ def run_benchmark(settings: BenchmarkSettings, model: QueryPoseForPoseEstimation
             # folders by their names: a record is to be shared
             "settings": {**asdict(settings), "exported": [Path(folder).name for folder in settings.exported]},
             "peaks_multiply_adds_per_s": peaks,
-            "base": base,
+            "base": subject.base,
+            "steps": _steps(subject, peaks["convolution"]),
+            "image_path": _image_path(subject),
+            "comparison": _comparison(subject),
         }
-        results["steps"] = _steps(fused, pixel_values, people, settings, peaks["convolution"])
-        results["image_path"] = _image_path(fused, people, size, settings)
-        results["comparison"] = _comparison(plain, fused, pixel_values, people, settings)
         if settings.training:
             results["training"] = measure_training_step(
-                plain, pixel_values, people, settings.rounds, settings.full_rounds
+                subject.plain, subject.pixel_values, subject.people, settings.rounds, settings.full_rounds
             )
-        del plain
-        variations = [{**base, "people": value} for value in settings.people[1:]]
-        variations += [{**base, "image_size": list(value)} for value in settings.image_sizes[1:]]
-        variations += [{**base, "batch_size": value} for value in settings.batch_sizes[1:]]
-        results["variations"] = []
-        for varied in variations:
-            pixel_values = _images(varied["batch_size"], varied["image_size"], device, dtype)
-            found = _time_model(fused, pixel_values, varied["people"], settings)
-            results["variations"].append({**varied, **found})
-        if model is None:
-            other = [
-                (value, fuse_for_inference(_placed(_random_model(settings, value), device, dtype)))
-                for value in settings.queries[1:]
-            ]
-            pixel_values = _images(batch_size, size, device, dtype)
-            if other:
-                # the first number of queries again, side by side
-                alternatives = {
-                    str(value): _forward(each, pixel_values, people) for value, each in [(queries, fused), *other]
-                }
-                rounds = dict.fromkeys(alternatives, settings.rounds)
-                for name, found in measure_side_by_side(alternatives, rounds, device, "Queries").items():
-                    results["variations"].append({**base, "queries": int(name), **found})
+        results["variations"] = [*_variations(subject), *_other_queries(subject)]
     return results
+
+
+def _variations(subject: _Subject) -> Iterator[dict[str, Any]]:
+    """People, image sizes and batch sizes, one varied at a time."""
+    settings, base = subject.settings, subject.base
+    variations = [{**base, "people": value} for value in settings.people[1:]]
+    variations += [{**base, "image_size": list(value)} for value in settings.image_sizes[1:]]
+    variations += [{**base, "batch_size": value} for value in settings.batch_sizes[1:]]
+    for varied in variations:
+        pixel_values = _images(settings, varied["batch_size"], varied["image_size"])
+        label = f"{varied['people']} people, {tuple(pixel_values.shape)}"
+        work = _forward(subject.fused, pixel_values, varied["people"])
+        found = measure_side_by_side({"": work}, {"": settings.rounds}, pixel_values.device, label)
+        yield {**varied, **found[""]}
+
+
+def _other_queries(subject: _Subject) -> Iterator[dict[str, Any]]:
+    """Models of other numbers of queries, side by side with the first one."""
+    settings = subject.settings
+    if len(settings.queries) < 2:
+        return
+    models = {settings.queries[0]: subject.fused}
+    for queries in settings.queries[1:]:
+        models[queries] = fuse_for_inference(_placed(_random_model(settings, queries), settings))
+    work = {str(queries): _forward(model, subject.pixel_values, subject.people) for queries, model in models.items()}
+    rounds = dict.fromkeys(work, settings.rounds)
+    for name, found in measure_side_by_side(work, rounds, subject.pixel_values.device, "Queries").items():
+        yield {**subject.base, "queries": int(name), **found}
 
 
 def _random_model(settings: BenchmarkSettings, queries: int) -> QueryPoseForPoseEstimation:
@@ -158,52 +140,37 @@ def _random_model(settings: BenchmarkSettings, queries: int) -> QueryPoseForPose
     overrides = {**settings.overrides, "num_queries": queries}
     config = QueryPoseConfig.from_variant(settings.variant, light=settings.light, **overrides)
     model = QueryPoseForPoseEstimation(config)
-    with torch.no_grad():  # new queries all look at the whole image; trained ones look at people
+    with torch.no_grad():  # the boxes of new queries are the whole image, those of trained ones are people
         boxes = model.model.decoder.initial_boxes
         boxes.copy_(torch.cat([0.1 + 0.8 * torch.rand(queries, 2), 0.1 + 0.4 * torch.rand(queries, 2)], dim=1))
-        # and random deltas would move them out of the picture, where RoIAlign has nothing to do
+        # random deltas would move the boxes out of the image, where RoIAlign has nothing to do
         for layer in model.model.decoder.box_layers:
             layer.box_head.weight.zero_()
             layer.box_head.bias.zero_()
     return model
 
 
-def _placed(model: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    return model.to(device=device, dtype=dtype).eval()
+def _placed(model: Any, settings: BenchmarkSettings) -> Any:
+    return model.to(device=settings.device, dtype=getattr(torch, settings.dtype)).eval()
 
 
-def _images(batch_size: int, size: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+def _images(settings: BenchmarkSettings, batch_size: int, size: Sequence[int]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch_size, 3, *size, generator=generator).to(device, dtype)
+    images = torch.randn(batch_size, 3, *size, generator=generator)
+    return images.to(settings.device, getattr(torch, settings.dtype))
 
 
 def _forward(model: Any, pixel_values: Tensor, people: int | None) -> Callable[[], Any]:
     return lambda: model(pixel_values, keypoint_top_k=people)
 
 
-def _time_model(
-    model: QueryPoseForPoseEstimation, pixel_values: Tensor, people: int, settings: BenchmarkSettings
-) -> dict[str, Any]:
-    found = measure_side_by_side(
-        {"": _forward(model, pixel_values, people)},
-        {"": settings.rounds},
-        pixel_values.device,
-        f"{people} people, {tuple(pixel_values.shape)}",
-    )
-    return found[""]
-
-
-def _steps(
-    model: QueryPoseForPoseEstimation,
-    pixel_values: Tensor,
-    people: int,
-    settings: BenchmarkSettings,
-    peak: float,
-) -> dict[str, Any]:
+def _steps(subject: _Subject, peak: float) -> dict[str, Any]:
+    """The model's steps, and what share of the convolution peak each reaches."""
+    model, pixel_values, people = subject.fused, subject.pixel_values, subject.people
     multiply_adds = count_multiply_adds(model, pixel_values, people)
     passes = [
         time_steps(model, pixel_values, people, pixel_values.device)
-        for _ in tqdm(range(settings.rounds + 1), desc="Steps", unit="run", leave=False)
+        for _ in tqdm(range(subject.settings.rounds + 1), desc="Steps", unit="run", leave=False)
     ][1:]
     steps: dict[str, Any] = {}
     for name in MODEL_STEPS:
@@ -213,40 +180,24 @@ def _steps(
             "multiply_adds": multiply_adds[name],
             "share_of_convolution_peak": multiply_adds[name] / median / peak,
         }
-    # each RoI takes the same, so that all queries' need not be run to be counted
+    # each query costs the same, so that all of them need not run to be counted
     steps["keypoints"]["multiply_adds_of_all_queries"] = (
         multiply_adds["keypoints"] // people * model.config.num_queries
     )
     return steps
 
 
-def _image_path(
-    model: QueryPoseForPoseEstimation, people: int, size: Sequence[int], settings: BenchmarkSettings
-) -> dict[str, Any]:
-    """What comes before and after the model, of one photograph-like JPEG of 640 pixels on its long side."""
+def _image_path(subject: _Subject) -> dict[str, Any]:
+    """What comes before and after the model, for a JPEG of 640 pixels on its long side."""
+    settings = subject.settings
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
-    height, width = size
+    height, width = settings.image_sizes[0]
     processor = QueryPoseImageProcessor(size={"height": height, "width": width})
-    generator = torch.Generator().manual_seed(0)
-    queries = model.config.num_queries
-    keypoints = len(model.config.keypoint_names or ())
-
-    def rand(*shape: int) -> Tensor:
-        return torch.rand(1, queries, *shape, generator=generator).to(device)
-
-    mask = torch.zeros(1, queries, dtype=torch.bool, device=device)
-    mask[:, :people] = True
-    outputs = {
-        "logits": rand(1),
-        "pred_boxes": rand(4),
-        "pred_keypoints": rand(keypoints, 2),
-        "keypoint_scores": rand(keypoints),
-        "keypoint_query_mask": mask,
-    }
-    with tempfile.TemporaryDirectory() as folder, PIL.Image.open(SAMPLE_IMAGE) as picture:
-        path = Path(folder) / "picture.jpg"
-        scale = 640 / max(size)
-        picture.resize((round(width * scale), round(height * scale))).save(path, quality=92)
+    outputs = _random_outputs(subject)
+    with tempfile.TemporaryDirectory() as folder, PIL.Image.open(SAMPLE_IMAGE) as image:
+        path = Path(folder) / "image.jpg"
+        scale = 640 / max(height, width)
+        image.resize((round(width * scale), round(height * scale))).save(path, quality=92)
         pixels = decode_image(path)
         work: dict[str, Callable[[], Any]] = {
             "decode": lambda: decode_image(path),
@@ -261,34 +212,47 @@ def _image_path(
         }
 
 
-def _comparison(
-    plain: QueryPoseForPoseEstimation,
-    fused: QueryPoseForPoseEstimation,
-    pixel_values: Tensor,
-    people: int,
-    settings: BenchmarkSettings,
-) -> dict[str, Any]:
-    alternatives: dict[str, Callable[[], Any]] = {}
-    rounds: dict[str, int] = {}
+def _random_outputs(subject: _Subject) -> dict[str, Tensor]:
+    """A model's outputs for one image, with the keypoints of as many queries as there are people."""
+    generator = torch.Generator().manual_seed(0)
+    config = subject.fused.config
+    keypoints = len(config.keypoint_names or ())
 
-    def add(name: str, work: Callable[[], Any], count: int = settings.rounds) -> None:
-        alternatives[name], rounds[name] = work, count
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(1, config.num_queries, *shape, generator=generator).to(subject.settings.device)
 
-    add("selective", _forward(fused, pixel_values, people))
-    add("selective, nothing folded", _forward(plain, pixel_values, people))
+    outputs = {
+        "logits": rand(1),
+        "pred_boxes": rand(4),
+        "pred_keypoints": rand(keypoints, 2),
+        "keypoint_scores": rand(keypoints),
+    }
+    mask = torch.arange(config.num_queries, device=subject.settings.device)[None] < subject.people
+    return {**outputs, "keypoint_query_mask": mask}
+
+
+def _comparison(subject: _Subject) -> dict[str, Any]:
+    """The model with keypoints of the people alone, side by side with other ways."""
+    settings, plain, fused = subject.settings, subject.plain, subject.fused
+    pixel_values, people = subject.pixel_values, subject.people
+    ways: dict[str, Callable[[], Any]] = {
+        "selective": _forward(fused, pixel_values, people),
+        "selective, nothing folded": _forward(plain, pixel_values, people),
+    }
     if settings.compile:
-        add("selective, compiled", _forward(torch.compile(fused, fullgraph=True, dynamic=False), pixel_values, people))
+        compiled = torch.compile(fused, fullgraph=True, dynamic=False)
+        ways["selective, compiled"] = _forward(compiled, pixel_values, people)
     for folder in settings.exported:
-        add(*rivals.exported(Path(folder), pixel_values, settings.num_threads))
+        name, ways[name] = rivals.exported(Path(folder), pixel_values, settings.num_threads)
     if "keypoint-rcnn" in settings.compare:
-        add("torchvision Keypoint R-CNN R50-FPN", rivals.keypoint_rcnn(pixel_values, people))
+        ways["torchvision Keypoint R-CNN R50-FPN"] = rivals.keypoint_rcnn(pixel_values, people)
     if "top-down" in settings.compare:
-        add("RT-DETR R50 + ViTPose-B", rivals.top_down(pixel_values, people))
-    if "full" in settings.compare:
-        add("full decoding", _forward(fused, pixel_values, None), settings.full_rounds)
-    if "plain" in settings.compare:
-        add("full decoding, nothing folded", _forward(plain, pixel_values, None), settings.full_rounds)
-    found = measure_side_by_side(alternatives, rounds, pixel_values.device, "Side by side")
+        ways["RT-DETR R50 + ViTPose-B"] = rivals.top_down(pixel_values, people)
+    rounds = dict.fromkeys(ways, settings.rounds)
+    full = {"full": ("full decoding", fused), "plain": ("full decoding, nothing folded", plain)}
+    for name, model in (full[each] for each in ("full", "plain") if each in settings.compare):
+        ways[name], rounds[name] = _forward(model, pixel_values, None), settings.full_rounds
+    found = measure_side_by_side(ways, rounds, pixel_values.device, "Side by side")
     for each in found.values():
         each["times_of_selective"] = each["median_s"] / found["selective"]["median_s"]
     return found

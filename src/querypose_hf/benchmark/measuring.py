@@ -54,11 +54,11 @@ def measure_side_by_side(
     device: torch.device,
     label: str,
 ) -> dict[str, dict[str, Any]]:
-    """Runs alternatives in turn, so that what disturbs the machine meets all of them.
+    """Times alternatives in turn, so that a disturbance of the machine affects all of them.
 
     Args:
-        alternatives: what is to be timed, by name. Each runs once untimed first, for memory, if its rounds are more
-            than 3; of fewer the median leaves out the first anyway.
+        alternatives: what is to be timed, by name. With more than 3 rounds each runs once before, untimed, for its
+            memory; with fewer the first timed run serves.
         rounds: how often each is timed.
 
     Returns:
@@ -93,10 +93,10 @@ def measure_side_by_side(
     }
 
 
-def measure_peaks(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> dict[str, float]:
-    """Multiply-adds per second of the fastest matrix product and 3x3 convolution that were found.
+def measure_peaks(device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str, float]:
+    """Multiply-adds per second of the fastest matrix product and 3x3 convolution, over several shapes and repeats.
 
-    The best of several shapes and repeats, in torch with the same number of threads: what the model is held against.
+    The model is compared with these.
     """
     generator = torch.Generator().manual_seed(0)
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
+from ..files import write_json, write_text
 
 
 def _milliseconds(seconds: float) -> str:
@@ -18,23 +18,35 @@ def _memory(found: dict[str, Any]) -> str:
 
 def describe_results(results: dict[str, Any]) -> str:
     """The results as Markdown."""
+    where = "process" if results["settings"]["device"] == "cpu" else "device"
+    lines = [*_setting(results), "", *_steps(results), "", *_comparison(results["comparison"], where)]
+    if "training" in results:
+        people = results["base"]["people"]
+        lines += ["", f"Training, {people} people in each image, forward, loss and backward:", ""]
+        lines += _training(results["training"], where)
+    if results["variations"]:
+        lines += ["", *_variations(results["variations"])]
+    return "\n".join(lines) + "\n"
+
+
+def _setting(results: dict[str, Any]) -> list[str]:
     base, peaks = results["base"], results["peaks_multiply_adds_per_s"]
     height, width = base["image_size"]
-    where = "process" if results["settings"]["device"] == "cpu" else "device"
-    lines = [
-        f"{results['device']}, {results['dtype']}, "
-        + ", ".join(f"{name} {version}" for name, version in results["versions"].items()),
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return [
+        f"{results['device']}, {results['dtype']}, {versions}",
         "",
         f"{base['queries']} queries, {height}x{width}, batch {base['batch_size']}, {base['people']} people: the "
         f"keypoints of exactly {base['people']} queries are decoded. Medians of one run.",
         "",
         f"Measured peaks in G multiply-adds/s: matrix product {peaks['matmul'] / 1e9:.0f}, "
         f"convolution {peaks['convolution'] / 1e9:.0f}.",
-        "",
-        "| step | ms | G multiply-adds | share of convolution peak |",
-        "|---|---:|---:|---:|",
     ]
+
+
+def _steps(results: dict[str, Any]) -> list[str]:
     path, steps = results["image_path"], results["steps"]
+    lines = ["| step | ms | G multiply-adds | share of convolution peak |", "|---|---:|---:|---:|"]
     for name in ("decode", "preprocess"):
         lines.append(f"| {name} | {_milliseconds(path[name]['median_s'])} | | |")
     for name, found in steps.items():
@@ -44,37 +56,35 @@ def describe_results(results: dict[str, Any]) -> str:
         )
     lines.append(f"| post-process | {_milliseconds(path['post-process']['median_s'])} | | |")
     of_all = steps["keypoints"]["multiply_adds_of_all_queries"] / 1e9
-    lines += [
-        "",
-        f"The keypoints of all {base['queries']} queries would take {of_all:.1f} G multiply-adds.",
-        "",
-        f"| side by side | ms | times selective | peak MiB of the {where} |",
-        "|---|---:|---:|---:|",
-    ]
-    for name, found in results["comparison"].items():
+    queries = results["base"]["queries"]
+    return [*lines, "", f"The keypoints of all {queries} queries would take {of_all:.1f} G multiply-adds."]
+
+
+def _comparison(comparison: dict[str, Any], where: str) -> list[str]:
+    lines = [f"| side by side | ms | times selective | peak MiB of the {where} |", "|---|---:|---:|---:|"]
+    for name, found in comparison.items():
+        times = f"{found['times_of_selective']:.2f}"
+        lines.append(f"| {name} | {_milliseconds(found['median_s'])} | {times} | {_memory(found)} |")
+    return lines
+
+
+def _training(training: dict[str, Any], where: str) -> list[str]:
+    lines = [f"| side by side | ms | images/s | peak MiB of the {where} |", "|---|---:|---:|---:|"]
+    for name, found in training.items():
+        rate = f"{found['images_per_second']:.3g}"
+        lines.append(f"| {name} | {_milliseconds(found['median_s'])} | {rate} | {_memory(found)} |")
+    return lines
+
+
+def _variations(variations: list[dict[str, Any]]) -> list[str]:
+    lines = ["| people | queries | image | batch | ms | peak MiB |", "|---:|---:|---|---:|---:|---:|"]
+    for found in variations:
+        height, width = found["image_size"]
         lines.append(
-            f"| {name} | {_milliseconds(found['median_s'])} | {found['times_of_selective']:.2f} | {_memory(found)} |"
+            f"| {found['people']} | {found['queries']} | {height}x{width} | {found['batch_size']} | "
+            f"{_milliseconds(found['median_s'])} | {_memory(found)} |"
         )
-    if "training" in results:
-        lines += [
-            "",
-            f"Training, {base['people']} people in each image, forward, loss and backward:",
-            "",
-            f"| side by side | ms | images/s | peak MiB of the {where} |",
-            "|---|---:|---:|---:|",
-        ]
-        for name, found in results["training"].items():
-            rate = f"{found['images_per_second']:.3g}"
-            lines.append(f"| {name} | {_milliseconds(found['median_s'])} | {rate} | {_memory(found)} |")
-    if results["variations"]:
-        lines += ["", "| people | queries | image | batch | ms | peak MiB |", "|---:|---:|---|---:|---:|---:|"]
-        for found in results["variations"]:
-            height, width = found["image_size"]
-            lines.append(
-                f"| {found['people']} | {found['queries']} | {height}x{width} | {found['batch_size']} | "
-                f"{_milliseconds(found['median_s'])} | {_memory(found)} |"
-            )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def write_results(results: dict[str, Any], folder: Path) -> list[Path]:
@@ -82,7 +92,5 @@ def write_results(results: dict[str, Any], folder: Path) -> list[Path]:
     name = re.sub(r"[^a-z0-9]+", "-", f"{results['device']} {results['dtype']}".lower()).strip("-")
     paths = [folder / f"{name}.json", folder / f"{name}.md"]
     write_json(results, paths[0], indent=1)
-    temporary = paths[1].with_name(f".{paths[1].name}.part")
-    temporary.write_text(describe_results(results), encoding="utf-8")
-    temporary.replace(paths[1])
+    write_text(describe_results(results), paths[1])
     return paths

@@ -1,4 +1,4 @@
-"""Other ways to find the same people, for speed alone: their weights are random."""
+"""Other models for the same task, to compare speed alone: their weights are random."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -74,7 +74,6 @@ def _benchmark(options: argparse.Namespace) -> None:
     model = None
     if options.model is not None:
         model, _ = load_model(options.model, device="cpu")
-        settings.queries = [model.config.num_queries]
     results = run_benchmark(settings, model)
     print(describe_results(results))
     for path in write_results(results, options.output):
