@@ -1,4 +1,4 @@
-"""Small data sets made up for the tests of readers, augmentation and collation."""
+"""Small datasets for the tests of readers, augmentation and collation."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def _person(rng: np.random.Generator, width: int, height: int) -> tuple[list[flo
 
 @pytest.fixture
 def coco_content() -> dict:
-    """COCO annotations of six pictures, by turns wide and tall; the last one shows nobody but a crowd."""
+    """COCO annotations of six images, wide and tall in turn; the last one shows only a crowd."""
     rng = np.random.default_rng(0)
     images = [
         {"id": 100 - i, "file_name": f"{i}.png", "width": (64, 40)[i % 2], "height": (48, 60)[i % 2]} for i in range(6)
@@ -62,7 +62,7 @@ def coco_content() -> dict:
 
 @pytest.fixture
 def write_coco(tmp_path):
-    """Writes annotations and a picture of noise for each of their images; returns the file and the folder."""
+    """Writes annotations and an image of noise for each of their records; returns the file and the folder."""
 
     def write(content: dict) -> tuple[Path, Path]:
         folder = tmp_path / "images"

@@ -17,7 +17,7 @@ def face(left, right, x=20.0):
 
 @pytest.fixture
 def people(coco_content):
-    """Replaces the people of the first three pictures by the given ones, and empties the others."""
+    """Replaces the people of the first three images by the given ones, and empties the others."""
 
     def replace(*groups):
         coco_content["annotations"] = [

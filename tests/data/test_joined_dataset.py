@@ -37,7 +37,7 @@ def epochs(dataset, count):
         yield [dataset[index]["image_id"] for index in range(len(dataset))]
 
 
-def test_every_picture_counts_as_often_as_asked():
+def test_every_image_comes_as_often_as_asked():
     joined = JoinedPoseDataset([Pictures(12), Pictures(6, 100), Pictures(12, 200)], [1, 2, 0.5])
     assert len(joined) == 12 + 12 + 6
     seen = list(epochs(joined, 4))
@@ -67,7 +67,7 @@ def test_sizes_tell_wide_from_tall_in_every_epoch():
 
 
 def test_a_rare_kind_is_not_left_out():
-    # 1 of 3 pictures is wide, and a tenth of it none
+    # 1 of 3 images is wide; a tenth of it rounds to none
     joined = JoinedPoseDataset([Pictures(3)], [0.1])
     assert {i for ids in epochs(joined, 3) for i in ids} == {0, 1, 2}
 

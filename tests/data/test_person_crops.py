@@ -47,7 +47,7 @@ def test_one_person_each_with_what_is_around(rendered):
         # continuous coordinates are half a pixel further than indices
         place = (original[labelled, :2] + 0.5 - (left, top)) * scale - 0.5
         np.testing.assert_allclose(points[labelled, :2], place, atol=1e-6)
-        # what is seen is that part of the picture: compare a pixel well inside with the same place there
+        # the crop shows that part of the image: compare the average of its middle
         full = np.asarray(rendered[index]["image"].resize((1, 1), box=_inside(left, top, length, rendered[index])))
         part = np.asarray(sample["image"].resize((1, 1), box=_inside_crop(left, top, length, rendered[index])))
         assert np.abs(full.astype(int) - part).max() <= 12
@@ -56,7 +56,7 @@ def test_one_person_each_with_what_is_around(rendered):
 
 
 def _inside(left, top, length, sample):
-    """The quarter in the middle of the window, in the picture."""
+    """The middle quarter of the window, in coordinates of the image."""
     middle = np.array([left, top]) + length / 2
     low, high = np.maximum(middle - length / 8, 0), np.minimum(middle + length / 8, sample["image"].size)
     return (*low.tolist(), *high.tolist())

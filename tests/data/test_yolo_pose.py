@@ -18,8 +18,8 @@ SETTINGS = {
 @pytest.fixture
 def write(tmp_path):
     def write(labels, settings=None):
-        """`labels` are the lines for each picture, or `None` for no label file."""
-        # a folder of this name above the data must not be taken for that of the pictures
+        """`labels` are the lines for each image, or `None` for no label file."""
+        # this folder above the data must not be mistaken for that of the images
         root = tmp_path / "images" / "set"
         for kind in ("images", "labels"):
             (root / kind / "train").mkdir(parents=True, exist_ok=True)

@@ -78,7 +78,6 @@ class TestDescription:
             ("data.train.0.split=val", r"in `data.train\[0\]`: `split` is 'val'; format 'coco' does not have it"),
             ("data.train.0.format=voc", r"in `data.train\[0\]`: `format` is 'voc'; expected one of \['coco', "),
             ("data.train.0.annotations=null", r"in `data.train\[0\]`: `annotations` is None; expected a value"),
-            ("data.train.0={format: generated}", "`length` is None; expected the number of images"),
             ("data.train.0.max_images=0", "`max_images` is 0; expected at least 1"),
             ("data.validation.metric=crowdpose", "in `data.validation`: `metric` is 'crowdpose'; expected 'coco'"),
             ("data.validation.metric=voc", "`data.validation.metric` is 'voc'; expected one of .*, or nothing"),

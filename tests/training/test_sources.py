@@ -59,7 +59,9 @@ class TestSources:
         with pytest.raises(ValueError, match=r"has the categories .*; expected the same number"):
             describe_sources(sources_of(source, crowdpose))
 
-    def test_missing_files_are_named_with_their_place(self, source):
+    def test_errors_name_the_place(self, source):
+        with pytest.raises(ValueError, match=r"`data.train\[0\]`: `length` is None; expected a whole number"):
+            sources_of({"format": "generated"})
         with pytest.raises(FileNotFoundError, match=r"`data.train\[1\]`: .*none.json"):
             sources_of(source, {**source, "annotations": "none.json"})
         with pytest.raises(ValueError, match=r"`data.train\[0\]`: `columns` is .*; expected fields of PoseColumns"):

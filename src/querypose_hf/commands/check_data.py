@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..data.formats import COMMAND_LINE_FORMATS, SourceSettings, annotations_help, open_source
+from ..data.formats import COMMAND_LINE_FORMATS, SourceSettings, annotations_help, formats_with, open_source
 from ..data.reading_options import ReadingOptions
 from ..settings import add_options, from_options
 
@@ -18,9 +18,9 @@ def add_parser(commands: Any) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--annotations", help=annotations_help())
     source.add_argument("--data", help="data.yaml; short for --format yolo --annotations")
-    parser.add_argument("--images", help="folder of the images (coco, crowdpose)")
+    parser.add_argument("--images", help=f"folder of the images ({formats_with('images')})")
     parser.add_argument("--format", choices=COMMAND_LINE_FORMATS, default="coco", help="of the data (%(default)s)")
-    parser.add_argument("--split", help="split of the dataset (yolo, hub; by default train)")
+    parser.add_argument("--split", help=f"split of the dataset ({formats_with('split')}; by default train)")
     add_options(parser, ReadingOptions, leave_out=("only_with_people", "exhaustive"))
     parser.add_argument("--max_images", type=int, help="check only the first so many images")
     parser.add_argument("--output", type=Path, help="folder for report.json and samples.png, a page of drawn images")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..data.formats import COMMAND_LINE_FORMATS, FORMATS, annotations_help
+from ..data.formats import COMMAND_LINE_FORMATS, FORMATS, annotations_help, formats_with
 from ..settings import add_options, given_options, read_yaml, set_field, with_assignments
 from ..training.recipe import TrainingConfig
 
@@ -36,8 +36,10 @@ def add_parser(commands: Any) -> None:
     data = parser.add_argument_group("data, in place of the file's")
     data.add_argument("--format", choices=COMMAND_LINE_FORMATS, default="coco", help="(%(default)s)")
     data.add_argument("--annotations", help=annotations_help())
-    data.add_argument("--images", help="folder of the images (coco, crowdpose)")
-    data.add_argument("--streaming", action="store_true", help="read rows as they are needed (hub)")
+    data.add_argument("--images", help=f"folder of the images ({formats_with('images')})")
+    data.add_argument(
+        "--streaming", action="store_true", help=f"read data as it is needed ({formats_with('streaming')})"
+    )
     data.add_argument("--val-annotations", help="what to score on, in the same format")
     data.add_argument("--val-images", help="folder of its images")
     training = parser.add_argument_group("training")

@@ -67,8 +67,6 @@ class SourceSettings:
                 )
         for name in needs:
             require(self, name, getattr(self, name) is not None, f"a value: format {self.format!r} needs it")
-        if self.format == "generated" and self.layouts is None:
-            require(self, "length", self.length is not None, "the number of images in an epoch, or `layouts`")
         if self.max_images is not None:
             require(self, "max_images", self.max_images >= 1, "at least 1")
         require(self, "shuffle_buffer", self.shuffle_buffer >= 1, "at least 1")
@@ -115,6 +113,11 @@ def annotations_help() -> str:
     for name in COMMAND_LINE_FORMATS:
         formats.setdefault(FORMATS[name].annotations, []).append(name)
     return ", ".join(f"{what} ({', '.join(names)})" for what, names in formats.items())
+
+
+def formats_with(field: str) -> str:
+    """The formats of the command line that have a field, for `--help`."""
+    return ", ".join(name for name in COMMAND_LINE_FORMATS if field in (*FORMATS[name].needs, *FORMATS[name].takes))
 
 
 def _open_coco(settings: SourceSettings, options: ReadingOptions) -> Any:
