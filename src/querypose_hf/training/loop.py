@@ -3,17 +3,15 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, skip_first_batches
+from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
 from timm.utils import ModelEmaV3
-from torch.utils.data import DataLoader
 
-from ..data import AspectRatioBatchSampler, AugmentedPoseStream, PoseCollator
 from ..files import write_text
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from .checkpoints import (
@@ -25,11 +23,11 @@ from .checkpoints import (
     set_random_state,
 )
 from .fast_convolutions import restore_convolutions, speed_up_convolutions
+from .loaders import build_loader
 from .log import TrainingLog, choose_trackers
 from .optimizer import build_optimizer
 from .pretraining import OBJECTIVES
 from .recipe import TrainingConfig
-from .stream_loader import StreamLoader
 
 
 logger = logging.getLogger(__name__)
@@ -142,15 +140,15 @@ class TrainingLoop:
         objective = OBJECTIVES[config.objective]
         trained = self.model if objective is None else objective(self.model)
         self.prepared_model, self.optimizer = self.accelerator.prepare(trained, optimizer)
-        self.loader = self._build_loader(dataset)
+        self.loader = build_loader(dataset, image_processor, config, self.accelerator)
         if self.average is not None:  # only now has every process the weights of the first
             self.average.set(self.model)
 
         schedule = config.schedule
         if schedule.unit == "epoch":
-            if isinstance(self.loader, StreamLoader):
+            if self.loader.batches_per_epoch is None:
                 raise ValueError("`schedule.unit` is 'epoch'; expected 'step' with a stream, whose length is unknown.")
-            schedule = schedule.in_steps(math.ceil(len(self.loader) / config.gradient_accumulation_steps))
+            schedule = schedule.in_steps(math.ceil(self.loader.batches_per_epoch / config.gradient_accumulation_steps))
         self.total_steps = schedule.length
         # not prepared: Accelerate would advance it once for each process
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
@@ -160,30 +158,8 @@ class TrainingLoop:
         self.origin = {
             **{name: getattr(config, name) for name in _SETTINGS_OF_THE_WHOLE_RUN},
             "number of processes": self.accelerator.num_processes,
+            **self.loader.origin,
         }
-        if isinstance(self.loader, StreamLoader):  # whose order depends on its workers
-            self.origin["number of workers"] = self.loader.num_workers
-        else:
-            self.origin["number of images"] = len(dataset)
-
-    def _build_loader(self, dataset: Any) -> Any:
-        config = self.config
-        if isinstance(dataset, AugmentedPoseStream):
-            return StreamLoader(dataset, self.image_processor, config, self.accelerator)
-        batch_sampler = AspectRatioBatchSampler(dataset, config.batch_size, seed=config.seed)
-        if not len(batch_sampler):
-            raise ValueError("`dataset` is empty; expected at least one image.")
-        loader: DataLoader = DataLoader(
-            dataset,
-            batch_sampler=batch_sampler,
-            collate_fn=PoseCollator(self.image_processor),
-            num_workers=config.num_workers,
-            persistent_workers=config.num_workers > 0,
-            pin_memory=self.accelerator.device.type == "cuda",
-            # its own: every pass through a loader draws a number, by default from torch's global generator
-            generator=torch.Generator().manual_seed(config.seed),
-        )
-        return self.accelerator.prepare(loader)
 
     def _place(self, model: QueryPoseForPoseEstimation) -> QueryPoseForPoseEstimation:
         """The model in training mode on the device, laid out as the settings say."""
@@ -242,15 +218,8 @@ class TrainingLoop:
         settings.update({f"schedule/{name}": value for name, value in schedule.items()})
         return {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
 
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        """The batches of this epoch that are still to come; a stream is one endless epoch."""
-        if isinstance(self.loader, StreamLoader):
-            return self.loader.batches_after(self.batch)
-        self.loader.set_epoch(self.epoch)
-        return iter(skip_first_batches(self.loader, self.batch) if self.batch else self.loader)
-
     def _run_epoch(self) -> None:
-        batches = self._batches()
+        batches = self.loader.batches(self.epoch, self.batch)
         while self.step < self.stop_step:
             start = time.perf_counter()
             batch = next(batches, None)

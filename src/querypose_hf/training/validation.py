@@ -1,4 +1,4 @@
-"""The figures of a model while it is trained: what it is scored on, and how."""
+"""Scores a model while it is trained."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from ..evaluation.image_checks import check_images
 from ..evaluation.prediction import check_model, predict_dataset
 from ..evaluation.protocols import resolve_sigmas
 from ..evaluation.scoring import check_backend, score_keypoints
+from ..files import replacing_file
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from ..processes import process_group, this_process
 from .experiment import ValidationSource
@@ -24,14 +25,14 @@ from .sources import open_source
 
 
 class Validation:
-    """Scores a model on pictures; called with the model in every process, which share the pictures.
+    """Scores a model on the validation images; every process has to call it, and the processes share the images.
 
-    Everything about annotations and pictures is checked when it is made; a model is checked by [`check`].
+    Annotations and images are checked at once, a model by [`check`].
 
     Args:
-        settings ([`ValidationSource`]): the pictures.
+        settings ([`ValidationSource`]): the images, and how people are found in them.
         image_processor (`QueryPoseImageProcessor`): the model's.
-        folder (`Path`): where pictures are written that are in no file, those of `hub` and `generated` sources.
+        folder (`Path`): where images without a file, those of `hub` and `generated` sources, are written.
     """
 
     def __init__(self, settings: ValidationSource, image_processor: Any, folder: Path):
@@ -52,7 +53,7 @@ class Validation:
         check_images(self.ground_truth, self.images, progress=False)
 
     def check(self, model: QueryPoseForPoseEstimation) -> None:
-        """Raises `ValueError` unless the model finds what is annotated."""
+        """Raises `ValueError` unless the model finds the keypoints and categories that are annotated."""
         check_model(model, self.image_processor, self.ground_truth, self.settings)
         self._sigmas(model)
 
@@ -61,7 +62,7 @@ class Validation:
         return resolve_sigmas(truth.metric, truth.num_keypoints, self.settings.sigmas, model.config.skeleton).tolist()
 
     def __call__(self, model: QueryPoseForPoseEstimation) -> dict[str, float]:
-        """The protocol's figures, in every process; those that nobody is annotated for are left out."""
+        """The protocol's figures, in every process, without those for which there is no ground truth."""
         truth = self.ground_truth
         results = predict_dataset(model, truth, self.images, self.settings, image_processor=self.image_processor)
         with process_group() as group:
@@ -72,15 +73,15 @@ class Validation:
 
 
 def _as_coco(dataset: Any, category_ids: Sequence[int], folder: Path) -> Mapping[str, Any]:
-    """An opened source as COCO annotations, its categories numbered as given.
+    """An opened source as COCO annotations with these category ids.
 
-    Pictures that are in no file of their own are written to a folder, by the first process.
+    The first process writes images without a file of their own to the folder.
     """
     description = DataDescription.of_source(dataset)
     if len(description.category_names) != len(category_ids):
         raise ValueError(
             f"`data.validation` has the categories {shown(description.category_names)}; expected {len(category_ids)}, "
-            "as the data to train on has."
+            "as in the training data."
         )
     number_of = dict(zip(description.category_names, category_ids, strict=True))
     plain: Any = dataset.dataset if isinstance(dataset, Subset) else dataset
@@ -96,7 +97,8 @@ def _as_coco(dataset: Any, category_ids: Sequence[int], folder: Path) -> Mapping
                 sample = dataset[index]
                 name, image_id, annotations = f"{index:06d}.png", sample["image_id"], sample["annotations"]
                 if not _holds(folder / name, sample["image"]):
-                    sample["image"].save(folder / name)
+                    with replacing_file(folder / name) as temporary:
+                        sample["image"].save(temporary)
             images.append({"id": image_id, "file_name": name, "width": width, "height": height})
             people += [
                 {**one, "image_id": image_id, "category_id": number_of[one["category_id"]]} for one in annotations
