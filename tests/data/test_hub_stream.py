@@ -19,7 +19,7 @@ datasets = pytest.importorskip("datasets")
 CATEGORIES = ["a", "b"]
 
 
-def stream_of(num_shards=1, options=ReadingOptions(), **rows):  # noqa: B008
+def stream_of(num_shards=1, options=ReadingOptions(), **rows):
     rows = make_rows(**rows).to_iterable_dataset(num_shards=num_shards)
     return HubPoseStream(rows, category_names=CATEGORIES, options=options)
 

@@ -59,7 +59,7 @@ class CocoPoseDataset(PoseFileDataset):
         *,
         category_ids: Sequence[int] | None = None,
         area_ratio: float = 1.0,
-        options: ReadingOptions = ReadingOptions(),  # noqa: B008
+        options: ReadingOptions = ReadingOptions(),
     ):
         records, folder = CocoRecords.read(annotations), Path(images)
         if not folder.is_dir():
@@ -125,7 +125,7 @@ class CrowdPoseDataset(CocoPoseDataset):
         annotations: str | os.PathLike,
         images: str | os.PathLike,
         *,
-        options: ReadingOptions = ReadingOptions(),  # noqa: B008
+        options: ReadingOptions = ReadingOptions(),
     ):
         super().__init__(annotations, images, area_ratio=CROWDPOSE_AREA_RATIO, options=options)
 

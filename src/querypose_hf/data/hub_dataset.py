@@ -63,12 +63,12 @@ class HubPoseDataset(PoseDataset):
         dataset: "datasets.Dataset | str",
         split: str | None = None,
         *,
-        columns: PoseColumns = PoseColumns(),  # noqa: B008
+        columns: PoseColumns = PoseColumns(),
         category_names: Sequence[str] | Mapping[int, str] | None = None,
         keypoint_names: Sequence[str] | None = None,
         edges: Sequence[Sequence[int]] = (),
         flip_indices: Sequence[int] | None = None,
-        options: ReadingOptions = ReadingOptions(),  # noqa: B008
+        options: ReadingOptions = ReadingOptions(),
     ):
         self.source = dataset if isinstance(dataset, str) else "dataset"
         rows: Any = load_rows(dataset, split, streaming=False) if isinstance(dataset, str) else dataset

@@ -70,12 +70,12 @@ class HubPoseStream(Described, IterableDataset[PoseSample]):
         dataset: "datasets.IterableDataset | str",
         split: str | None = None,
         *,
-        columns: PoseColumns = PoseColumns(),  # noqa: B008
+        columns: PoseColumns = PoseColumns(),
         category_names: Sequence[str] | Mapping[int, str] | None = None,
         keypoint_names: Sequence[str] | None = None,
         edges: Sequence[Sequence[int]] = (),
         flip_indices: Sequence[int] | None = None,
-        options: ReadingOptions = ReadingOptions(),  # noqa: B008
+        options: ReadingOptions = ReadingOptions(),
     ):
         self.source = dataset if isinstance(dataset, str) else "dataset"
         self.columns = columns

@@ -63,7 +63,7 @@ class YoloPoseDataset(PoseFileDataset):
         data: str | os.PathLike,
         split: str = "train",
         *,
-        options: ReadingOptions = ReadingOptions(),  # noqa: B008
+        options: ReadingOptions = ReadingOptions(),
     ):
         path = Path(data)
         settings = _read_settings(path)
