@@ -1,12 +1,10 @@
-"""Tests of people in whole data sets, as Parquet files."""
+"""Tests of people in whole datasets, as Parquet files."""
 
 import json
-import os
-import subprocess
-import sys
+import re
 
 import pytest
-from places import PROJECT
+from launching import run_two_processes
 from tiny import save_tiny_checkpoint
 from transformers import pipeline
 
@@ -17,7 +15,6 @@ from querypose_hf.inference.image_dataset import open_image_dataset
 
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-SOURCE = PROJECT / "src"
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +84,11 @@ def test_a_killed_run_leaves_whole_shards_and_goes_on(model, photos, tmp_path):
 
     calls = []
 
-    def dies_in_the_second_shard(pictures, **options):
-        calls.append(len(pictures))
+    def dies_in_the_second_shard(images, **options):
+        calls.append(len(images))
         if len(calls) == 3:
             raise Killed
-        return pose_estimator(pictures, **options)
+        return pose_estimator(images, **options)
 
     dies_in_the_second_shard.model = pose_estimator.model
     options = BulkOptions(threshold=0.01, batch_size=2, rows_per_shard=4)
@@ -104,27 +101,15 @@ def test_a_killed_run_leaves_whole_shards_and_goes_on(model, photos, tmp_path):
 
 
 def test_two_processes_share_the_shards(model, photos, tmp_path):
-    code = "import sys; from querypose_hf.cli import main; sys.exit(main(sys.argv[1:]))"
-    (tmp_path / "run.py").write_text(code)
     arguments = ["predict", "--dataset", str(photos), "--model", model, "--device", "cpu", "--threshold", "0.01"]
     arguments += ["--output-parquet", str(tmp_path / "out"), "--rows-per-shard", "2"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCE), *sys.path])}
-    done = subprocess.run(
-        [*launch, str(tmp_path / "run.py"), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    assert {line.partition(":")[0] for line in done.stdout.splitlines()} == {"process 1 of 2", "process 2 of 2"}
-    assert done.stdout.count(": 4 pictures in ") == 2
+    printed = run_two_processes(tmp_path / "printed", main, arguments)
+    for number, text in enumerate(printed, start=1):
+        assert re.search(rf"^process {number} of 2: 4 \w+ in ", text, flags=re.MULTILINE), text
     assert read(tmp_path / "out")["index"] == list(range(8))
 
 
-def test_data_sets_of_other_kinds(photos, tmp_path):
+def test_datasets_of_other_kinds(photos, tmp_path):
     pictures = [str(photos / "0.jpg"), str(photos / "1.jpg")]
     data = datasets.Dataset.from_dict({"id": [1, 2], "photo": pictures}).cast_column("photo", datasets.Image())
     data.save_to_disk(str(tmp_path / "saved"))

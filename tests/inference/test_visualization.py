@@ -27,7 +27,7 @@ def pipeline_person(points, scores=None, names=None, box=(20, 20, 180, 180), sco
 
 
 def draw(people, edges=(), size=(200, 200), background=GREY, **kwargs):
-    """Draws on a plain picture, by default the skeletons alone; returns the pixels."""
+    """Draws on a plain image, by default the skeletons alone; returns the pixels."""
     options = {"draw_boxes": False, "draw_scores": False, **kwargs}
     return np.asarray(draw_poses(Image.new("RGB", size, background), people, edges=edges, **options))
 
@@ -110,7 +110,7 @@ class TestSkeleton:
         thickness = np.count_nonzero(changed(column, background))
         column = column.max(axis=-1)
         assert column[20] > 200
-        assert thickness == 7  # 0.7 % of the picture's side and the rims
+        assert thickness == 7  # 0.7 % of the image's side and the rims
         assert column[10:20].min() < 90 and column[21:31].min() < 90
 
     def test_below_threshold_nothing_is_drawn(self):
@@ -149,18 +149,18 @@ class TestSkeleton:
         assert not ink[:90].any()
 
     def test_lines_grow_with_the_person(self):
-        def thickness(person_size, picture_size):
-            middle = picture_size // 2
+        def thickness(person_size, image_size):
+            middle = image_size // 2
             person = pipeline_person(
                 [(middle - 40, middle), (middle + 40, middle)], box=(0, 0, person_size, person_size)
             )
-            pixels = draw([person], [(0, 1)], size=(picture_size, picture_size))
+            pixels = draw([person], [(0, 1)], size=(image_size, image_size))
             return int(changed(pixels)[:, middle].sum())
 
         sizes = [thickness(person, 1000) for person in (20, 200, 400, 800)]
         assert sizes[0] <= 4
         assert sizes == sorted(sizes) and sizes[-1] > 2 * sizes[0]
-        # one person counts for less in a small picture
+        # one person counts for less in a small image
         assert thickness(800, 300) < thickness(800, 1000)
 
     def test_dense_keypoints_stay_apart(self):
@@ -231,7 +231,7 @@ class TestAnySkeleton:
         assert mirrored_limbs >= 4
         assert len(set(limb_colors)) == len(limb_colors)
 
-    def test_names_reach_the_picture(self):
+    def test_names_reach_the_image(self):
         points = [(50, 40), (150, 40), (50, 160), (150, 160)]
         names, edges = ["left_a", "right_a", "left_b", "right_b"], [(0, 2), (1, 3)]
         by_person = draw([pipeline_person(points, names=names)], edges)
@@ -259,7 +259,7 @@ class TestBoxesAndScores:
     @pytest.mark.parametrize(
         "box", [(-500, -500, 900, 900), (150, 150, 260, 260), (-30, 90, 20, 110), (190, 0, 200, 9)]
     )
-    def test_tag_is_whole_inside_the_picture(self, box):
+    def test_tag_is_whole_inside_the_image(self, box):
         person = pipeline_person([(0, 0)], scores=[0], box=box)
         with_tag, without = draw([person], draw_scores=True), draw([person])
         ys, xs = np.nonzero((with_tag != without).any(axis=-1))
@@ -273,7 +273,7 @@ class TestBoxesAndScores:
         assert len(np.unique(frame, axis=0)) == 1
         assert (tag.max(axis=-1) < 60).any()
 
-    def test_tag_of_a_box_amid_a_low_picture_is_whole(self):
+    def test_tag_of_a_box_amid_a_low_image_is_whole(self):
         low = draw([pipeline_person([(0, 0)], scores=[0], box=(50, 8, 100, 12))], size=(200, 20), draw_scores=True)
         high = draw(
             [pipeline_person([(0, 0)], scores=[0], box=(50, 58, 100, 62))], size=(200, 20 + 100), draw_scores=True
@@ -298,7 +298,7 @@ class TestBoxesAndScores:
         assert changed(tag(label=0)).sum() < changed(tag(label="person")).sum()
 
     @pytest.mark.parametrize("size", [(1, 1), (8, 8), (40, 6), (6, 40), (3000, 12)])
-    def test_small_and_narrow_pictures(self, size):
+    def test_small_and_narrow_images(self, size):
         person = pipeline_person([(0, 0), (size[0] - 1, size[1] - 1)], box=(0, 0, *size))
         pixels = draw([person], [(0, 1)], size=size, draw_boxes=True, draw_scores=True)
         assert pixels.shape == (size[1], size[0], 3)
@@ -323,7 +323,7 @@ class TestInputs:
     def photograph(self):
         return np.random.default_rng(0).integers(0, 256, (100, 120, 3), dtype=np.uint8)
 
-    def test_picture_types_agree_and_stay_unchanged(self, photograph, tmp_path):
+    def test_image_types_agree_and_stay_unchanged(self, photograph, tmp_path):
         Image.fromarray(photograph).save(tmp_path / "photograph.png")
         file_before = (tmp_path / "photograph.png").read_bytes()
         image, array = Image.fromarray(photograph), photograph.copy()
@@ -383,7 +383,7 @@ class TestInputs:
 
     def test_exif_orientation_is_applied(self, photograph, tmp_path):
         exif = Image.Exif()
-        exif[0x0112] = 6  # the picture has to be turned by 90 degrees clockwise
+        exif[0x0112] = 6  # the image has to be turned by 90 degrees clockwise
         lying = np.ascontiguousarray(np.rot90(photograph))
         Image.fromarray(lying).save(tmp_path / "lying.png", exif=exif)
         expected = np.asarray(draw_poses(photograph, [self.person], edges=self.edges))
@@ -402,7 +402,7 @@ class TestInputs:
         with pytest.raises(ValueError, match=message):
             draw_poses(array, [], edges=())
 
-    def test_wrong_picture(self, tmp_path):
+    def test_wrong_image(self, tmp_path):
         with pytest.raises(TypeError, match="list"):
             draw_poses([1, 2], [], edges=())
         with pytest.raises(FileNotFoundError):

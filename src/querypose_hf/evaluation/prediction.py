@@ -1,7 +1,6 @@
 """The people that a model finds in many images, as COCO results."""
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers.image_utils import SizeDict
 
 from ..data.sample import read_image
-from ..inference.loading import load_model
+from ..inference.loading import fingerprint, load_model
 from ..model.image_processing_base_querypose import get_resized_size
 from ..processes import ProcessGroup, process_group
 from .coco_results import coco_results_from_people
@@ -172,24 +171,13 @@ def _settings_of_results(
 ) -> dict[str, Any]:
     """All that results depend on: a run is taken up again only with the same settings."""
     return {
-        "model": _fingerprint(model),
+        "model": fingerprint(model),
         "image_processor": json.loads(image_processor.to_json_string()),
         "images": str(Path(images_dir).resolve()),
         "top_k": options.top_k,
         "flip_test": options.flip_test,
         "scales": None if options.scales is None else list(options.scales),
     }
-
-
-def _fingerprint(model: torch.nn.Module) -> str:
-    """A digest of configuration, weights and precision: of all by which a model's results differ."""
-    settings: Any = model.config
-    fields = {name: value for name, value in settings.to_dict().items() if not name.startswith(("_", "transformers"))}
-    digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _read_finished(partial: PartialResults, group: ProcessGroup) -> Results:

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..files import read_json, replacing_file, write_json
 from ..model.image_decoding_querypose import decode_image
+from ..processes import rank, world_size
 from ..settings import option, require
 from .image_dataset import import_from_data_extra
 from .loading import fingerprint
@@ -119,15 +120,15 @@ def predict_to_parquet(
         range(first, min(first + options.rows_per_shard, len(dataset)))
         for first in range(0, len(dataset), options.rows_per_shard)
     ]
-    rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    own = list(enumerate(shards))[rank::count]
+    number, count = rank(), world_size()
+    own = list(enumerate(shards))[number::count]
     images = skipped = unreadable = 0
     start = time.perf_counter()
-    title = "Finding people" if count == 1 else f"Finding people, process {rank + 1} of {count}"
+    title = "Finding people" if count == 1 else f"Finding people, process {number + 1} of {count}"
     total = sum(len(rows) for _, rows in own)
-    with tqdm(total=total, desc=title, unit="image", disable=not progress or rank > 0) as bar:
-        for number, rows in own:
-            path = output_dir / f"people-{number:05d}-of-{len(shards):05d}.parquet"
+    with tqdm(total=total, desc=title, unit="image", disable=not progress or number > 0) as bar:
+        for shard, rows in own:
+            path = output_dir / f"people-{shard:05d}-of-{len(shards):05d}.parquet"
             if path.exists():
                 skipped += len(rows)
                 bar.update(len(rows))

@@ -115,7 +115,7 @@ def import_gradio() -> Any:
 def _image_tab(gr: Any, controls: _Controls) -> None:
     seen = gr.State()
     with gr.Row():
-        image = _image_input(gr, sources=["upload", "clipboard"], label="Photograph", elem_id="image")
+        image = _image_input(gr, sources=["upload", "clipboard"], label="Image", elem_id="image")
         drawn = gr.Image(
             type="pil", format="png", label="People", show_label=False, interactive=False, elem_id="drawn"
         )

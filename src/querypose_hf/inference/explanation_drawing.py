@@ -36,13 +36,13 @@ def overlay_part_attention(
         `PIL.Image.Image`: RGB, of the image's size. Places with the map's mean weight or less are dark, its maximum is
         bright. A uniform map is dark all over.
     """
-    picture = _open(image)
-    heat = np.zeros((picture.height, picture.width))
+    canvas = _open(image)
+    heat = np.zeros((canvas.height, canvas.width))
     for found in people:
         chosen = found.maps[stage] if part is None else found.maps[stage, [part]]
         scaled = _brightness(chosen).max(axis=0)
-        heat = np.maximum(heat, _place(scaled, found.boxes[stage], (0, 0, *picture.size), picture.size))
-    return _blend(picture, heat)
+        heat = np.maximum(heat, _place(scaled, found.boxes[stage], (0, 0, *canvas.size), canvas.size))
+    return _blend(canvas, heat)
 
 
 def draw_part_attention(

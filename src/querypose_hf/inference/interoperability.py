@@ -1,9 +1,9 @@
-"""A model's people in the forms of other libraries: supervision, FiftyOne and pandas.
+"""People in the types of other libraries: supervision, FiftyOne and pandas.
 
 For COCO results see `querypose_hf.evaluation`: `coco_results_from_people` and `write_coco_results`.
 
-Every function takes the people of one image, as `post_process_pose_estimation` or as the pipeline returns them. The
-other library is imported when its function is called.
+Every function takes the people of one image, as `post_process_pose_estimation` or the pipeline returns them, and
+imports the other library when it is called.
 """
 
 import os
@@ -106,8 +106,7 @@ def _stacked(people: Sequence[Mapping[str, Any]], name: str, shape: tuple[int, .
 def to_supervision_keypoints(people: Sequence[Mapping[str, Any]], config: Any) -> Any:
     """The people as `supervision.KeyPoints`.
 
-    `supervision.KeyPoints.from_transformers(people)` takes what `post_process_pose_estimation` returns, too, but
-    numbers the people in place of their classes and leaves out their scores.
+    Unlike `supervision.KeyPoints.from_transformers` it keeps the people's classes and scores.
 
     Returns:
         `supervision.KeyPoints` with `xy`, `keypoint_confidence`, `detection_confidence`, `class_id` and, as data,
@@ -137,7 +136,7 @@ def to_supervision_keypoints(people: Sequence[Mapping[str, Any]], config: Any) -
 def to_supervision_detections(people: Sequence[Mapping[str, Any]], config: Any) -> Any:
     """The people's boxes as `supervision.Detections`, such as its trackers take.
 
-    The boxes are the model's own, not those around the keypoints (`KeyPoints.as_detections`).
+    The boxes are the model's, not those around the keypoints (`KeyPoints.as_detections`).
 
     Returns:
         `supervision.Detections` with `xyxy`, `confidence`, `class_id` and, as data, `class_name`, `keypoints` (K, 2)
@@ -161,13 +160,13 @@ def to_supervision_detections(people: Sequence[Mapping[str, Any]], config: Any) 
 def to_fiftyone_labels(
     people: Sequence[Mapping[str, Any]], config: Any, image_size: tuple[int, int]
 ) -> tuple[Any, Any]:
-    """The people as FiftyOne's labels, whose coordinates are relative to the picture.
+    """The people as FiftyOne's labels, whose coordinates are relative to the image.
 
     A pixel index x, as keypoints are given, lies at x + 0.5; boxes are continuous already.
 
     Args:
         people, config: see [`PeopleArrays.from_people`].
-        image_size (`tuple[int, int]`): the picture's height and width in pixels.
+        image_size (`tuple[int, int]`): the image's height and width in pixels.
 
     Returns:
         `fiftyone.Detections`, `fiftyone.Keypoints`: of the same people in the same order, with the same `index`.
@@ -203,9 +202,9 @@ def to_fiftyone_sample(
     image_size: tuple[int, int],
     field: str = "people",
 ) -> Any:
-    """A `fiftyone.Sample` of a picture with its people in the fields `{field}_boxes` and `{field}_keypoints`.
+    """A `fiftyone.Sample` of an image with its people in the fields `{field}_boxes` and `{field}_keypoints`.
 
-    To see limbs, give the data set the skeleton: `fiftyone_skeleton(config)` as its `default_skeleton`.
+    To see limbs, give the dataset the skeleton: `fiftyone_skeleton(config)` as its `default_skeleton`.
     """
     import fiftyone.core.sample as sample
 
@@ -227,8 +226,8 @@ def to_dataframe(people: Sequence[Mapping[str, Any]], config: Any, image: Any = 
 
     Args:
         people, config: see [`PeopleArrays.from_people`].
-        image (*optional*): what the picture is called, in the first column; several images' tables can be joined with
-            `pandas.concat`.
+        image (*optional*): the image's name, for the first column; `pandas.concat` joins the tables of several
+            images.
 
     Returns:
         `pandas.DataFrame`: `image`, `person` (their place in the list), `label`, `score`, `xmin`, `ymin`, `xmax`,

@@ -1,7 +1,7 @@
-"""Draws the people that QueryPose finds on a picture: limbs, keypoints, boxes and scores, for any skeleton.
+"""Draws people on an image with Pillow: limbs, keypoints, boxes and scores, for any skeleton.
 
-Only Pillow draws. Every stroke is rendered enlarged and scaled down onto the picture, which makes it smooth, and has a
-dark rim, which keeps it readable on light ground as well as on dark.
+Every stroke is drawn enlarged and scaled down, which makes it smooth, and has a dark rim, which keeps it readable on
+light ground as well as on dark.
 """
 
 import colorsys
@@ -39,20 +39,20 @@ def draw_poses(
     draw_boxes: bool = True,
     draw_scores: bool = True,
 ) -> Image.Image:
-    """Draws people on a copy of a picture.
+    """Draws people on a copy of an image.
 
-    Lines grow with the person and with the picture. Of overlapping people the one listed first lies on top. Keypoints
-    and boxes that are not finite are skipped, and what lies outside the picture is cut off.
+    Lines grow with the person and with the image. Of overlapping people the first one lies on top. Keypoints and boxes
+    that are not finite are skipped, and what lies outside the image is cut off.
 
     Args:
         image (`PIL.Image.Image`, `np.ndarray` or path):
-            The picture the people were found in. An array is uint8, (height, width), (height, width, 3) RGB or
+            The image that the people were found in. An array is uint8, (height, width), (height, width, 3) RGB or
             (height, width, 4) RGBA. A file or PIL image with an EXIF orientation is turned upright first, as
             `transformers.image_utils.load_image` does it.
         people (`Sequence[Mapping]`):
-            One picture's people, as [`PoseEstimationPipeline`] returns them or as
+            The people of one image, as [`PoseEstimationPipeline`] returns them or as
             [`~QueryPoseImageProcessor.post_process_pose_estimation`] does. Keypoints are pixel indices, boxes
-            continuous coordinates, both in the upright picture. A `track_id` chooses the box's colour and is written
+            continuous coordinates, both in the upright image. A `track_id` chooses the box's colour and is written
             before the label.
         edges (`Iterable[Sequence[int]]`):
             The limbs, as pairs of keypoint indices: `model.config.keypoint_edges`.
@@ -67,10 +67,10 @@ def draw_poses(
             Whether to write each person's label and score beside the box. A label that is a number is left out.
 
     Returns:
-        `PIL.Image.Image`: a new RGB picture of the upright input's size.
+        `PIL.Image.Image`: a new RGB image of the upright input's size.
 
     Raises:
-        TypeError: if the picture is of none of these types, or a person is not a mapping.
+        TypeError: if the image is of none of these types, or a person is not a mapping.
         ValueError: if an array's shape or dtype, a person's fields, the names or an edge are not as described.
 
     Example:
@@ -80,7 +80,7 @@ def draw_poses(
     >>> draw_poses("street.jpg", people, edges=model.config.keypoint_edges).save("street_poses.png")
     ```
     """
-    picture = _rgb_copy(image)
+    canvas = _rgb_copy(image)
     poses = [_Pose.from_person(person, index, keypoint_names) for index, person in enumerate(people)]
     limbs = [(int(a), int(b)) for a, b in edges]
     for index, pose in enumerate(poses):
@@ -88,25 +88,25 @@ def draw_poses(
         if wrong := [limb for limb in limbs if min(limb) < 0 or max(limb) > last]:
             raise ValueError(f"`edges` holds {wrong[0]}, but people[{index}] has the keypoints 0 to {last}.")
 
-    boxes = [pose.pixel_box(picture.size) for pose in poses]
+    boxes = [pose.pixel_box(canvas.size) for pose in poses]
     # a person who is followed through a video keeps a colour
     numbers = [index if (track := person.get("track_id")) is None else track for index, person in enumerate(people)]
     person_colors = [_rgb(200.0 + number * _GOLDEN_ANGLE, lightness=0.7) for number in numbers]
     boxed = [(pose, box, color) for pose, box, color in zip(poses, boxes, person_colors, strict=True) if box]
     if draw_boxes:
         for _, box, color in reversed(boxed):
-            _draw_box(picture, box, color)
+            _draw_box(canvas, box, color)
     colors: dict[tuple, tuple[list[Color], list[Color]]] = {}
     for pose in reversed(poses):
         skeleton = (len(pose.points), pose.names)
         if skeleton not in colors:
             colors[skeleton] = pose_colors(limbs, *skeleton)
-        _draw_skeleton(picture, pose, limbs, *colors[skeleton], keypoint_threshold)
+        _draw_skeleton(canvas, pose, limbs, *colors[skeleton], keypoint_threshold)
     if draw_scores:
         taken: list[PixelBox] = []
         for pose, box, color in boxed:
-            _draw_tag(picture, pose, box, color, taken)
-    return picture
+            _draw_tag(canvas, pose, box, color, taken)
+    return canvas
 
 
 def keypoint_threshold_for(threshold: float) -> float:
@@ -204,7 +204,7 @@ class _Pose:
     def from_person(cls, person: Mapping[str, Any], index: int, names: Sequence[str] | None) -> "_Pose":
         if not isinstance(person, Mapping):
             raise TypeError(
-                f"people[{index}] must be a mapping, but is a {type(person).__name__}: `people` is one picture's list."
+                f"people[{index}] must be a mapping, but is a {type(person).__name__}: `people` is one image's list."
             )
         try:
             score, label = float(person["score"]), person.get("label")
@@ -232,11 +232,11 @@ class _Pose:
             text = f"#{person['track_id']} {text}"
         return cls(text, box, points + 0.5, scores, None if names is None else tuple(names))
 
-    def pixel_box(self, picture_size: tuple[int, int]) -> PixelBox | None:
-        """The first and last pixels the box covers in the picture, or `None` where there are none."""
+    def pixel_box(self, image_size: tuple[int, int]) -> PixelBox | None:
+        """The first and last pixels that the box covers in the image, or `None` where there are none."""
         if not np.isfinite(self.box).all():
             return None
-        left, top, right, bottom = np.clip(np.rint(self.box), 0, np.array([picture_size, picture_size]).ravel())
+        left, top, right, bottom = np.clip(np.rint(self.box), 0, np.array([image_size, image_size]).ravel())
         return (int(left), int(top), int(right) - 1, int(bottom) - 1) if left < right and top < bottom else None
 
 
@@ -244,12 +244,12 @@ def _array(values: Any) -> np.ndarray:
     return torch.as_tensor(values, dtype=torch.float64).detach().cpu().numpy()
 
 
-def _scale(picture: Image.Image) -> float:
-    return math.sqrt(picture.width * picture.height)
+def _scale(canvas: Image.Image) -> float:
+    return math.sqrt(canvas.width * canvas.height)
 
 
 def _draw_skeleton(
-    picture: Image.Image,
+    canvas: Image.Image,
     pose: _Pose,
     limbs: Sequence[tuple[int, int]],
     limb_colors: Sequence[Color],
@@ -260,32 +260,32 @@ def _draw_skeleton(
     if not drawn.any():
         return
     # a point this far away only gives its limb's direction; nearer, it stays within Pillow's 32-bit arithmetic
-    reach = 10.0 * max(picture.size)
+    reach = 10.0 * max(canvas.size)
     points = np.clip(np.where(drawn[:, None], pose.points, 0.0), -reach, reach)
     extent = pose.box[2:] - pose.box[:2] if np.isfinite(pose.box).all() else np.ptp(points[drawn], axis=0)
-    person_scale, picture_scale = math.sqrt(max(extent.prod(), 0.0)), _scale(picture)
+    person_scale, canvas_scale = math.sqrt(max(extent.prod(), 0.0)), _scale(canvas)
     lines = [(*points[[a, b]], color) for (a, b), color in zip(limbs, limb_colors, strict=True) if drawn[[a, b]].all()]
     # keypoints that lie close together must not hide the limbs between them
     typical_limb = float(np.median([math.dist(start, end) for start, end, _ in lines])) if lines else math.inf
-    width = min(0.014 * person_scale, 0.007 * picture_scale, 0.25 * typical_limb)
-    width = max(width, 1.2, 0.0007 * picture_scale)
+    width = min(0.014 * person_scale, 0.007 * canvas_scale, 0.25 * typical_limb)
+    width = max(width, 1.2, 0.0007 * canvas_scale)
     rim = max(0.8, 0.28 * width)
     dots = [(point, point, color) for point, color, shown in zip(points, keypoint_colors, drawn, strict=True) if shown]
     for strokes, stroke_width in ((lines, width), (dots, 1.9 * width)):
         for start, end, _ in strokes:
-            _draw_stroke(picture, start, end, stroke_width + 2.0 * rim, _RIM)
+            _draw_stroke(canvas, start, end, stroke_width + 2.0 * rim, _RIM)
         for start, end, color in strokes:
-            _draw_stroke(picture, start, end, stroke_width, color)
+            _draw_stroke(canvas, start, end, stroke_width, color)
 
 
-def _draw_stroke(picture: Image.Image, start: np.ndarray, end: np.ndarray, width: float, color: Color) -> None:
+def _draw_stroke(canvas: Image.Image, start: np.ndarray, end: np.ndarray, width: float, color: Color) -> None:
     """Draws a smooth line with round ends; a dot where `start` is `end`. Continuous coordinates."""
     enlargement = 8 if width < 4.0 else 4 if width < 12.0 else 2
     # Pillow takes a whole pixel by its index and fills a shape's border too: hence the whole radius and the halves
     radius = max(1, round(0.5 * width * enlargement))
     along = (end - start) / max(math.dist(start, end), 1e-9) * (radius - 0.5)
     across = np.array([-along[1], along[0]])
-    for box in _stroke_boxes(start, end, 0.5 * width + 0.5, picture.size):
+    for box in _stroke_boxes(start, end, 0.5 * width + 0.5, canvas.size):
         left, top, right, bottom = box
         mask = Image.new("L", ((right - left) * enlargement, (bottom - top) * enlargement))
         draw = ImageDraw.Draw(mask)
@@ -294,7 +294,7 @@ def _draw_stroke(picture: Image.Image, start: np.ndarray, end: np.ndarray, width
             draw.ellipse((x - radius, y - radius, x + radius - 1, y + radius - 1), fill=255)
         corners = np.rint(np.concatenate([ends + across, ends[::-1] - across]) - 0.5)
         draw.polygon(corners.ravel().tolist(), fill=255)
-        picture.paste(color, box, mask.reduce(enlargement))
+        canvas.paste(color, box, mask.reduce(enlargement))
 
 
 def _stroke_boxes(start: np.ndarray, end: np.ndarray, radius: float, size: tuple[int, int]) -> Iterator[PixelBox]:
@@ -313,39 +313,39 @@ def _stroke_boxes(start: np.ndarray, end: np.ndarray, radius: float, size: tuple
             yield (low, other_low, high, other_high) if axis == 0 else (other_low, low, other_high, high)
 
 
-def _draw_box(picture: Image.Image, box: PixelBox, color: Color) -> None:
-    width = max(1, round(0.0018 * _scale(picture)))
+def _draw_box(canvas: Image.Image, box: PixelBox, color: Color) -> None:
+    width = max(1, round(0.0018 * _scale(canvas)))
     rim = max(1, width // 2)
     outside = (box[0] - rim, box[1] - rim, box[2] + rim, box[3] + rim)
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(canvas)
     draw.rectangle(outside, outline=_RIM, width=width + 2 * rim)
     draw.rectangle(box, outline=color, width=width)
 
 
-def _draw_tag(picture: Image.Image, pose: _Pose, box: PixelBox, color: Color, taken: list[PixelBox]) -> None:
-    """Writes label and score at the box, inside the picture and, where possible, clear of the tags in `taken`."""
+def _draw_tag(canvas: Image.Image, pose: _Pose, box: PixelBox, color: Color, taken: list[PixelBox]) -> None:
+    """Writes label and score at the box, inside the image and, where possible, clear of the tags in `taken`."""
     left, top, right, bottom = box
-    smallest, largest = max(10.0, 0.012 * _scale(picture)), 0.022 * _scale(picture)
+    smallest, largest = max(10.0, 0.012 * _scale(canvas)), 0.022 * _scale(canvas)
     size = max(smallest, min(0.065 * math.hypot(right - left, bottom - top), largest))
     length = ImageFont.load_default(size).getlength(pose.text) + size
-    size = math.floor(size * min(1.0, picture.width / length, picture.height / (1.4 * size)))
+    size = math.floor(size * min(1.0, canvas.width / length, canvas.height / (1.4 * size)))
     if size < 6:
         return  # nobody could read it
     font = ImageFont.load_default(size)
-    width, height = min(math.ceil(font.getlength(pose.text) + 0.6 * size), picture.width), math.floor(1.4 * size)
+    width, height = min(math.ceil(font.getlength(pose.text) + 0.6 * size), canvas.width), math.floor(1.4 * size)
 
     inside, below = (left, top), (left, bottom + 1)
     # inside a small box the tag would hide the person
     rest = [inside, below] if bottom - top > 6 * height else [below, inside]
     corners = [(left, top - height), (right + 1 - width, top - height), *rest, (left, bottom + 1 - height)]
-    fitting = [(x, y) for x, y in corners if 0 <= y <= picture.height - height] or [inside]
+    fitting = [(x, y) for x, y in corners if 0 <= y <= canvas.height - height] or [inside]
     places = []
     for x, y in fitting:
-        x, y = max(0, min(x, picture.width - width)), min(y, picture.height - height)
+        x, y = max(0, min(x, canvas.width - width)), min(y, canvas.height - height)
         places.append((x, y, x + width - 1, y + height - 1))
     place = next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
     taken.append(place)
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(canvas)
     draw.rectangle(place, fill=color)
     draw.text((place[0] + width / 2, place[1] + height / 2), pose.text, fill=_RIM, font=font, anchor="mm")
 
