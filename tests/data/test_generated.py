@@ -76,10 +76,8 @@ def test_people_are_drawn_where_their_keypoints_are(tmp_path):
     assert np.allclose(keypoints, standing(80))
     assert all(differs[round(y), round(x)] for x, y, _ in keypoints)
     rows, columns = np.nonzero(differs)
-    x, y, width, height = annotation["bbox"]
-    assert [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1] == pytest.approx(
-        [x, y, width, height], abs=2
-    )
+    extent = [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+    assert annotation["bbox"] == pytest.approx(extent, abs=2)
     assert annotation["area"] == pytest.approx(differs.sum(), rel=0.1)
 
 
@@ -109,35 +107,22 @@ def test_layouts_of_coco():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "changed", "message"),
     [
-        ({}, "`length` is None; expected a whole number of at least 1"),
-        ({"length": 2, "seed": -1}, "`seed` is -1; expected"),
-        ({"length": 2, "size": (8, 64)}, "`size` is .8, 64.; expected"),
-        ({"length": 2, "people": (3, 1)}, "`people` is .3, 1.; expected"),
+        ({"layouts": None}, {}, "`length` is None; expected a whole number of at least 1"),
+        ({"length": 2}, {}, "`length` is 2; with layouts it is their number, 1"),
+        ({"seed": -1}, {}, "`seed` is -1; expected"),
+        ({"size": (8, 64)}, {}, "`size` is .8, 64.; expected"),
+        ({"people": (3, 1)}, {}, "`people` is .3, 1.; expected"),
+        ({}, {"size": [(0, 240)]}, "`size` must hold widths and heights"),
+        ({}, {"offset": [0, 3]}, "`offset` must rise from 0 to the number of people, 1"),
+        ({}, {"bbox": [[1.0, 2.0]]}, r"`bbox` has shape \(1, 2\); expected finite \(1, 4\)"),
+        ({}, {"keypoints": np.full((1, 17, 3), "x")}, "expected an .npz file with numbers"),
     ],
 )
-def test_arguments_are_checked(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        GeneratedPeople(**arguments)
-    with pytest.raises(IndexError):
-        GeneratedPeople(2)[2]
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"size": [(0, 240)]}, "`size` must hold widths and heights"),
-        ({"offset": [0, 3]}, "`offset` must rise from 0 to the number of people, 1"),
-        ({"bbox": [[1.0, 2.0]]}, r"`bbox` has shape \(1, 2\); expected finite \(1, 4\)"),
-        ({"keypoints": np.full((1, 17, 3), "x")}, "expected an .npz file with numbers"),
-    ],
-)
-def test_layouts_are_checked(tmp_path, changed, message):
+def test_errors(tmp_path, arguments, changed, message):
     path = write_layouts(tmp_path / "layouts.npz", standing(80), **changed)
     with pytest.raises(ValueError, match=message):
-        GeneratedPeople(layouts=path)
-    with pytest.raises(ValueError, match="`length` is 2; with layouts it is their number, 1"):
-        GeneratedPeople(2, layouts=write_layouts(path, standing(80)))
+        GeneratedPeople(**{"layouts": path, **arguments})
     with pytest.raises(FileNotFoundError, match="missing"):
         GeneratedPeople(layouts=tmp_path / "missing.npz")

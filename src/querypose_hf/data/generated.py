@@ -59,7 +59,7 @@ _HEAD_RADIUS, _TORSO_RADIUS = 0.062, 0.035
 
 @dataclass
 class _Figure:
-    """One person as it is drawn: joints (19, 2) in pixels and (19,) depths, which grow away from the camera."""
+    """One person: joints (19, 2) in pixels, their depths (19,), which grow away from the camera, which are known."""
 
     joints: np.ndarray
     depth: np.ndarray
@@ -277,16 +277,10 @@ def _draw(rng: np.random.Generator, canvas: PIL.Image.Image, figures: list[_Figu
         keypoints = _keypoints(figure, np.where(owner == number, parts, 0))
         rows, columns = (np.flatnonzero(silhouette.any(axis)) for axis in (1, 0))
         left, top = int(columns[0]), int(rows[0])
-        annotations.append(
-            {
-                "category_id": 1,
-                "iscrowd": 0,
-                "bbox": [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
-                "area": area,
-                "keypoints": keypoints.ravel().tolist(),
-                "num_keypoints": int((keypoints[:, 2] > 0).sum()),
-            }
-        )
+        box = [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
+        annotation: dict[str, Any] = {"category_id": 1, "iscrowd": 0, "bbox": box, "area": area}
+        labelled = int((keypoints[:, 2] > 0).sum())
+        annotations.append({**annotation, "keypoints": keypoints.ravel().tolist(), "num_keypoints": labelled})
     return annotations
 
 
