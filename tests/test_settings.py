@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from querypose_hf.settings import add_options, from_options, given_options, option, require
+from querypose_hf.settings import add_options, from_options, given_options, option, require, with_assignments
 
 
 @dataclass(frozen=True)
@@ -67,3 +67,25 @@ def test_only_what_is_given(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
     assert "images at once\n" in capsys.readouterr().out
+
+
+def test_assignments():
+    values = {"training": {"seed": 1}, "data": {"train": [{"repeat": 1}]}}
+    assignments = ["training.seed=2", "training.rate=1e-4", "data.train.0.repeat=[1, 2]", "new.field=no"]
+    assert with_assignments(values, assignments) == {
+        "training": {"seed": 2, "rate": "1e-4"},
+        "data": {"train": [{"repeat": [1, 2]}]},
+        "new": {"field": False},
+    }
+    assert values == {"training": {"seed": 1}, "data": {"train": [{"repeat": 1}]}}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [("training", "expected FIELD=VALUE"), ("data.train.1.repeat=2", "there is no '1' in"), ("a=[", "not YAML")],
+)
+def test_bad_assignments(assignment, message):
+    values = {"data": {"train": [{"repeat": 1}]}}
+    with pytest.raises(ValueError, match=message):
+        with_assignments(values, [assignment])
+    assert values == {"data": {"train": [{"repeat": 1}]}}

@@ -39,16 +39,6 @@ class TestDescription:
         assert experiment.data.validation is None
         assert experiment.augmentation.scale_jitter == (0.5, 2.0)
 
-    @pytest.mark.parametrize(
-        ("assignment", "message"),
-        [("training", "expected FIELD=VALUE"), ("data.train.1.repeat=2", "there is no '1' in"), ("a=[", "not YAML")],
-    )
-    def test_bad_assignments(self, assignment, message):
-        values = {"data": {"train": [{"repeat": 1}]}}
-        with pytest.raises(ValueError, match=message):
-            with_assignments(values, [assignment])
-        assert values == {"data": {"train": [{"repeat": 1}]}}
-
     def test_length(self, source):
         values = small_experiment(source)
         values["training"] = {"recipe": "paper_1x"}

@@ -5,6 +5,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from small_run import NoiseImages, read_log, small_config, small_loop
+from tiny import BACKBONES
 
 from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.training.checkpoints import find_checkpoints
@@ -111,6 +112,21 @@ class TestRun:
             config = small_config(1, batch_size=11, schedule=one_step(), **options)
             small_loop(tmp_path / name, config, dropout=0.0).run()
         assert losses(tmp_path / "option") == pytest.approx(losses(tmp_path / "plain"), rel=0.05)
+
+    def test_fast_convolutions_last_as_long_as_the_run(self, tmp_path):
+        losses_of = {}
+        frozen = {**BACKBONES["resnet"], "freeze_batch_norm_2d": True}
+        for fast in (False, True):
+            config = small_config(1, schedule=one_step(), fast_convolutions=fast)
+            loop = small_loop(tmp_path / str(fast), config, dropout=0.0, backbone_config=frozen)
+            norm = next(m for m in loop.model.modules() if type(m).__name__.startswith("FrozenBatchNorm"))
+            norm.running_var.fill_(4.0)
+            features = torch.rand(1, len(norm.bias), 2, 2)
+            assert torch.equal(norm(features), features) == fast
+            loop.run()
+            assert not torch.equal(norm(features), features)
+            losses_of[fast] = losses(tmp_path / str(fast))
+        assert losses_of[True] == pytest.approx(losses_of[False], rel=1e-3)
 
     def test_tensorboard(self, tmp_path):
         pytest.importorskip("tensorboard", reason="the tracker of this test is not installed")
