@@ -1,9 +1,10 @@
-"""Tests of the demo: what it does, the files of a Space, and the page in a real browser."""
+"""Tests of the demo's page: through its programming interface, and in a real browser."""
 
 import json
 import re
 import shutil
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -15,11 +16,12 @@ from transformers import pipeline
 
 from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.assets import SAMPLE_IMAGE
+from querypose_hf.inference.demo import DemoOptions, build_demo, launch_options
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A model that finds a dozen people in any picture, some of them surely and some not."""
+def pose_estimator(tmp_path_factory):
+    """A model that finds a dozen people in any image, some of them surely and some not."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     model = QueryPoseForPoseEstimation(tiny_config())
@@ -29,52 +31,42 @@ def folder(tmp_path_factory):
             layer.class_head.bias.fill_(0.0)
     model.save_pretrained(folder)
     QueryPoseImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pose_estimator(folder):
     return pipeline("pose-estimation", model=str(folder), device="cpu")
-
-
-def test_threshold_and_drawing_need_no_second_look(pose_estimator):
-    from querypose_hf.inference.demo_actions import PoseDemo
-
-    demo = PoseDemo(pose_estimator)
-    picture = PIL.Image.open(SAMPLE_IMAGE).convert("RGB")
-    seen = demo.look_at(picture)
-    visitor = "../a1"
-    threshold = float(np.mean([person["score"] for person in seen.people]))
-    expected = pose_estimator(picture, threshold=threshold)
-    assert 0 < len(expected) < len(seen.people)
-    everything = ["boxes", "skeleton", "names"]
-    drawn, text, people, people_file, picture_file = demo.show(seen, threshold, everything, False, "", visitor)
-    assert [person["score"] for person in people] == pytest.approx([person["score"] for person in expected])
-    assert people[0]["box"] == pytest.approx(expected[0]["box"], abs=0.01)
-    assert text.startswith(f"{len(expected)} ")
-    with open(people_file) as file:
-        assert json.load(file) == people
-    with PIL.Image.open(picture_file) as saved:
-        assert saved.tobytes() == drawn.tobytes()
-    assert ".." not in people_file
-    nothing = demo.show(seen, threshold, [], False, "", visitor)[0]
-    assert nothing.tobytes() == picture.tobytes()
-    assert demo.show(seen, threshold, [], True, "shoulder", visitor)[0].tobytes() != picture.tobytes()
-    demo.forget(visitor)
-    with pytest.raises(FileNotFoundError):
-        open(people_file)
-    assert demo.show(None, 0.3, everything, False, "", visitor) == (None, "", None, None, None)
 
 
 @pytest.fixture(scope="module")
 def page_address(pose_estimator):
     pytest.importorskip("gradio", reason="Gradio is not installed")
-    from querypose_hf.inference.demo import build_demo, launch_options
-
     blocks = build_demo(pose_estimator)
     blocks.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **launch_options())
     yield blocks.local_url
     blocks.close()
+
+
+def test_page_finds_people_in_a_video(page_address, tmp_path):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    pytest.importorskip("trackers", reason="trackers is not installed")
+    from clips import panned_scene, write_clip
+    from gradio_client import Client, handle_file
+
+    clip = handle_file(str(write_clip(tmp_path / "clip.mp4", panned_scene(3))))
+    client = Client(page_address, verbose=False, download_files=str(tmp_path))
+    drawn, summary, lines = client.predict(clip, 0.3, ["boxes"], api_name="/watch")
+    assert str(drawn).endswith(".mp4")
+    assert re.match(r"3 frames, \d+ people followed", summary)
+    assert [json.loads(line)["frame"] for line in Path(lines).read_text().splitlines()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 0.01}, r"`threshold` is 0\.01; expected a number from 0\.05 to 1"),
+        ({"max_frames": 0}, "`max_frames` is 0; expected at least 1"),
+    ],
+)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        DemoOptions(**options)
 
 
 def people_shown(text):

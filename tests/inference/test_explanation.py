@@ -1,4 +1,4 @@
-"""Tests of the part attention maps and of their pictures."""
+"""Tests of the attention maps and of their drawings."""
 
 import numpy as np
 import PIL.Image
@@ -55,10 +55,10 @@ def with_one_bright_cell(found, row, column):
 def test_overlay_lies_where_the_map_says(model_and_processor, scene):
     [found] = explain_people(*model_and_processor, scene, threshold=0.0, top_k=1)
     grey = PIL.Image.new("RGB", scene.size, "gray")
-    picture = overlay_part_attention(grey, [with_one_bright_cell(found, row=20, column=5)], part=2)
-    assert picture.size == scene.size
+    drawn = overlay_part_attention(grey, [with_one_bright_cell(found, row=20, column=5)], part=2)
+    assert drawn.size == scene.size
     dark = overlay_part_attention(grey, [])
-    change = np.abs(np.asarray(picture, dtype=int) - np.asarray(dark, dtype=int)).sum(axis=2)
+    change = np.abs(np.asarray(drawn, dtype=int) - np.asarray(dark, dtype=int)).sum(axis=2)
     ys, xs = np.nonzero(change > 40)
     # cells are 10 pixels wide: the centre of cell (20, 5) of a box from (100, 50) on
     assert (xs.mean() + 0.5, ys.mean() + 0.5) == pytest.approx((155.0, 255.0), abs=1.0)

@@ -205,7 +205,7 @@ def test_reader_refuses(tmp_path, clip):
         VideoReader(clip, ahead=0)
 
 
-def test_writer_keeps_pictures_and_times(tmp_path):
+def test_writer_keeps_images_and_times(tmp_path):
     pictures = [picture.resize((161, 119)) for picture in panned_scene()]  # sides that the codec has to pad
     times = [0.0, 0.1, 0.2, 0.7, 0.8, 0.9]
     with VideoWriter(tmp_path / "deep" / "out.mp4", 10) as writer:
