@@ -60,9 +60,21 @@ def plain(text: str, known: Collection[str] = ()) -> str:
 
 
 class TransformersMarkup(griffe.Extension):
-    """Rewrites every docstring before it is parsed."""
+    """Rewrites every docstring before it is parsed, and the default of a field `name: type = option(default, ...)`."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        if obj.docstring:
-            known = [parameter.name for parameter in obj.parameters] if isinstance(obj, griffe.Function) else []
-            obj.docstring.value = plain(obj.docstring.value, known)
+        if isinstance(obj, griffe.Attribute) and isinstance(obj.value, griffe.ExprCall):
+            if str(obj.value.function) == "option":
+                obj.value = obj.value.arguments[0]
+        if not isinstance(obj, griffe.Class):
+            rewrite(obj)
+
+    def on_class_members(self, *, cls: griffe.Class, **kwargs: Any) -> None:
+        rewrite(cls)
+
+
+def rewrite(obj: griffe.Object) -> None:
+    """Rewrites the docstring of an object whose signature is known."""
+    if obj.docstring:
+        known = getattr(obj, "parameters", ())
+        obj.docstring.value = plain(obj.docstring.value, [parameter.name for parameter in known])
