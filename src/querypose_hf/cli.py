@@ -3,32 +3,57 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+from . import __version__
 from .commands import benchmark, card, check_data, convert, demo, evaluate, explain, export, predict, push, train
+from .settings import UsageError
 
 
 COMMANDS = (predict, explain, demo, train, evaluate, check_data, convert, export, benchmark, card, push)
 
 
+class _CommandParser(argparse.ArgumentParser):
+    """The parser of one command. Flags may be written with underscores, as some once were."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        namespace, unknown = super().parse_known_args([_hyphenated(argument) for argument in args], namespace)
+        if unknown:  # told here, with this command's usage
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
+
+def _hyphenated(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    return flag.replace("_", "-") + equals + value if flag.startswith("--") else argument
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the command line; what it gives has as `run` the function that the options are for."""
+    """The parser of the command line. The namespace has the command's function as `run`, its parser as `parser`."""
     parser = argparse.ArgumentParser(prog="querypose", description="Sparse multi-person pose estimation.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser.add_argument("--version", action="version", version=f"querypose {__version__}")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND", parser_class=_CommandParser)
     for module in COMMANDS:
         module.add_parser(commands)
+    for command in commands.choices.values():
+        command.set_defaults(parser=command)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a `querypose` command; returns its exit status."""
-    options = build_parser().parse_args(arguments)
+    """Runs a `querypose` command; returns its exit status: 2 if it fails."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
     try:
         options.run(options)
+    except UsageError as error:
+        options.parser.print_usage(sys.stderr)
+        print(f"{options.parser.prog}: error: {error}", file=sys.stderr)
+        return 2
     except (ImportError, OSError, ValueError, FloatingPointError) as error:
-        print(f"querypose {options.command}: {error}", file=sys.stderr)
+        print(f"{options.parser.prog}: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

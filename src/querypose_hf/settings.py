@@ -40,6 +40,10 @@ def read_yaml(path: str | Path) -> Any:
         raise ValueError(f"{path}: not a YAML file: {error}") from error
 
 
+class UsageError(ValueError):
+    """An option of the command line has a value that it cannot have."""
+
+
 def option(default: Any, help: str, flag: str | None = None, metavar: str | None = None) -> Any:
     """A field of a settings dataclass that is also a command line option.
 
@@ -93,9 +97,12 @@ def from_options(kind: type[Settings], options: argparse.Namespace, **fields: An
     """The settings on the command line; `fields` are added or replace them.
 
     Raises:
-        ValueError: a value is out of range.
+        UsageError: a value is out of range.
     """
-    return kind(**{**given_options(kind, options), **fields})
+    try:
+        return kind(**{**given_options(kind, options), **fields})
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _arguments_of_option(field: Any, hint: Any, with_default: bool) -> dict[str, Any]:
@@ -107,7 +114,8 @@ def _arguments_of_option(field: Any, hint: Any, with_default: bool) -> dict[str,
     if hint is bool:
         return {**arguments, "action": "store_false" if field.default else "store_true"}
     if with_default and field.default is not None:
-        arguments["help"] += " (%(default)s)"
+        values = field.default if isinstance(field.default, tuple) else (field.default,)
+        arguments["help"] += f" ({' '.join(map(str, values))})"
     if field.metadata["metavar"] is not None:
         arguments["metavar"] = field.metadata["metavar"]
     if typing.get_origin(hint) is Literal:

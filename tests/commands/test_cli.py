@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,18 +16,17 @@ from small_data import SAMPLE_PEOPLE, sample_coco
 from tiny import save_tiny_checkpoint
 from transformers import pipeline
 
+import querypose_hf
 from querypose_hf import COCO_17
 from querypose_hf.assets import SAMPLE_IMAGE
-from querypose_hf.cli import main
+from querypose_hf.cli import build_parser, main
+from querypose_hf.commands.options import VARIANTS
+from querypose_hf.model import configuration_querypose
 
 
-REPOSITORY = PROJECT
-# the script for Transformers' Trainer shows how to use it, and is no command
-SCRIPTS = sorted(set((REPOSITORY / "scripts").glob("*.py")) - {REPOSITORY / "scripts" / "train_with_trainer.py"})
-
-
-def script_command(script):
-    return "convert" if script.stem == "convert_querypose_original_to_hf" else script.stem.replace("_", "-")
+#: Scripts that are no command of `querypose`.
+OWN_SCRIPTS = ("train_with_trainer", "write_published_cards")
+SCRIPTS = [path for path in sorted((PROJECT / "scripts").glob("*.py")) if path.stem not in OWN_SCRIPTS]
 
 
 @pytest.fixture(scope="module")
@@ -161,13 +161,13 @@ def test_predict_refuses_before_it_writes(model, in_folder, capsys):
     cases = [
         (["missing.jpg", "--model", model], r"missing\.jpg: no such file; expected an image"),
         ([picture, "text.jpg", "--model", model], r"text\.jpg cannot be read; expected an image"),
-        ([picture, "--model", model, "--threshold", "1.5"], "--threshold must be from 0 to 1, but is 1.5"),
-        ([picture, "--model", model, "--threshold", "nan"], "--threshold must be from 0 to 1, but is nan"),
-        ([picture, "--model", model, "--threshold", "high"], "--threshold: invalid float value: 'high'"),
-        ([picture, "--model", "missing_folder"], "--model must be .* missing_folder cannot be loaded"),
-        ([picture, "--model", in_folder], "--model must be the folder or Hub id .* cannot be loaded"),
-        ([picture, "--model", "someone/nothing"], "--model must be .* Hub id .* someone/nothing cannot be loaded"),
-        ([picture, "--model", model, "--device", "abacus"], "--device must be .* 'abacus'"),
+        ([picture, "--model", model, "--threshold", "1.5"], "--threshold: expected a number from 0 to 1, got '1.5'"),
+        ([picture, "--model", model, "--threshold", "nan"], "--threshold: expected a number from 0 to 1, got 'nan'"),
+        ([picture, "--model", model, "--threshold", "high"], "--threshold: expected a number .* got 'high'"),
+        ([picture, "--model", "missing_folder"], "--model: .*'missing_folder'; expected a QueryPose checkpoint"),
+        ([picture, "--model", in_folder], "--model: .* expected a QueryPose checkpoint's folder or Hub id"),
+        ([picture, "--model", "someone/nothing"], "--model: .*'someone/nothing'; expected .* Hub id"),
+        ([picture, "--model", model, "--device", "abacus"], "--device: .*'abacus'; expected one that torch can use"),
         ([picture, "--model", model, "--output", picture], "--output must be a folder, but .*a.png is a file"),
     ]
     for arguments, message in cases:
@@ -189,7 +189,7 @@ def test_predict_broken_weights(model, in_folder, capsys):
         content = path.read_bytes()
         (broken / path.name).write_bytes(content[:1000] if path.name == "model.safetensors" else content)
     said = fails(capsys, "predict", make_picture(in_folder / "a.png"), "--model", broken, "--device", "cpu")
-    assert re.search("--model must be .* cannot be loaded", said)
+    assert "--model: " in said and "expected a QueryPose checkpoint" in said
     assert not Path("outputs").exists()
 
 
@@ -295,61 +295,108 @@ def test_convert_refuses_before_it_writes(in_folder, capsys):
     arguments = ["convert", "--checkpoint_path", "missing.pth", "--variant", "r50", "--output_dir", "converted"]
     assert "missing.pth" in fails(capsys, *arguments)
     assert "argument --variant: invalid choice: 'r18'" in fails(capsys, *arguments, "--variant", "r18")
-    for flag in ("--keypoint_names", "--keypoint_parts"):
+    for flag in ("--keypoint-names", "--keypoint-parts"):
         for text in ("nose", "{}"):
             said = fails(capsys, *arguments, flag, text)
-            assert f"argument {flag}: expected a JSON list, but got '{text}'" in said
+            assert f"argument {flag}: expected a JSON list, got '{text}'" in said
     assert not list(in_folder.iterdir())
 
 
-def test_command_is_needed(capsys):
-    assert "command" in fails(capsys)
+def test_help_without_a_command(capsys):
+    assert main([]) == 0
+    assert capsys.readouterr().out == build_parser().format_help()
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"querypose {querypose_hf.__version__}\n"
+
+
+def test_usage_errors_show_the_usage_of_the_command(in_folder, capsys):
+    Path("file").touch()
+    for arguments in (["--nothing"], ["--threshold", "2"], ["--output", "file"], ["--batch-size", "0"]):
+        said = fails(capsys, "predict", *arguments)
+        assert said.startswith("usage: querypose predict ")
+        assert "querypose predict: error: " in said
     assert "invalid choice: 'predicts'" in fails(capsys, "predicts")
 
 
-def test_every_command_has_a_script(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    [choices] = re.findall(r"\{([\w,-]+)\}", capsys.readouterr().out.partition("\n\n")[0])
-    assert sorted(map(script_command, SCRIPTS)) == sorted(choices.split(","))
+COMMANDS = next(action for action in build_parser()._actions if action.dest == "command").choices
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_scripts_have_the_flags_of_their_commands(script, capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("COLUMNS", "100")
-    with pytest.raises(SystemExit) as left:
-        main([script_command(script), "--help"])
-    assert left.value.code == 0
-    expected = capsys.readouterr().out
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "src"), *sys.path])}
-    done = subprocess.run(
-        [sys.executable, str(script), "--help"],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: querypose {command} ")
+    flags = [flag for action in COMMANDS[command]._actions for flag in action.option_strings]
+    assert not [flag for flag in flags if "_" in flag]
+
+
+@pytest.mark.parametrize("flag", ["--model", "--device", "--threshold"])
+def test_shared_flags_are_the_same_in_every_command(flag):
+    found = {
+        name: (action.default, action.help)
+        for name, command in COMMANDS.items()
+        for action in command._actions
+        if flag in action.option_strings
+    }
+    found.pop("train", None)  # starts from a checkpoint, a variant, or what its file says
+    assert len(found) >= 3 and len(set(found.values())) == 1, found
+
+
+def test_flags_may_have_underscores():
+    options = build_parser().parse_args("convert --checkpoint_path=a_b.pth --variant r50 --output_dir c_d".split())
+    assert (str(options.checkpoint_path), str(options.output_dir)) == ("a_b.pth", "c_d")
+    assert build_parser().parse_args(["check-data", "--data", "data.yaml", "--max_images", "3"]).max_images == 3
+
+
+def test_variants_are_the_published_ones():
+    assert list(VARIANTS) == sorted(configuration_querypose.VARIANTS)
+
+
+START_UP = """
+import contextlib, io, runpy, sys
+for arguments in (["--help"], ["--version"], ["predicts"], *([command, flag] for command in sys.argv[1:]
+                                                           for flag in ("--help", "--nothing"))):
+    sys.argv = ["querypose", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            runpy.run_module("querypose_hf", run_name="__main__")
+        except SystemExit as exit:
+            assert exit.code == (0 if arguments[-1] in ("--help", "--version") else 2), arguments
+    assert not {"torch", "transformers"} & sys.modules.keys(), arguments
+"""
+
+
+def test_help_and_usage_errors_come_without_torch(tmp_path):
+    """Both in `python -m querypose_hf`, with every command."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT / "src"), *sys.path])}
+    command = [sys.executable, "-c", START_UP, *COMMANDS]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == expected
-    assert expected.startswith(f"usage: querypose {script_command(script)} ")
 
 
-def test_script_passes_the_exit_status_on(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY / "src"), *sys.path])}
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "scripts" / "predict.py"), "missing.jpg"],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("querypose predict: missing.jpg: no such file")
-    assert not list(tmp_path.iterdir())
+def test_scripts_are_the_commands(in_folder, capsys, monkeypatch):
+    seen = set()
+    for script in SCRIPTS:
+        monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+        with pytest.raises(SystemExit, match="0"):
+            runpy.run_path(str(script), run_name="__main__")
+        seen.add(re.match("usage: querypose ([a-z-]+) ", capsys.readouterr().out)[1])
+    assert seen == COMMANDS.keys()
+    monkeypatch.setattr(sys, "argv", ["scripts/predict.py", "missing.jpg"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(PROJECT / "scripts" / "predict.py"), run_name="__main__")
+
+
+def test_script_of_published_cards(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["write_published_cards.py", str(tmp_path)])
+    runpy.run_path(str(PROJECT / "scripts" / "write_published_cards.py"), run_name="__main__")
+    written = sorted(tmp_path.iterdir())
+    assert sorted(capsys.readouterr().out.split()) == [str(path) for path in written]
+    assert [path.name for path in written] == sorted(path.name for path in (PROJECT / "model_cards").glob("*.md"))
 
 
 def test_check_data(capsys, tmp_path):

@@ -126,7 +126,7 @@ def test_published_cards(name):
     assert found == PUBLISHED[name]
     assert "None has been measured again" in card.text
     variant = name.removesuffix("_light")
-    assert f"querypose convert --checkpoint_path model.pth --variant {variant} " in card.text
+    assert f"querypose convert --checkpoint-path model.pth --variant {variant} " in card.text
     released = "The authors released a checkpoint of this light version"
     assert (released in card.text) == name.endswith("_light")
     assert "MIT licence" in card.text and "## Limits" in card.text

@@ -43,7 +43,7 @@ def test_people_of_a_folder(model, photos, tmp_path, capsys):
     arguments = ["predict", "--dataset", str(photos), "--model", model, "--device", "cpu", "--threshold", "0.01"]
     arguments += ["--output-parquet", str(tmp_path / "out"), "--rows-per-shard", "3", "--batch-size", "2"]
     assert main(arguments) == 0
-    assert "8 pictures in " in capsys.readouterr().out
+    assert "8 images in " in capsys.readouterr().out
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [*(f"people-0000{shard}-of-00003.parquet" for shard in range(3)), "settings.json"]
     rows = read(tmp_path / "out")
@@ -68,7 +68,7 @@ def test_people_of_a_folder(model, photos, tmp_path, capsys):
     kept = (tmp_path / "out" / "people-00000-of-00003.parquet").stat().st_mtime_ns
     lost.unlink()
     assert main(arguments) == 0
-    assert "3 pictures in " in capsys.readouterr().out
+    assert "3 images in " in capsys.readouterr().out
     assert read(tmp_path / "out")["path"] == rows["path"]
     assert (tmp_path / "out" / "people-00000-of-00003.parquet").stat().st_mtime_ns == kept
     assert main([*arguments, "--threshold", "0.5"]) == 2
@@ -105,7 +105,7 @@ def test_two_processes_share_the_shards(model, photos, tmp_path):
     arguments += ["--output-parquet", str(tmp_path / "out"), "--rows-per-shard", "2"]
     printed = run_two_processes(tmp_path / "printed", main, arguments)
     for number, text in enumerate(printed, start=1):
-        assert re.search(rf"^process {number} of 2: 4 \w+ in ", text, flags=re.MULTILINE), text
+        assert re.search(rf"^process {number} of 2: 4 images in ", text, flags=re.MULTILINE), text
     assert read(tmp_path / "out")["index"] == list(range(8))
 
 
@@ -128,8 +128,11 @@ def test_datasets_of_other_kinds(photos, tmp_path):
     [
         (["--dataset", "photos"], "--dataset needs --output-parquet"),
         (["--output-parquet", "out"], "--output-parquet needs --dataset"),
-        (["a.jpg", "--dataset", "photos", "--output-parquet", "out"], "leave out IMAGE"),
-        (["--dataset", "d", "--output-parquet", "o", "--model", "m", "--rows-per-shard", "0"], "--rows-per-shard"),
+        (["a.jpg", "--dataset", "photos", "--output-parquet", "out"], "--dataset does not go with IMAGE"),
+        (
+            ["--dataset", "d", "--output-parquet", "o", "--model", "m", "--rows-per-shard", "0"],
+            "`rows_per_shard` is 0",
+        ),
     ],
 )
 def test_options_are_checked(arguments, message, tmp_path, monkeypatch, capsys):

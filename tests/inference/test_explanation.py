@@ -123,5 +123,6 @@ def test_command(model_and_processor, tmp_path, capsys):
         "sample_person1_parts.png",
         "sample_person2_parts.png",
     ]
-    assert main([*arguments, "--top-k", "0"]) == 2
-    assert "--top-k must be at least 1, but is 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--top-k", "0"])
+    assert "--top-k: expected a whole number of at least 1, got '0'" in capsys.readouterr().err

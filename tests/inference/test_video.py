@@ -301,9 +301,9 @@ def test_predict_refuses_videos_before_it_writes(model, clip, tmp_path, capsys):
     panned_scene(1)[0].save(picture)
     before = sorted(tmp_path.rglob("*"))
     cases = [
-        ([clip, "--json"], "--json is for pictures"),
-        ([clip, "--batch-size", "0"], "--batch-size must be at least 1, but is 0"),
-        ([clip, "--max-frames", "-1"], "--max-frames must be at least 1, but is -1"),
+        ([clip, "--json"], "--json is for images"),
+        ([clip, "--batch-size", "0"], "`batch_size` is 0; expected at least 1"),
+        ([clip, "--max-frames", "-1"], "`max_frames` is -1; expected at least 1"),
         ([tmp_path / "broken.mp4"], "broken.mp4 cannot be opened as a video"),
         ([tmp_path / "missing.mp4"], "no video file .*missing.mp4"),
         ([tmp_path / "empty"], "the folder .*empty holds neither"),

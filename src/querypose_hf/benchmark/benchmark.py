@@ -77,7 +77,7 @@ def run_benchmark(settings: BenchmarkSettings, model: QueryPoseForPoseEstimation
         where asked for, `training` at the first settings, and `variations`.
     """
     if model is not None:
-        settings = replace(settings, queries=[model.config.num_queries])
+        settings = replace(settings, queries=(model.config.num_queries,))
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     with threads(settings.num_threads):
         subject = _Subject.build(settings, model)

@@ -1,14 +1,13 @@
 """What a benchmark measures."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
-from ..settings import require
+from ..settings import option, require
 
 
 COMPARISONS = ("full", "plain", "keypoint-rcnn", "top-down")
-DTYPES = ("float32", "bfloat16", "float16")
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -38,19 +37,19 @@ class BenchmarkSettings:
 
     variant: str = "r50"
     light: bool = True
-    people: Sequence[int] = (8, 1, 2, 4, 20)
-    queries: Sequence[int] = (100, 300)
-    image_sizes: Sequence[tuple[int, int]] = ((800, 1216), (480, 640))
-    batch_sizes: Sequence[int] = (1, 2)
-    rounds: int = 5
-    full_rounds: int = 3
-    compare: Sequence[str] = COMPARISONS
-    exported: Sequence[str] = ()
-    compile: bool = False
-    training: bool = False
+    people: tuple[int, ...] = option((8, 1, 2, 4, 20), "people in the image")
+    queries: tuple[int, ...] = option((100, 300), "instance queries, with --variant")
+    image_sizes: tuple[tuple[int, int], ...] = ((800, 1216), (480, 640))
+    batch_sizes: tuple[int, ...] = option((1, 2), "images per forward pass")
+    rounds: int = option(5, "how often each alternative is timed")
+    full_rounds: int = option(3, "how often full decoding is timed, which is slow")
+    compare: tuple[str, ...] = COMPARISONS
+    exported: tuple[str, ...] = ()
+    compile: bool = option(False, "also time the model compiled by torch")
+    training: bool = option(False, "also time a training step, next to one that decodes every query")
     device: str = "cpu"
-    dtype: str = "float32"
-    num_threads: int | None = None
+    dtype: Precision = option("float32", "precision")
+    num_threads: int | None = option(None, "threads on the CPU", flag="--threads")
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,7 +63,7 @@ class BenchmarkSettings:
         for name in ("rounds", "full_rounds"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         require(self, "compare", set(self.compare) <= set(COMPARISONS), f"some of {', '.join(COMPARISONS)}")
-        require(self, "dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}")
+        require(self, "dtype", self.dtype in get_args(Precision), f"one of {', '.join(get_args(Precision))}")
 
 
 _SIZES = "one or more heights and widths, multiples of 32"

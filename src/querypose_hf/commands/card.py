@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..hub.options import CardFields, MetricsFile
-from ..model.configuration_querypose import VARIANTS
-from ..settings import add_options, from_options
+from ..settings import UsageError, add_options, from_options
+from .options import VARIANTS, add_model_option
 
 
 def add_parser(commands: Any) -> None:
@@ -15,32 +15,38 @@ def add_parser(commands: Any) -> None:
         help="write a checkpoint's model card",
         description="Writes README.md, the model card, into a checkpoint's folder or elsewhere.",
     )
-    parser.add_argument("--model", required=True, type=Path, help="folder of the checkpoint")
+    add_model_option(parser)
     add_options(parser, MetricsFile)
     parser.add_argument(
         "--converted",
-        choices=sorted(VARIANTS),
+        choices=VARIANTS,
         metavar="VARIANT",
         help="the weights are the authors', converted, of this variant: the card gives their figures as theirs",
     )
     parser.add_argument("--repo", help="the model's id on the Hub, for the snippets")
     add_options(parser, CardFields)
-    parser.add_argument("--output", type=Path, help="file to write (README.md in the checkpoint's folder)")
+    parser.add_argument("--output", type=Path, help="file to write; by default README.md in the checkpoint's folder")
     parser.add_argument("--force", action="store_true", help="replace a card that is there")
     parser.set_defaults(run=_card)
 
 
 def _card(options: argparse.Namespace) -> None:
+    folder = Path(options.model)
+    if options.output is None and not folder.is_dir():
+        raise UsageError(f"--output is needed, because {options.model} is not a folder.")
+    output = options.output or folder / "README.md"
+    if output.exists() and not options.force:
+        raise UsageError(f"{output} exists; --force replaces it.")
+    from transformers import AutoConfig
+
     from ..files import write_text
-    from ..hub.checkpoint_files import read_config_fields
     from ..hub.figures import MeasuredFigures
     from ..hub.model_card import build_model_card, check_model_card, find_variant
     from ..model.configuration_querypose import QueryPoseConfig
 
-    output = options.output or options.model / "README.md"
-    config = QueryPoseConfig.from_dict(read_config_fields(options.model))
-    if output.exists() and not options.force:
-        raise FileExistsError(f"{output} exists; --force replaces it.")
+    config = AutoConfig.from_pretrained(options.model)
+    if not isinstance(config, QueryPoseConfig):
+        raise UsageError(f"--model must be a QueryPose checkpoint, but {options.model} is of {config.model_type!r}.")
     card = build_model_card(
         config,
         "own" if options.converted is None else "converted",

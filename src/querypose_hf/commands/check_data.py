@@ -7,6 +7,7 @@ from typing import Any
 from ..data.formats import COMMAND_LINE_FORMATS, SourceSettings, annotations_help, formats_with, open_source
 from ..data.reading_options import ReadingOptions
 from ..settings import add_options, from_options
+from .options import count
 
 
 def add_parser(commands: Any) -> None:
@@ -22,7 +23,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--format", choices=COMMAND_LINE_FORMATS, default="coco", help="of the data (%(default)s)")
     parser.add_argument("--split", help=f"split of the dataset ({formats_with('split')}; by default train)")
     add_options(parser, ReadingOptions, leave_out=("only_with_people", "exhaustive"))
-    parser.add_argument("--max_images", type=int, help="check only the first so many images")
+    parser.add_argument("--max-images", type=count, metavar="N", help="check only the first N images")
     parser.add_argument("--output", type=Path, help="folder for report.json and samples.png, a page of drawn images")
     parser.set_defaults(run=_check_data)
 

@@ -5,25 +5,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..model.configuration_querypose import VARIANTS
+from .options import VARIANTS
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "convert",
-        help="convert a checkpoint of the authors",
-        description="Converts a checkpoint of the authors into a folder for from_pretrained, every tensor checked.",
+        help="convert an authors' checkpoint",
+        description="Converts a checkpoint of the authors into a folder for from_pretrained and checks every tensor.",
     )
-    parser.add_argument("--checkpoint_path", required=True, type=Path, help="the authors' .pth file")
-    parser.add_argument("--variant", required=True, choices=sorted(VARIANTS), help="backbone and neck")
-    parser.add_argument("--output_dir", required=True, type=Path, help="a folder that does not exist yet")
+    parser.add_argument("--checkpoint-path", required=True, type=Path, help="the authors' .pth file")
+    parser.add_argument("--variant", required=True, choices=VARIANTS, help="backbone and neck")
+    parser.add_argument("--output-dir", required=True, type=Path, help="a folder that does not exist yet")
     parser.add_argument(
-        "--keypoint_parts",
+        "--keypoint-parts",
         type=_json_list,
-        help="keypoint indices of each part as JSON, where they are none of the paper's groupings of COCO's",
+        metavar="JSON",
+        help="keypoint indices of each part, a list of lists; needed unless the keypoints are grouped as in the paper",
     )
     parser.add_argument(
-        "--keypoint_names", type=_json_list, help="JSON list of names, for a skeleton other than COCO's"
+        "--keypoint-names", type=_json_list, metavar="JSON", help="list of names; needed unless they are COCO's"
     )
     parser.set_defaults(run=_convert)
 
@@ -34,7 +35,7 @@ def _json_list(text: str) -> list[Any]:
     except ValueError:
         value = None
     if not isinstance(value, list):
-        raise argparse.ArgumentTypeError(f"expected a JSON list, but got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a JSON list, got {text!r}")
     return value
 
 

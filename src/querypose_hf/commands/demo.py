@@ -1,23 +1,25 @@
-"""`querypose demo`: the Gradio app, or the files of a Space that runs it."""
+"""`querypose demo`: the web page, or the files of a Space that runs it."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from . import add_model_option, add_threshold_option, threshold_of
+from ..inference.options import DemoOptions
+from ..settings import add_options, from_options
+from .options import add_device_option, add_model_option, add_threshold_option, load_pipeline, threshold_of
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
         help="start a web page to try a model on",
-        description="Starts a web page that finds people in pictures, before the webcam and in videos. With --space "
+        description="Starts a web page that finds people in images, videos and in front of the webcam. With --space "
         "it writes the files of a Hugging Face Space that does so instead.",
     )
     add_model_option(parser)
     add_threshold_option(parser)
-    parser.add_argument("--max-frames", type=int, default=300, help="frames of a video to look at (%(default)s)")
-    parser.add_argument("--device", help="such as cpu or cuda:0; the first accelerator by default")
+    add_device_option(parser)
+    add_options(parser, DemoOptions)
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at; 0.0.0.0 is all (%(default)s)")
     parser.add_argument("--port", type=int, help="the first free one from 7860 by default")
     parser.add_argument("--space", type=Path, metavar="DIR", help="write a Space's files into this new folder")
@@ -30,8 +32,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from safetensors import SafetensorError
-
+    demo_options = from_options(DemoOptions, options, threshold=threshold_of(options))
     from ..inference import demo
 
     gradio = demo.import_gradio()
@@ -43,16 +44,5 @@ def _demo(options: argparse.Namespace) -> None:
         )
         print(f"A Space: {folder}")
         return
-    options.threshold = threshold_of(options, least=0.05)
-    if options.max_frames < 1:
-        raise ValueError(f"--max-frames must be at least 1, but is {options.max_frames}.")
-    try:
-        app = demo.build_demo(
-            options.model, demo.DemoOptions(options.threshold, options.max_frames), device=options.device
-        )
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"--model must be the folder or Hub id of a QueryPose checkpoint, but {options.model} cannot be loaded: "
-            f"{error}"
-        ) from error
+    app = demo.build_demo(load_pipeline(options), demo_options)
     app.launch(server_name=options.host, server_port=options.port, **demo.launch_options())

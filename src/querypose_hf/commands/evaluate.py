@@ -6,7 +6,7 @@ from typing import Any
 
 from ..evaluation.options import PredictionOptions, ReportOptions, ScoringOptions
 from ..settings import add_options, from_options
-from . import add_model_option
+from .options import add_model_option
 
 
 def add_parser(commands: Any) -> None:

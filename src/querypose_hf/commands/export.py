@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import settings
 from ..export.options import ExportOptions
-from . import add_model_option
+from .options import about, add_model_option, require_folder
 
 
 def add_parser(commands: Any) -> None:
@@ -23,12 +23,12 @@ def add_parser(commands: Any) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    if options.output.exists() and not options.output.is_dir():
-        raise ValueError(f"--output must be a folder, but {options.output} is a file.")
+    require_folder("--output", options.output)
     export_options = settings.from_options(ExportOptions, options)
     from ..export import export_model
     from ..inference.loading import load_model
 
-    model, image_processor = load_model(options.model, device="cpu")
+    with about("--model"):
+        model, image_processor = load_model(options.model, device="cpu")
     path = export_model(model, image_processor, options.output, export_options)
     print(f"Written to {path}")

@@ -1,109 +1,91 @@
-"""`querypose predict`: finds people in pictures and videos."""
+"""`querypose predict`: finds people in images and videos."""
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import PIL.Image
-from safetensors import SafetensorError
-from tqdm.auto import tqdm
-
-from ..inference.sources import check_image, expand_sources, is_url, is_video
-from . import add_model_option, add_threshold_option, predict_dataset, predict_video, threshold_of
+from ..assets import SAMPLE_IMAGE
+from ..inference.sources import check_image, expand_sources, is_video
+from ..settings import UsageError
+from . import predict_dataset, predict_video
+from .options import (
+    add_device_option,
+    add_model_option,
+    add_threshold_option,
+    load_pipeline,
+    require_folder,
+    threshold_of,
+)
+from .output import corners, count_people, free_name, json_lines, write_line
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
-        help="find people in pictures and videos",
-        description="Finds people in pictures, prints them, and draws them into copies of the pictures. In videos it "
+        help="find people in images and videos",
+        description="Finds people in images, prints them, and draws them on copies of the images. In videos it "
         "follows them, too.",
     )
     parser.add_argument(
         "images",
         nargs="*",
         metavar="IMAGE",
-        help="picture or video files, folders or patterns of them, URLs, streams such as rtsp://..., or a webcam's "
-        "number; the photograph that comes with the package when left out",
+        help="image or video files, folders, patterns, URLs, streams such as rtsp://..., or a webcam's number; the "
+        "photograph that comes with the package by default",
     )
     add_model_option(parser)
     add_threshold_option(parser)
-    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for drawn pictures (%(default)s)")
+    add_device_option(parser)
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for drawn images (%(default)s)")
+    parser.add_argument("--json", action="store_true", help='print JSON: "image", "drawn" and "people" of each image')
     parser.add_argument(
-        "--json", action="store_true", help='print JSON: for each picture "image", "drawn" and "people"'
+        "--jsonl", metavar="FILE", help="write a JSON line per image and frame; - is the standard output"
     )
-    parser.add_argument("--device", help="such as cpu or cuda:0; the first accelerator by default")
     predict_video.add_options(parser)
     predict_dataset.add_options(parser)
     parser.set_defaults(run=_predict)
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from ..assets import SAMPLE_IMAGE
-
     options.threshold = threshold_of(options)
     if options.dataset is not None or options.output_parquet is not None:
-        predict_dataset.check_options(options)
-        _check_device(options.device)
         predict_dataset.run(options)
         return
-    if options.output.exists() and not options.output.is_dir():
-        raise ValueError(f"--output must be a folder, but {options.output} is a file.")
-    images = expand_sources(options.images) or [str(SAMPLE_IMAGE)]
-    for image in images:
-        if not is_video(image):
-            check_image(image)
-    predict_video.check_options(options, [image for image in images if is_video(image)])
-    _check_device(options.device)
-    _find_people(options, images)
+    require_folder("--output", options.output)
+    sources = expand_sources(options.images) or [str(SAMPLE_IMAGE)]
+    for source in sources:
+        if not is_video(source):
+            check_image(source)
+    videos = [source for source in sources if is_video(source)]
+    if options.json and videos:
+        raise UsageError(f"--json is for images; --jsonl writes every frame of a video such as {videos[0]}.")
+    if options.json and options.jsonl == "-":
+        raise UsageError("--json and --jsonl - would both write to the standard output.")
+    if options.jsonl not in (None, "-") and Path(options.jsonl).is_dir():
+        raise UsageError(f"--jsonl must be a file, but {options.jsonl} is a folder.")
+    predict_video.check_options(options, videos)
+    _find_people(options, sources)
 
 
-def _check_device(device: str | None) -> None:
-    import torch
+def _find_people(options: argparse.Namespace, sources: Sequence[str]) -> None:
+    from tqdm.auto import tqdm
 
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:  # what torch raises differs between devices
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device must be one that torch can use here, but is {device!r}: {reason}") from error
-
-
-def _find_people(options: argparse.Namespace, images: Sequence[str]) -> None:
-    from transformers import pipeline
-
-    from ..inference.visualization import draw_poses, keypoint_threshold_for
-    from ..model.image_decoding_querypose import decode_image
-
-    try:
-        pose_estimator = pipeline(  # type: ignore[call-overload]  # Transformers' annotations know its own tasks alone
-            "pose-estimation", model=options.model, device=options.device
-        )
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"--model must be the folder or Hub id of a QueryPose checkpoint, but {options.model} cannot be loaded: "
-            f"{error}"
-        ) from error
-    edges = pose_estimator.model.config.keypoint_edges
+    pose_estimator = load_pipeline(options)
     results = []
-    # drawn pictures must replace neither each other nor a picture they are made from
-    taken = {Path(source).name for source in images if Path(source).resolve().parent == options.output.resolve()}
-    with predict_video.json_lines(options.jsonl) as lines:
-        for source in tqdm(images, desc="Finding people", unit="source", disable=len(images) == 1):
+    # a drawn image must replace neither another one nor an image that is read
+    taken = {Path(source).name for source in sources if Path(source).resolve().parent == options.output.resolve()}
+    with json_lines(options.jsonl) as lines:
+        for source in tqdm(sources, desc="Finding people", unit="source", disable=len(sources) == 1):
             if is_video(source):
-                drawn = options.output / _drawn_name(source, taken, ".mp4") if options.save_video else None
-                predict_video.predict_on_video(options, pose_estimator, source, drawn, lines)
+                drawn = options.output / free_name(source, "_poses.mp4", taken) if options.save_video else None
+                predict_video.run(options, pose_estimator, source, drawn, lines)
                 continue
-            picture = PIL.Image.fromarray(decode_image(source).permute(1, 2, 0).numpy())
-            people = pose_estimator(picture, threshold=options.threshold)
-            drawn = options.output / _drawn_name(source, taken)
-            keypoint_threshold = keypoint_threshold_for(options.threshold)
-            _save_picture(draw_poses(picture, people, edges=edges, keypoint_threshold=keypoint_threshold), drawn)
-            predict_video.write_line(lines, {"source": source, "drawn": str(drawn), "people": people})
+            drawn = options.output / free_name(source, "_poses.jpg", taken)
+            people = _find_people_in_image(pose_estimator, source, options.threshold, drawn)
+            write_line(lines, {"source": source, "drawn": str(drawn), "people": people})
             if options.json:
                 results.append({"image": source, "drawn": str(drawn), "people": people})
             elif options.jsonl != "-":
@@ -114,29 +96,26 @@ def _find_people(options: argparse.Namespace, images: Sequence[str]) -> None:
         print()
 
 
-def _drawn_name(source: str, taken: set[str], suffix: str = ".jpg") -> str:
-    stem, number = Path(urlsplit(source).path if is_url(source) else source).stem, 1
-    name = f"{stem}_poses{suffix}"
-    while name in taken:
-        number += 1
-        name = f"{stem}_{number}_poses{suffix}"
-    taken.add(name)
-    return name
+def _find_people_in_image(pose_estimator: Any, source: str, threshold: float, drawn: Path) -> list[dict[str, Any]]:
+    import PIL.Image
 
+    from ..files import replacing_file
+    from ..inference.visualization import draw_poses, keypoint_threshold_for
+    from ..model.image_decoding_querypose import decode_image
 
-def _save_picture(picture: PIL.Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}_{path.name}")
-    picture.save(temporary, quality=92)
-    temporary.replace(path)
+    image = PIL.Image.fromarray(decode_image(source).permute(1, 2, 0).numpy())
+    people = pose_estimator(image, threshold=threshold)
+    edges = pose_estimator.model.config.keypoint_edges
+    with replacing_file(drawn) as temporary:
+        with_people = draw_poses(image, people, edges=edges, keypoint_threshold=keypoint_threshold_for(threshold))
+        with_people.save(temporary, quality=92)
+    return people
 
 
 def _describe_people(source: str, drawn: Path, people: Sequence[dict[str, Any]]) -> str:
-    lines = [f"{source}: {len(people)} {'person' if len(people) == 1 else 'people'}, drawn to {drawn}"]
+    lines = [f"{source}: {count_people(people)}, drawn to {drawn}"]
     for person in people:
-        box = person["box"]
-        corners = ", ".join(f"{box[side]:.0f}" for side in ("xmin", "ymin", "xmax", "ymax"))
-        lines.append(f"  {person['label']} {person['score']:.2f}, box ({corners})")
+        lines.append(f"  {person['label']} {person['score']:.2f}, box ({corners(person['box'])})")
         for point in person["keypoints"]:
             lines.append(f"    {point['name']:<16} ({point['x']:7.1f}, {point['y']:7.1f})  {point['score']:.2f}")
     return "\n".join(lines)

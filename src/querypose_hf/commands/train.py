@@ -4,9 +4,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..assets import resolve_checkpoint
 from ..data.formats import COMMAND_LINE_FORMATS, FORMATS, annotations_help, formats_with
 from ..settings import add_options, given_options, read_yaml, set_field, with_assignments
 from ..training.recipe import TrainingConfig
+from .options import VARIANTS
 
 
 def add_parser(commands: Any) -> None:
@@ -32,7 +34,9 @@ def add_parser(commands: Any) -> None:
         help="set any field, such as training.ema_decay=0.999 or data.train.0.repeat=2; may be repeated",
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--model", help="checkpoint's folder or Hub id to go on from, or a variant such as r50")
+    model.add_argument(
+        "--model", help="checkpoint to start from (folder, Hub id or querypose-nano), or a variant such as r50"
+    )
     data = parser.add_argument_group("data, in place of the file's")
     data.add_argument("--format", choices=COMMAND_LINE_FORMATS, default="coco", help="(%(default)s)")
     data.add_argument("--annotations", help=annotations_help())
@@ -90,14 +94,13 @@ def _train(options: argparse.Namespace) -> None:
 def _apply_model(values: dict[str, Any], model: str | None) -> None:
     if model is None:
         return
-    from ..model.configuration_querypose import VARIANTS
-
     kept = {
         name: value
         for name, value in (values.get("model") or {}).items()
         if name not in ("checkpoint", "variant", "config", "light")
     }
-    values["model"] = {"variant" if model in VARIANTS else "checkpoint": model, **kept}
+    start = {"variant": model} if model in VARIANTS else {"checkpoint": resolve_checkpoint(model)}
+    values["model"] = {**start, **kept}
 
 
 def _apply_data(values: dict[str, Any], options: argparse.Namespace) -> None:

@@ -20,31 +20,12 @@ from tqdm.auto import tqdm
 from ..files import read_json, replacing_file, write_json
 from ..model.image_decoding_querypose import decode_image
 from ..processes import rank, world_size
-from ..settings import option, require
 from .image_dataset import import_from_data_extra
 from .loading import fingerprint
+from .options import BulkOptions
 
 
 _SETTINGS = "settings.json"
-
-
-@dataclass(frozen=True)
-class BulkOptions:
-    """How the people of a dataset are found.
-
-    Attributes:
-        threshold (`float`): least score of a person.
-        batch_size (`int`): images per forward pass.
-        rows_per_shard (`int`): images per file; a kill costs at most so many.
-    """
-
-    threshold: float = 0.3
-    batch_size: int = option(8, "images per forward pass")
-    rows_per_shard: int = option(1024, "images per file")
-
-    def __post_init__(self) -> None:
-        require(self, "batch_size", self.batch_size >= 1, "at least 1")
-        require(self, "rows_per_shard", self.rows_per_shard >= 1, "at least 1")
 
 
 @dataclass(frozen=True)

@@ -4,31 +4,13 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from ..settings import option, require
-from .demo_actions import DRAWINGS, LOWEST_THRESHOLD, PoseDemo
+from .demo_actions import DRAWINGS, PoseDemo
 from .explanation import name_parts
 from .loading import load_pipeline
+from .options import LOWEST_THRESHOLD, DemoOptions
 
 
 _STRONGEST = "strongest of all"
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """What the page starts with.
-
-    Attributes:
-        threshold (`float`): where the slider stands in the beginning.
-        max_frames (`int`): how many frames of a video are looked at.
-    """
-
-    threshold: float = 0.3
-    max_frames: int = option(300, "frames of a video to look at")
-
-    def __post_init__(self) -> None:
-        in_range = LOWEST_THRESHOLD <= self.threshold <= 1
-        require(self, "threshold", in_range, f"a number from {LOWEST_THRESHOLD} to 1")
-        require(self, "max_frames", self.max_frames >= 1, "at least 1")
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ import PIL.Image
 
 from .explanation import PersonAttention, explain_people
 from .explanation_drawing import overlay_part_attention
-from .tracking import PersonTracker, VideoOptions, find_people_in_video
+from .options import LOWEST_THRESHOLD, VideoOptions
+from .tracking import PersonTracker, find_people_in_video
 from .video import VideoReader, VideoWriter
 from .visualization import draw_poses, keypoint_threshold_for
 
 
-LOWEST_THRESHOLD = 0.05
 #: What can be drawn.
 BOXES, SKELETON, NAMES = DRAWINGS = ("boxes", "skeleton", "names")
 _MOST_PEOPLE = 50

@@ -1,13 +1,12 @@
 """People in videos, followed from frame to frame by ByteTrack of Roboflow's `trackers` (extra `video`)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from ..settings import option, require
+from .options import VideoOptions
 from .video import VideoFrame, VideoReader
 
 
@@ -96,27 +95,6 @@ class PersonTracker:
                 first = {"score": person["score"], "label": person["label"], "track_id": numbers.get(position)}
                 result.append({**first, **person})
         return result
-
-
-@dataclass(frozen=True)
-class VideoOptions:
-    """How people are found in a video.
-
-    Attributes:
-        threshold (`float`): least score of a person.
-        track (`bool`): whether to follow people from frame to frame.
-        max_frames (`int`, *optional*): stop after so many frames.
-        batch_size (`int`): frames per forward pass; a live stream is always looked at frame by frame.
-    """
-
-    threshold: float = 0.3
-    track: bool = option(True, "do not follow people from frame to frame")
-    max_frames: int | None = option(None, "stop each video after so many frames", metavar="N")
-    batch_size: int = option(1, "frames or images per forward pass")
-
-    def __post_init__(self) -> None:
-        require(self, "max_frames", self.max_frames is None or self.max_frames >= 1, "at least 1")
-        require(self, "batch_size", self.batch_size >= 1, "at least 1")
 
 
 def find_people_in_video(

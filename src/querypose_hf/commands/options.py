@@ -1,0 +1,108 @@
+"""Options that several commands have; each means the same, and has the same default, in all of them."""
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..assets import QUERYPOSE_NANO, resolve_checkpoint
+from ..settings import UsageError
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..model.pipeline_querypose import PoseEstimationPipeline
+
+
+#: Names of the published variants. Their definition, `VARIANTS` of `configuration_querypose`, imports torch.
+VARIANTS = ("hrnet_w32", "hrnet_w48", "r50", "swin_b", "swin_l", "swin_t")
+
+
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--model`; the namespace has what `from_pretrained` takes."""
+    parser.add_argument(
+        "--model",
+        type=resolve_checkpoint,
+        default="querypose-nano",
+        help="checkpoint: folder, Hub id or querypose-nano, which comes with the package (%(default)s)",
+    )
+
+
+def add_threshold_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--threshold`; [`threshold_of`] reads it."""
+    parser.add_argument(
+        "--threshold",
+        type=_score,
+        help="score threshold, the least score of a person (0.3; 0.15 with querypose-nano, whose scores are low)",
+    )
+
+
+def threshold_of(options: argparse.Namespace) -> float:
+    """The value of `--threshold`, or the default for `--model`."""
+    if options.threshold is not None:
+        return options.threshold
+    return 0.15 if options.model == QUERYPOSE_NANO else 0.3
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--device`; [`device_of`] reads it."""
+    parser.add_argument("--device", help="such as cpu or cuda:0; the first accelerator by default")
+
+
+def device_of(options: argparse.Namespace) -> "torch.device":
+    """The device of `--device`, or the first accelerator, else the CPU.
+
+    Raises:
+        UsageError: torch cannot use the device.
+    """
+    from ..inference.loading import find_device
+
+    with about("--device"):
+        return find_device(options.device)
+
+
+def load_pipeline(options: argparse.Namespace) -> "PoseEstimationPipeline":
+    """The pipeline of `--model` on `--device`.
+
+    Raises:
+        UsageError: there is no such checkpoint, or torch cannot use the device.
+    """
+    from ..inference import loading
+
+    device = device_of(options)
+    with about("--model"):
+        return loading.load_pipeline(options.model, device)
+
+
+@contextlib.contextmanager
+def about(flag: str) -> Iterator[None]:
+    """Makes a `ValueError` in the block a `UsageError` about a flag."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"{flag}: {error}") from error
+
+
+def require_folder(flag: str, path: Path) -> None:
+    """Raises `UsageError` if the folder that a flag names is a file."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{flag} must be a folder, but {path} is a file.")
+
+
+def count(text: str) -> int:
+    """The `type` of an option that is a whole number of at least 1."""
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _score(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value

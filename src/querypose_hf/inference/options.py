@@ -1,0 +1,67 @@
+"""Options of finding people, which the command line and Python share. Nothing here needs torch."""
+
+from dataclasses import dataclass
+
+from ..settings import option, require
+
+
+#: The lowest score threshold that the demo's slider allows.
+LOWEST_THRESHOLD = 0.05
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """How people are found in a video.
+
+    Attributes:
+        threshold (`float`): least score of a person.
+        track (`bool`): whether to follow people from frame to frame.
+        max_frames (`int`, *optional*): stop after so many frames.
+        batch_size (`int`): frames per forward pass; a live stream is always looked at frame by frame.
+    """
+
+    threshold: float = 0.3
+    track: bool = option(True, "do not follow people from frame to frame")
+    max_frames: int | None = option(None, "stop each video after so many frames", metavar="N")
+    batch_size: int = option(1, "frames or images per forward pass")
+
+    def __post_init__(self) -> None:
+        require(self, "max_frames", self.max_frames is None or self.max_frames >= 1, "at least 1")
+        require(self, "batch_size", self.batch_size >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class BulkOptions:
+    """How the people of a dataset are found.
+
+    Attributes:
+        threshold (`float`): least score of a person.
+        batch_size (`int`): images per forward pass.
+        rows_per_shard (`int`): images per file; a kill costs at most so many.
+    """
+
+    threshold: float = 0.3
+    batch_size: int = option(8, "images per forward pass")
+    rows_per_shard: int = option(1024, "images per file")
+
+    def __post_init__(self) -> None:
+        require(self, "batch_size", self.batch_size >= 1, "at least 1")
+        require(self, "rows_per_shard", self.rows_per_shard >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the page starts with.
+
+    Attributes:
+        threshold (`float`): where the slider stands in the beginning.
+        max_frames (`int`): how many frames of a video are looked at.
+    """
+
+    threshold: float = 0.3
+    max_frames: int = option(300, "frames of a video to look at")
+
+    def __post_init__(self) -> None:
+        in_range = LOWEST_THRESHOLD <= self.threshold <= 1
+        require(self, "threshold", in_range, f"a number from {LOWEST_THRESHOLD} to 1")
+        require(self, "max_frames", self.max_frames >= 1, "at least 1")
