@@ -45,7 +45,7 @@ def in_folder(tmp_path, monkeypatch):
     return folder
 
 
-def make_picture(path, height=120, width=160, seed=0):
+def make_image(path, height=120, width=160, seed=0):
     y, x = np.mgrid[:height, :width]
     phase = np.random.default_rng(seed).uniform(0, 6, 3)
     waves = np.stack([np.sin(x / 14 + a) * np.cos(y / 17 - a) for a in phase], axis=-1)
@@ -68,14 +68,14 @@ def fails(capsys, *arguments):
 
 
 def test_predict_prints_and_draws(model, in_folder, capsys):
-    picture = make_picture(in_folder / "street.png")
-    arguments = ["predict", str(picture), "--model", model, "--device", "cpu", "--output", "drawn"]
+    image = make_image(in_folder / "street.png")
+    arguments = ["predict", str(image), "--model", model, "--device", "cpu", "--output", "drawn"]
     assert main([*arguments, "--threshold", "0.01"]) == 0
     printed = capsys.readouterr().out
-    people = pipeline("pose-estimation", model=model, device="cpu")(str(picture), threshold=0.01)
+    people = pipeline("pose-estimation", model=model, device="cpu")(str(image), threshold=0.01)
     assert len(people) > 1
     lines = printed.splitlines()
-    assert lines[0] == f"{picture}: {len(people)} people, drawn to {Path('drawn/street_poses.jpg')}"
+    assert lines[0] == f"{image}: {len(people)} people, drawn to {Path('drawn/street_poses.jpg')}"
     assert len(lines) == 1 + len(people) * (1 + 17)
     for person, first in zip(people, lines[1::18], strict=True):
         box = [round(side) for side in person["box"].values()]
@@ -86,7 +86,7 @@ def test_predict_prints_and_draws(model, in_folder, capsys):
     assert [float(number) for number in numbers] == pytest.approx([nose["x"], nose["y"], nose["score"]], abs=0.06)
 
     assert [path.name for path in Path("drawn").iterdir()] == ["street_poses.jpg"]
-    with PIL.Image.open("drawn/street_poses.jpg") as drawn, PIL.Image.open(picture) as original:
+    with PIL.Image.open("drawn/street_poses.jpg") as drawn, PIL.Image.open(image) as original:
         assert drawn.size == original.size
         with_people = np.asarray(drawn).astype(int)
         pixels = np.asarray(original).astype(int)
@@ -100,26 +100,26 @@ def test_predict_prints_and_draws(model, in_folder, capsys):
 
 
 def test_predict_json(model, in_folder, capsys):
-    pictures = [make_picture(in_folder / name, seed=seed) for seed, name in enumerate(["one.png", "two.jpg"])]
-    arguments = ["predict", *map(str, pictures), "--model", model, "--device", "cpu", "--threshold", "0.01", "--json"]
+    images = [make_image(in_folder / name, seed=seed) for seed, name in enumerate(["one.png", "two.jpg"])]
+    arguments = ["predict", *map(str, images), "--model", model, "--device", "cpu", "--threshold", "0.01", "--json"]
     assert main(arguments) == 0
     results = json.loads(capsys.readouterr().out)
     pose_estimator = pipeline("pose-estimation", model=model, device="cpu")
     assert len(results) == 2
-    for picture, result in zip(pictures, results, strict=True):
+    for image, result in zip(images, results, strict=True):
         assert list(result) == ["image", "drawn", "people"]
-        assert result["image"] == str(picture)
-        assert result["drawn"] == str(Path("outputs", f"{picture.stem}_poses.jpg"))
+        assert result["image"] == str(image)
+        assert result["drawn"] == str(Path("outputs", f"{image.stem}_poses.jpg"))
         assert Path(result["drawn"]).is_file()
-        expected = pose_estimator(str(picture), threshold=0.01)
+        expected = pose_estimator(str(image), threshold=0.01)
         assert result["people"] == expected
         assert list(result["people"][0]) == ["score", "label", "box", "keypoints"]
 
 
-def test_predict_pictures_of_one_name(model, in_folder, capsys):
+def test_predict_images_of_one_name(model, in_folder, capsys):
     sources = [in_folder / "monday" / "a.png", in_folder / "tuesday" / "a.png", in_folder / "a_2.png"]
     for seed, source in enumerate(sources):
-        make_picture(source, height=60 + 20 * seed, width=160, seed=seed)
+        make_image(source, height=60 + 20 * seed, width=160, seed=seed)
     assert main(["predict", *map(str, sources), "--model", model, "--json", "--device", "cpu"]) == 0
     results = json.loads(capsys.readouterr().out)
     assert len({result["drawn"] for result in results}) == 3
@@ -129,8 +129,8 @@ def test_predict_pictures_of_one_name(model, in_folder, capsys):
             assert original.size == drawn.size
 
 
-def test_predict_never_replaces_a_picture_it_reads(model, in_folder, capsys):
-    first, second = make_picture(in_folder / "a.jpg"), make_picture(in_folder / "a_poses.jpg", seed=1)
+def test_predict_never_replaces_an_image_it_reads(model, in_folder, capsys):
+    first, second = make_image(in_folder / "a.jpg"), make_image(in_folder / "a_poses.jpg", seed=1)
     content = second.read_bytes()
     assert main(["predict", "a.jpg", "a_poses.jpg", "--model", model, "--output", ".", "--device", "cpu"]) == 0
     assert second.read_bytes() == content
@@ -139,9 +139,9 @@ def test_predict_never_replaces_a_picture_it_reads(model, in_folder, capsys):
     )
 
 
-def test_predict_transparent_and_turned_pictures(model, in_folder, capsys):
-    """The people that are printed fit the picture that is drawn."""
-    rgba = PIL.Image.open(make_picture(in_folder / "a.png")).convert("RGBA")
+def test_predict_transparent_and_turned_images(model, in_folder, capsys):
+    """The people that are printed fit the image that is drawn."""
+    rgba = PIL.Image.open(make_image(in_folder / "a.png")).convert("RGBA")
     rgba.putalpha(0)
     rgba.save(in_folder / "clear.png")
     exif = PIL.Image.Exif()
@@ -155,20 +155,20 @@ def test_predict_transparent_and_turned_pictures(model, in_folder, capsys):
 
 
 def test_predict_refuses_before_it_writes(model, in_folder, capsys):
-    picture = make_picture(in_folder / "a.png")
-    (in_folder / "text.jpg").write_text("no picture")
+    image = make_image(in_folder / "a.png")
+    (in_folder / "text.jpg").write_text("no image")
     before = sorted(in_folder.rglob("*"))
     cases = [
         (["missing.jpg", "--model", model], r"missing\.jpg: no such file; expected an image"),
-        ([picture, "text.jpg", "--model", model], r"text\.jpg cannot be read; expected an image"),
-        ([picture, "--model", model, "--threshold", "1.5"], "--threshold: expected a number from 0 to 1, got '1.5'"),
-        ([picture, "--model", model, "--threshold", "nan"], "--threshold: expected a number from 0 to 1, got 'nan'"),
-        ([picture, "--model", model, "--threshold", "high"], "--threshold: expected a number .* got 'high'"),
-        ([picture, "--model", "missing_folder"], "--model: .*'missing_folder'; expected a QueryPose checkpoint"),
-        ([picture, "--model", in_folder], "--model: .* expected a QueryPose checkpoint's folder or Hub id"),
-        ([picture, "--model", "someone/nothing"], "--model: .*'someone/nothing'; expected .* Hub id"),
-        ([picture, "--model", model, "--device", "abacus"], "--device: .*'abacus'; expected one that torch can use"),
-        ([picture, "--model", model, "--output", picture], "--output must be a folder, but .*a.png is a file"),
+        ([image, "text.jpg", "--model", model], r"text\.jpg cannot be read; expected an image"),
+        ([image, "--model", model, "--threshold", "1.5"], "--threshold: expected a number from 0 to 1, got '1.5'"),
+        ([image, "--model", model, "--threshold", "nan"], "--threshold: expected a number from 0 to 1, got 'nan'"),
+        ([image, "--model", model, "--threshold", "high"], "--threshold: expected a number .* got 'high'"),
+        ([image, "--model", "missing_folder"], "--model: .*'missing_folder'; expected a QueryPose checkpoint"),
+        ([image, "--model", in_folder], "--model: .* expected a QueryPose checkpoint's folder or Hub id"),
+        ([image, "--model", "someone/nothing"], "--model: .*'someone/nothing'; expected .* Hub id"),
+        ([image, "--model", model, "--device", "abacus"], "--device: .*'abacus'; expected one that torch can use"),
+        ([image, "--model", model, "--output", image], "--output must be a folder, but .*a.png is a file"),
     ]
     for arguments, message in cases:
         assert re.search(message, fails(capsys, "predict", *arguments)), arguments
@@ -188,7 +188,7 @@ def test_predict_broken_weights(model, in_folder, capsys):
     for path in Path(model).iterdir():
         content = path.read_bytes()
         (broken / path.name).write_bytes(content[:1000] if path.name == "model.safetensors" else content)
-    said = fails(capsys, "predict", make_picture(in_folder / "a.png"), "--model", broken, "--device", "cpu")
+    said = fails(capsys, "predict", make_image(in_folder / "a.png"), "--model", broken, "--device", "cpu")
     assert "--model: " in said and "expected a QueryPose checkpoint" in said
     assert not Path("outputs").exists()
 
