@@ -10,7 +10,7 @@ from places import PROJECT
 from tiny import save_tiny_checkpoint
 
 from querypose_hf.hub.checkpoint_files import REQUIREMENTS, copy_handler
-from querypose_hf.model.configuration_querypose import HUB_FILES
+from querypose_hf.model.code_files_querypose import HUB_FILES
 
 
 def test_handler_is_copied_with_its_requirements(tmp_path):

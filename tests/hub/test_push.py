@@ -21,7 +21,7 @@ from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.cli import main
 from querypose_hf.hub.options import CardFields, CommitOptions, MetricsFile
 from querypose_hf.hub.push import push_checkpoint
-from querypose_hf.model.configuration_querypose import HUB_FILES
+from querypose_hf.model.code_files_querypose import HUB_FILES
 from querypose_hf.training.run import upload
 
 

@@ -14,7 +14,8 @@ from transformers import AutoConfig, SwinConfig
 
 import querypose_hf
 from querypose_hf import COCO_17, CROWDPOSE_14, QueryPoseConfig, Skeleton
-from querypose_hf.model.configuration_querypose import HUB_ENTRIES, HUB_FILES, VARIANTS
+from querypose_hf.model.code_files_querypose import HUB_ENTRIES, HUB_FILES
+from querypose_hf.model.configuration_querypose import VARIANTS
 from querypose_hf.model.skeletons import COCO_PARTS, DEFAULT_SIGMA
 
 
@@ -60,7 +61,6 @@ def test_defaults_are_the_published_r50_full_model():
         "prior_prob": 0.01,
         "auxiliary_loss": True,
         "keypoint_top_k": None,
-        "keypoint_score_threshold": None,
     }
     assert {field: getattr(config, field) for field in expected} == expected
     assert config.model_type == "querypose"
@@ -254,7 +254,6 @@ def test_labels():
                 "giou_loss_coefficient",
                 "keypoint_loss_coefficient",
                 "heatmap_loss_coefficient",
-                "box_noise_scale",
                 "focal_gamma",
             )
         ),
@@ -276,7 +275,6 @@ def test_labels():
         ({"focal_alpha": 2}, "focal_alpha", "2"),
         ({"prior_prob": 0.0}, "prior_prob", "0.0"),
         ({"keypoint_top_k": 0}, "keypoint_top_k", "0"),
-        ({"keypoint_score_threshold": 1.5}, "keypoint_score_threshold", "1.5"),
         ({"d_model": "wide"}, "d_model", "wide"),
         ({"auxiliary_loss": "yes"}, "auxiliary_loss", "yes"),
     ],
@@ -444,7 +442,7 @@ def test_package_ignores_the_copy_of_its_code(tmp_path):
 def test_interrupted_save_leaves_the_former_configuration(tmp_path, monkeypatch):
     tiny_config(num_queries=3).save_pretrained(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    real_write, real_copy = Path.write_text, querypose_hf.model.configuration_querypose.shutil.copyfile
+    real_write, real_copy = Path.write_text, querypose_hf.model.code_files_querypose.shutil.copyfile
 
     def half_write(path, text, **kwargs):
         real_write(path, text[: len(text) // 2], **kwargs)
@@ -461,7 +459,7 @@ def test_interrupted_save_leaves_the_former_configuration(tmp_path, monkeypatch)
             raise OSError("no space left on device")
         return real_copy(source, target)
 
-    monkeypatch.setattr(querypose_hf.model.configuration_querypose.shutil, "copyfile", half_copy)
+    monkeypatch.setattr(querypose_hf.model.code_files_querypose.shutil, "copyfile", half_copy)
     with pytest.raises(OSError, match="no space"):
         tiny_config(num_queries=4).save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -130,7 +130,7 @@ def test_training(variant, file):
                 module.eval()
     captured = {}
     compute_loss = model.compute_loss
-    model.compute_loss = lambda outputs, *rest: captured.update(outputs=outputs) or compute_loss(outputs, *rest)
+    model.compute_loss = lambda found, *rest: captured.update(found=found) or compute_loss(found, *rest)
     outputs = model(pixel_values, pixel_mask=pixel_mask, labels=goldens.labels(expected, sizes))
     outputs.loss.backward()
     # what captures refers to the model, whose gigabytes would stay until the garbage collector comes by
@@ -145,7 +145,8 @@ def test_training(variant, file):
         assert goldens.relative_error(outputs.loss_dict[ours].detach(), expected[f"L/{name}"]) < TOLERANCE, name
     assert goldens.relative_error(outputs.loss.detach(), expected["loss_total"]) < TOLERANCE
 
-    matches = captured["outputs"].matches
+    decoded = captured["found"]
+    matches = decoded.matches
     num_queries = model.config.num_queries
     offsets = np.cumsum([0] + [len(expected[f"target/boxes{image}"]) for image in range(2)])
     for stage, found in enumerate(matches):
@@ -154,11 +155,11 @@ def test_training(variant, file):
         targets = np.concatenate([pairs[image][1] + offsets[image] for image in range(2)])
         assert found.query_rows.tolist() == rows.tolist()
         assert found.target_rows.tolist() == targets.tolist()
-    stages = captured["outputs"]
-    assert goldens.relative_error(stages.intermediate_logits.transpose(0, 1).detach(), expected["logits"]) < TOLERANCE
+    logits = torch.stack([stage.logits for stage in decoded.box_stages]).detach()
+    assert goldens.relative_error(logits, expected["logits"]) < TOLERANCE
     for stage, found in enumerate(matches):
-        keypoints = stages.intermediate_keypoints[:, stage].flatten(0, 1)[found.query_rows].detach()
-        sigmas = stages.intermediate_sigmas[:, stage].flatten(0, 1)[found.query_rows].detach()
+        keypoints = decoded.by_query(stage, "keypoints").flatten(0, 1)[found.query_rows].detach()
+        sigmas = decoded.by_query(stage, "sigmas").flatten(0, 1)[found.query_rows].detach()
         poses = torch.cat([keypoints, 1 - sigmas.mean(-1, keepdim=True)], dim=-1)
         assert goldens.relative_error(poses, expected["matched_poses"][stage]) < TOLERANCE
         assert goldens.relative_error(sigmas, expected["matched_sigmas"][stage]) < TOLERANCE

@@ -26,6 +26,7 @@ from transformers.utils import logging
 import querypose_hf
 from querypose_hf import QueryPoseImageProcessor, QueryPoseImageProcessorPil
 from querypose_hf.model.annotations_querypose import labels_from_annotations
+from querypose_hf.model.code_files_querypose import HUB_FILES
 from querypose_hf.model.image_decoding_querypose import decode_image
 from querypose_hf.model.image_processing_base_querypose import get_resized_size
 
@@ -894,15 +895,7 @@ class TestPeople:
 class TestSaving:
     def test_files(self, processor_class, tmp_path):
         files = processor_class(num_keypoints=14).save_pretrained(tmp_path)
-        names = {
-            "preprocessor_config.json",
-            "annotations_querypose.py",
-            "boxes_querypose.py",
-            "image_decoding_querypose.py",
-            "image_processing_base_querypose.py",
-            "image_processing_querypose.py",
-            "image_processing_pil_querypose.py",
-        }
+        names = {"preprocessor_config.json", *HUB_FILES}
         assert {path.name for path in tmp_path.iterdir()} == names
         assert {Path(file).name for file in files} == names
         settings = json.loads((tmp_path / "preprocessor_config.json").read_text())

@@ -15,30 +15,26 @@ from tiny import people, tiny_config
 from transformers.image_transforms import center_to_corners_format
 
 from querypose_hf import QueryPoseForPoseEstimation
+from querypose_hf.model.attention_maps_querypose import part_attention_loss
 from querypose_hf.model.boxes_querypose import generalized_box_iou
+from querypose_hf.model.heatmaps_querypose import heatmap_focal_loss, keypoint_heatmaps
 from querypose_hf.model.loss_querypose import (
-    HungarianMatcher,
     QueryPoseFlow,
-    Targets,
     focal_loss,
-    heatmap_focal_loss,
-    keypoint_heatmaps,
+    keypoints_in_boxes,
     object_keypoint_similarity,
-    part_attention_loss,
     residual_log_likelihood_loss,
     varifocal_loss,
 )
+from querypose_hf.model.matching_querypose import Matches, QueryPoseHungarianMatcher
+from querypose_hf.model.targets_querypose import QueryPoseTargets
 
 
-def make_targets(labels, num_labels=1, num_keypoints=17, dtype=torch.float64):
-    return Targets.from_labels(
-        labels,
-        batch_size=len(labels),
-        num_labels=num_labels,
-        num_keypoints=num_keypoints,
-        device=torch.device("cpu"),
-        dtype=dtype,
-    )
+def make_targets(labels, num_labels=1, num_keypoints=17, batch_size=None):
+    fields = {"keypoint_names": [f"point_{k}" for k in range(num_keypoints)]} if num_keypoints != 17 else {}
+    config = tiny_config(num_labels=num_labels, **fields)
+    pixel_values = torch.zeros(batch_size or len(labels), 3, 1, 1, dtype=torch.float64)
+    return QueryPoseTargets.from_labels(labels, pixel_values, config)
 
 
 def random_boxes(*shape, seed=0):
@@ -139,7 +135,7 @@ def test_matches_cost_least_of_all():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 5, 2, generator=generator, dtype=torch.float64)
     boxes = random_boxes(2, 3, 5, seed=3)
-    found = HungarianMatcher(config)(logits, boxes, targets)
+    found = QueryPoseHungarianMatcher(config)(logits, boxes, targets)
     assert len(found) == 2
     for stage, matches in enumerate(found):
         assert matches.query_rows.tolist() == sorted(matches.query_rows.tolist())
@@ -158,7 +154,7 @@ def test_matches_cost_least_of_all():
 
 def test_more_people_than_queries():
     targets = make_targets([people(7)])
-    matches = HungarianMatcher(tiny_config())(
+    matches = QueryPoseHungarianMatcher(tiny_config())(
         torch.zeros(1, 1, 4, 1, dtype=torch.float64), random_boxes(1, 1, 4), targets
     )[0]
     assert matches.query_rows.tolist() == [0, 1, 2, 3]
@@ -168,7 +164,7 @@ def test_more_people_than_queries():
 def test_matching_survives_a_diverged_model():
     logits = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0]).view(1, 1, 4, 1)
     boxes = torch.tensor([[0.0, 0, 1, 1], [float("nan")] * 4, [-1e30, -1e30, 1e30, 1e30], [float("inf")] * 4])
-    matches = HungarianMatcher(tiny_config())(logits, boxes.view(1, 1, 4, 4), make_targets([people(3)]))[0]
+    matches = QueryPoseHungarianMatcher(tiny_config())(logits, boxes.view(1, 1, 4, 4), make_targets([people(3)]))[0]
     assert len(matches.query_rows) == 3
 
 
@@ -219,7 +215,7 @@ def test_residual_log_likelihood_and_what_it_leaves_out():
     keypoints = torch.tensor([positions], dtype=torch.float64)
     prediction = torch.rand(1, 5, 2, dtype=torch.float64) - 0.5
     sigma = 0.1 + torch.rand(1, 5, 2, dtype=torch.float64)
-    total = residual_log_likelihood_loss(prediction, sigma, boxes, keypoints, flow)
+    total = residual_log_likelihood_loss(prediction, sigma, *keypoints_in_boxes(keypoints, boxes), flow)
     expected = sum(
         rle_by_the_formula(prediction[0, k], sigma[0, k], boxes[0], keypoints[0, k, :2], flow) for k in (0, 1, 2)
     )
@@ -235,7 +231,7 @@ def test_degenerate_boxes_leave_losses_and_gradients_finite(box):
     keypoints = torch.tensor([[[0.5, 0.5, 2.0], [0.3, 0.3, 2.0]]])
     prediction = torch.zeros(1, 2, 2, requires_grad=True)
     sigma = torch.full((1, 2, 2), 0.5, requires_grad=True)
-    loss = residual_log_likelihood_loss(prediction, sigma, boxes, keypoints, flow)
+    loss = residual_log_likelihood_loss(prediction, sigma, *keypoints_in_boxes(keypoints, boxes), flow)
     loss = loss + (1 - generalized_box_iou(boxes, torch.tensor([[0.2, 0.2, 0.7, 0.7]]))).sum()
     loss.backward()
     assert loss.isfinite()
@@ -247,9 +243,7 @@ def test_tiny_deviations_leave_loss_and_gradients_finite():
     flow = QueryPoseFlow()
     sigma = torch.zeros(1, 1, 2, requires_grad=True)
     prediction = torch.full((1, 1, 2), 0.4, requires_grad=True)
-    loss = residual_log_likelihood_loss(
-        prediction, sigma, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[[0.5, 0.5, 2.0]]]), flow
-    )
+    loss = residual_log_likelihood_loss(prediction, sigma, torch.zeros(1, 1, 2), torch.ones(1, 1).bool(), flow)
     loss.backward()
     assert loss.isfinite() and prediction.grad.isfinite().all() and sigma.grad.isfinite().all()
 
@@ -329,11 +323,11 @@ def test_part_attention_loss_by_hand():
                 hill[row, column] = math.exp(-((column + 0.5 - x) ** 2 + (row + 0.5 - y) ** 2) / 2)
             targets[person, part] += hill / hill.sum() / len(inside)
     expected = -(targets * maps.detach().log().numpy()).sum()
-    loss = part_attention_loss(maps, boxes.requires_grad_(), keypoints, parts)
+    loss = part_attention_loss(maps, *keypoints_in_boxes(keypoints, boxes.requires_grad_()), parts)
     assert loss.item() == pytest.approx(expected)
     loss.backward()
     assert boxes.grad is None and not logits.grad[0, 1].any() and logits.grad[1].any()
-    best = part_attention_loss(torch.from_numpy(targets), boxes, keypoints, parts)
+    best = part_attention_loss(torch.from_numpy(targets), *keypoints_in_boxes(keypoints, boxes), parts)
     entropy = -sum(value * math.log(value) for value in targets.flatten() if value > 0)
     assert float(best) == pytest.approx(entropy, rel=1e-6) and best < loss
 
@@ -358,9 +352,7 @@ def test_labels_that_are_not_there():
     with pytest.raises(ValueError, match=r"labels\[0\].*keypoints"):
         make_targets([label])
     with pytest.raises(ValueError, match="one dict per image"):
-        Targets.from_labels(
-            [people(1)], batch_size=2, num_labels=1, num_keypoints=17, device=torch.device("cpu"), dtype=torch.float32
-        )
+        make_targets([people(1)], batch_size=2)
 
 
 @pytest.mark.parametrize("query_feedback", ["always", "never"])
@@ -438,7 +430,7 @@ def test_class_scores_learn_how_good_poses_are():
     outputs = model(pixel_values, pixel_mask=pixel_mask, labels=labels)
     targets = make_targets(labels)
     corners = center_to_corners_format(outputs.pred_boxes)
-    matches = HungarianMatcher(config)(outputs.logits[None], corners[None], targets)[0]
+    matches = QueryPoseHungarianMatcher(config)(outputs.logits[None], corners[None], targets)[0]
     quality = torch.zeros(2 * config.num_queries, 1, dtype=torch.float64)
     for row, person in zip(*(rows.tolist() for rows in matches), strict=True):
         image, query = divmod(row, config.num_queries)
@@ -511,12 +503,12 @@ def test_part_queries_follow_their_query_when_the_matching_changes():
     decoder = model.model.decoder
     rows = [[3, 5], [4, 5], [3, 4]]
     decoder.matcher = lambda logits, boxes, targets: [
-        type("M", (), {"query_rows": torch.tensor(stage), "target_rows": torch.tensor([0, 1])}) for stage in rows
+        Matches(torch.tensor(stage), torch.tensor([0, 1])) for stage in rows
     ]
     seen = []
     for layer in decoder.keypoint_layers:
         layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[1], output[1])))
-    model.model(torch.randn(1, 3, 64, 64, dtype=torch.float64), labels=[people(2)])
+    model(torch.randn(1, 3, 64, 64, dtype=torch.float64), labels=[people(2)])
     (first_in, first_out), (second_in, second_out), (third_in, _) = seen
     table = decoder.part_queries
     torch.testing.assert_close(first_in, torch.stack([table, table]))
@@ -530,11 +522,11 @@ def test_people_are_counted_over_processes():
         """
         import os, sys, torch
         import torch.distributed as dist
-        from querypose_hf.model.loss_querypose import Targets, number_of_people
+        from querypose_hf.model.targets_querypose import QueryPoseTargets
         rank, store = int(sys.argv[1]), sys.argv[2]
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-        targets = Targets(None, None, None, [3, 0] if rank == 0 else [1], None)
-        print(float(number_of_people(targets, torch.device("cpu"))))
+        targets = QueryPoseTargets(None, torch.zeros(0, 4), None, [3, 0] if rank == 0 else [1], None)
+        print(float(targets.number_of_people()))
         dist.destroy_process_group()
         """
     )

@@ -383,7 +383,7 @@ def test_only_people_who_are_wanted_are_decoded(pose_estimator, monkeypatch):
     picture = make_picture()
     pose_estimator(picture)
     pose_estimator(picture, threshold=0.1, top_k=2)
-    assert seen[0]["person_threshold"] == 0.3 and "max_people" not in seen[0]
+    assert seen[0]["person_threshold"] == 0.3 and seen[0]["max_people"] is None
     assert seen[1]["person_threshold"] == 0.1 and seen[1]["max_people"] == 2
 
 
@@ -422,7 +422,6 @@ def test_fewer_queries_decoded(tmp_path):
     picture = make_picture()
     inputs = pose_estimator.preprocess(picture)
     logits = pose_estimator.forward(inputs)["logits"][0, :, 0]
-    class_scores = logits.sigmoid().sort(descending=True).values.tolist()
     all_people = numbers(pose_estimator(picture, **ALL))
 
     outputs = pose_estimator.forward(inputs, keypoint_top_k=4)
@@ -430,13 +429,8 @@ def test_fewer_queries_decoded(tmp_path):
     assert set(outputs["keypoint_query_mask"][0].nonzero().flatten().tolist()) == set(logits.topk(4).indices.tolist())
     few = numbers(pose_estimator(picture, keypoint_top_k=4, **ALL))
     assert 0 < len(few) <= 4
-    between = (class_scores[5] + class_scores[6]) / 2
-    assert pose_estimator.forward(inputs, keypoint_score_threshold=between)["keypoint_query_mask"].sum() == 6
-    sure = numbers(pose_estimator(picture, keypoint_score_threshold=between, **ALL))
-    assert 0 < len(sure) <= 6
-    for some in (few, sure):
-        distance = np.abs(some[:, None] - all_people[None]).max(axis=2)
-        np.testing.assert_allclose(distance.min(axis=1), 0, atol=1e-6)
+    distance = np.abs(few[:, None] - all_people[None]).max(axis=2)
+    np.testing.assert_allclose(distance.min(axis=1), 0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -450,7 +444,6 @@ def test_fewer_queries_decoded(tmp_path):
         ("top_k", 2.5),
         ("top_k", True),
         ("keypoint_top_k", 0),
-        ("keypoint_score_threshold", 2),
         ("timeout", 0),
     ],
 )

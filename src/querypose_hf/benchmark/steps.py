@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..model.modeling_querypose import QueryPoseForPoseEstimation, QueryPoseStages, image_sizes_from_mask
+from ..model.decoder_querypose import BoxStage, QueryPoseDecoder, QuerySelection, lay_out, take_rows
+from ..model.modeling_querypose import QueryPoseForPoseEstimation, image_sizes_from_mask
+from ..model.rois_querypose import QueryPoseRoiPooler
 from .measuring import synchronize
 
 
@@ -27,18 +29,36 @@ def run_steps(
     on_step("backbone + neck")
     pyramid = model.model.extract_pyramid(pixel_values)
     on_step("boxes")
-    stages = QueryPoseStages(decoder, pyramid, image_sizes_from_mask(pixel_values, None), output_attentions=False)
-    for stage in range(len(decoder.box_layers)):
-        stages.run_box_layer(stage)
-        if decoder.feeds_back:
-            on_step("keypoints")
-            rows = decoder.select_queries(stages.logits[stage], people, None)
-            stages.run_keypoint_layer(stage, rows, feed_back=True)
-            on_step("boxes")
+    pooler = QueryPoseRoiPooler(model.config, pyramid, image_sizes_from_mask(pixel_values, None))
+    selection = QuerySelection(top_k=people)
     if not decoder.feeds_back:
+        box_stages = run_box_stages(decoder, pooler)
         on_step("keypoints")
-        stages.decode_keypoints(decoder.select_queries(stages.logits[-1], people, None))
+        decoder.decode(pooler, box_stages, selection, keeps_maps=False)
+        on_step("")
+        return
+    queries, boxes = decoder.initial_queries(pooler)
+    part_queries = decoder.part_queries.expand(queries.shape[:2].numel(), -1, -1)
+    for stage in range(len(decoder.box_layers)):
+        on_step("boxes")
+        found = decoder.box_stage(stage, pooler, queries, boxes)
+        on_step("keypoints")
+        rows = decoder.best_rows(found.logits, selection)
+        decoded = decoder.keypoint_stage(stage, pooler, found, take_rows(part_queries, rows), rows)
+        part_queries = lay_out(decoded.part_queries, rows, part_queries)
+        queries = lay_out(decoded.queries, rows, found.queries.flatten(0, 1)).view_as(queries)
+        boxes = found.boxes.detach()
     on_step("")
+
+
+def run_box_stages(decoder: QueryPoseDecoder, pooler: QueryPoseRoiPooler) -> list[BoxStage]:
+    """All box stages of a model whose keypoints do not feed back."""
+    queries, boxes = decoder.initial_queries(pooler)
+    stages: list[BoxStage] = []
+    for stage in range(len(decoder.box_layers)):
+        stages.append(decoder.box_stage(stage, pooler, queries, boxes))
+        queries, boxes = stages[-1].queries, stages[-1].boxes.detach()
+    return stages
 
 
 def time_steps(

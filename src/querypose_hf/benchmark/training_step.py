@@ -3,22 +3,17 @@
 import copy
 from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from ..model import modeling_querypose
-from ..model.modeling_querypose import QueryPoseForPoseEstimation, QueryPoseStages
+from ..model.decoder_querypose import DecoderOutput
+from ..model.modeling_querypose import QueryPoseForPoseEstimation, image_sizes_from_mask
+from ..model.rois_querypose import QueryPoseRoiPooler
+from ..model.targets_querypose import QueryPoseTargets
 from ..training.fast_convolutions import speed_up_convolutions
 from .measuring import measure_side_by_side
-
-
-class _StagesOfEveryQuery(QueryPoseStages):
-    """Decodes the keypoints of every query in training; the loss then takes those of the matched ones."""
-
-    def run_keypoint_layer(self, stage: int, rows: Tensor | None, feed_back: bool) -> None:
-        super().run_keypoint_layer(stage, None, feed_back)
+from .steps import run_box_stages
 
 
 def measure_training_step(
@@ -40,10 +35,10 @@ def measure_training_step(
     labels = _labels(len(pixel_values), people, model)
     nhwc = pixel_values.contiguous(memory_format=torch.channels_last)
     steps = {
-        "training step": (_step(folded, nhwc, labels, QueryPoseStages), rounds),
-        "batch norms not folded": (_step(unfolded, nhwc, labels, QueryPoseStages), rounds),
-        "keypoints of every query": (_step(folded, nhwc, labels, _StagesOfEveryQuery), plain_rounds),
-        "keypoints of every query, not folded": (_step(unfolded, nhwc, labels, _StagesOfEveryQuery), plain_rounds),
+        "training step": (_step(folded, nhwc, labels, _loss), rounds),
+        "batch norms not folded": (_step(unfolded, nhwc, labels, _loss), rounds),
+        "keypoints of every query": (_step(folded, nhwc, labels, _loss_of_every_query), plain_rounds),
+        "keypoints of every query, not folded": (_step(unfolded, nhwc, labels, _loss_of_every_query), plain_rounds),
     }
     found = measure_side_by_side(
         {name: work for name, (work, _) in steps.items()},
@@ -56,12 +51,34 @@ def measure_training_step(
     return found
 
 
+Labels = list[dict[str, Tensor]]
+
+
+def _loss(model: QueryPoseForPoseEstimation, pixel_values: Tensor, labels: Labels) -> Tensor:
+    return model(pixel_values, labels=labels).loss
+
+
+def _loss_of_every_query(model: QueryPoseForPoseEstimation, pixel_values: Tensor, labels: Labels) -> Tensor:
+    """The same loss, but the keypoints of every query are decoded, of which it takes those of the matched ones."""
+    decoder = model.model.decoder
+    targets = QueryPoseTargets.from_labels(labels, pixel_values, model.config)
+    sizes = image_sizes_from_mask(pixel_values, None)
+    pyramid = model.model.extract_pyramid(pixel_values)
+    pooler = QueryPoseRoiPooler(model.config, pyramid, sizes)
+    boxes = run_box_stages(decoder, pooler)
+    keypoints = decoder.keypoint_stages(pooler, boxes, [None] * len(boxes), keeps_maps=True)
+    queries, part_queries = boxes[-1].queries, keypoints[-1].part_queries
+    matches = decoder.match(boxes, pooler, targets)
+    found = DecoderOutput(boxes, keypoints, queries, part_queries, [], pooler.scale, matches)
+    return torch.stack(list(model.compute_loss(found, targets, sizes, pyramid[0]).values())).sum()
+
+
 def _step(
-    model: QueryPoseForPoseEstimation, pixel_values: Tensor, labels: list[dict[str, Tensor]], stages: type
+    model: QueryPoseForPoseEstimation, pixel_values: Tensor, labels: Labels, loss: Callable[..., Tensor]
 ) -> Callable[[], Any]:
     def work() -> None:
-        with patch.object(modeling_querypose, "QueryPoseStages", stages), torch.enable_grad():
-            model(pixel_values, labels=labels).loss.backward()
+        with torch.enable_grad():
+            loss(model, pixel_values, labels).backward()
         model.zero_grad(set_to_none=True)
 
     return work

@@ -105,7 +105,7 @@ class ExportedPoseEstimator(PreTrainedModel):
                 queries is asked for.
         """
         self._require("raw", "`find_people`")
-        for name in ("keypoint_top_k", "keypoint_score_threshold"):
+        for name in ("keypoint_top_k",):
             if kwargs.get(name) is not None and kwargs[name] != self.metadata.get(name):
                 raise ValueError(
                     f"`{name}` is {kwargs[name]!r}, but the model was exported with {self.metadata.get(name)!r}."

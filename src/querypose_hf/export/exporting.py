@@ -95,7 +95,6 @@ def _build_graph(
         raise ValueError(f"`num_people` is {options.num_people}, but the keypoints of {decoded} queries are decoded.")
     exported = copy.deepcopy(model).float().cpu().eval()
     # a threshold makes the number of decoded queries depend on the image, which a graph of fixed shapes cannot follow
-    exported.config.keypoint_score_threshold = None
     fuse_for_inference(exported, channels_last=False)
     graph: RawOutputsGraph | PeopleGraph
     if options.outputs == "raw":

@@ -1,10 +1,9 @@
 """The graphs that are exported: tensors in, tensors out."""
 
-import torch
 from torch import Tensor, nn
 
-from ..model.boxes_querypose import find_duplicates
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
+from ..model.people_querypose import people_of_queries
 
 
 RAW_OUTPUTS = ("logits", "pred_boxes", "pred_keypoints", "keypoint_scores", "keypoint_query_mask")
@@ -58,21 +57,20 @@ class PeopleGraph(nn.Module):
             `(B, P, K, 2)` as pixel indices, keypoint scores `(B, P, K)`.
         """
         outputs = self.model(pixel_values, pixel_mask=pixel_mask, keypoint_top_k=self.keypoint_top_k)
-        best, labels = outputs.logits.max(dim=-1)
-        scores = best.sigmoid() * outputs.keypoint_scores.mean(dim=-1)
-        limits = target_sizes.to(scores.dtype).flip(-1)[:, None]  # (B, 1, 2): width, height
-        centres, sizes = outputs.pred_boxes.split(2, dim=-1)
-        low = torch.minimum((centres - sizes / 2).clamp(min=0) * limits, limits)
-        high = torch.minimum((centres + sizes / 2).clamp(min=0) * limits, limits)
-        scores = scores * ((high > low).all(dim=-1) & outputs.keypoint_query_mask)
-        boxes = torch.cat([low, high], dim=-1)
-        if self.nms_threshold is not None:
-            scores = scores * ~find_duplicates(scores, labels, boxes, self.nms_threshold)
-        scores, order = scores.topk(self.num_people, dim=1)
-        keypoints = outputs.pred_keypoints * limits[:, :, None] - 0.5
+        people = people_of_queries(
+            outputs.logits,
+            outputs.pred_boxes,
+            outputs.pred_keypoints,
+            outputs.keypoint_scores,
+            outputs.keypoint_query_mask,
+            target_sizes,
+            self.nms_threshold,
+        )
+        scores, order = (people.scores * people.counts).topk(self.num_people, dim=1)
 
         def chosen(values: Tensor) -> Tensor:
             index = order.reshape(*order.shape, *([1] * (values.ndim - 2)))
             return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
 
-        return scores, chosen(labels), chosen(boxes), chosen(keypoints), chosen(outputs.keypoint_scores)
+        fields = (people.labels, people.boxes, people.keypoints, people.keypoint_scores)
+        return scores, *(chosen(values) for values in fields)

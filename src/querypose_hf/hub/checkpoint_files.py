@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..files import read_json, write_json, write_text
-from ..model.configuration_querypose import HUB_ENTRIES, HUB_FILES
+from ..model.code_files_querypose import HUB_ENTRIES, HUB_FILES
 
 
 #: `handler.py` for Inference Endpoints.

@@ -25,7 +25,7 @@ from transformers import pipeline
 
 #: Formats that are read. Pillow's other decoders, such as PostScript's, are not for files of strangers.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-PARAMETERS = ("threshold", "top_k", "keypoint_top_k", "keypoint_score_threshold")
+PARAMETERS = ("threshold", "top_k", "keypoint_top_k")
 
 
 class EndpointHandler:
@@ -91,8 +91,8 @@ class EndpointHandler:
 
         Args:
             data (`Mapping`): `inputs`, an image or a list of images, each as base64 text, data URL, `http(s)` URL,
-                bytes of a file or PIL image; and, *optional*, `parameters` of the pipeline: `threshold`, `top_k`,
-                `keypoint_top_k` and `keypoint_score_threshold`.
+                bytes of a file or PIL image; and, *optional*, `parameters` of the pipeline: `threshold`, `top_k`
+                and `keypoint_top_k`.
 
         Returns:
             `list[dict]`: the people of the image, best first, each with `score`, `label`, `box` and `keypoints`; for a

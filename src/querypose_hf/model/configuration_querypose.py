@@ -4,7 +4,6 @@ import copy
 import difflib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .code_files_querypose import HUB_ENTRIES, copy_code
 from .skeletons import COCO_17, SKELETONS, Skeleton
 
 
@@ -23,36 +23,6 @@ KEYPOINT_ORIGINS = ("box", "attention")
 KEYPOINT_CONFIDENCES = ("deviation", "attention")
 CLASS_TARGETS = ("person", "oks")
 QUERY_FEEDBACKS = ("always", "training", "never")
-
-#: The files that a saved configuration carries, so that its model runs where this package is not installed.
-HUB_FILES = (
-    "configuration_querypose.py",
-    "skeletons.py",
-    "modeling_querypose.py",
-    "loss_querypose.py",
-    "boxes_querypose.py",
-    "annotations_querypose.py",
-    "image_decoding_querypose.py",
-    "image_processing_base_querypose.py",
-    "image_processing_querypose.py",
-    "image_processing_pil_querypose.py",
-    "pipeline_querypose.py",
-)
-#: What makes Transformers find the classes in those files.
-HUB_ENTRIES: dict[str, Any] = {
-    "auto_map": {
-        "AutoConfig": "configuration_querypose.QueryPoseConfig",
-        "AutoModel": "modeling_querypose.QueryPoseModel",
-        "AutoModelForPoseEstimation": "modeling_querypose.QueryPoseForPoseEstimation",
-    },
-    "custom_pipelines": {
-        "pose-estimation": {
-            "impl": "pipeline_querypose.PoseEstimationPipeline",
-            "pt": ["AutoModelForPoseEstimation"],
-            "type": "image",
-        }
-    },
-}
 
 
 def _timm_backbone(name: str, **kwargs: Any) -> dict[str, Any]:
@@ -133,27 +103,12 @@ class QueryPoseConfig(PreTrainedConfig):
             Defaults to Figure 4(c) for COCO and to one part per keypoint for other names.
         keypoint_flip_indices (`list[int]`, *optional*):
             Index of each keypoint's mirror image. Derived from left and right in the names where they tell.
-        keypoint_sigmas (`list[float]`, *optional*): OKS constants; defaulted with a warning for other skeletons.
+        keypoint_sigmas (`list[float]`, *optional*):
+            OKS constants, by which keypoints are scored; defaulted with a warning for other skeletons. (Not
+            `outputs.keypoint_sigmas`, the deviations that the model predicts.)
         keypoint_edges (`list[list[int]]`, *optional*): limbs to draw, pairs of keypoint indices.
         part_dim (`int`, defaults to 128): width d_p of the part queries.
         num_pose_convs (`int`, defaults to 6): 3x3 convolutions of the keypoint decoder, at least 2.
-        part_position_encoding (`bool`, defaults to `False`):
-            Whether part embeddings also gather a sine encoding of the place in the RoI that their attention maps look
-            at. It is not the paper's, where places have to come through the padding of the convolutions: models that
-            are trained for hours rather than days learn coordinates much sooner with it.
-        keypoint_origin (`str`, defaults to `"box"`):
-            What the keypoint decoder's coordinates are relative to: `"box"`, the centre of the stage's box, or
-            `"attention"`, the mean place of the attention map of the keypoint's part. The latter is not the paper's:
-            where each keypoint is a part, the map alone finds it roughly, and little is left to learn.
-        attention_sharpness (`float`, defaults to 1.0):
-            The power, at least 1, to which those maps are raised for their mean place alone (and divided by their
-            sum). The mean of a broad map is drawn towards the middle of the box, hands and feet towards the body;
-            that of its cube stays near its highest place.
-        keypoint_confidence (`str`, defaults to `"deviation"`):
-            What the confidence of a keypoint is: `"deviation"`, 1 minus its mean predicted deviation (Section 3.4), or
-            `"attention"`, the OKS that is expected of it if its place is as likely as the attention map of its part
-            says. The latter is not the paper's: it ranks people well where the maps were taught
-            (`part_attention_loss_coefficient`) and each keypoint is a part.
         pose_query_interaction (`str`, defaults to `"dynamic"`):
             `"dynamic"` is the full version, in which the instance query interacts with the keypoint features;
             `"none"` the light one.
@@ -167,28 +122,38 @@ class QueryPoseConfig(PreTrainedConfig):
         keypoint_loss_coefficient (`float`, defaults to 1.0): weight of the loss term of the keypoints.
         heatmap_loss_coefficient (`float`, defaults to 0.0):
             Weight of the optional auxiliary heatmap head; the head exists where it is above 0 (the authors tried 0.5).
-        part_attention_loss_coefficient (`float`, defaults to 0.0):
-            Weight of a loss that has the part attention maps look at their parts' keypoints. It is not the paper's:
-            without it the maps learn from the coordinates alone, which takes long.
-        num_denoising (`int`, defaults to 0):
-            In training, about how many boxes of each image's people, moved and scaled at random, the box decoder
-            refines beside the queries' own, see [`QueryPoseDecoder.refine_noisy_boxes`]. It is not the paper's (Li et
-            al., "DN-DETR", 2022, without its noisy labels): of N queries only those matched to people teach the box
-            decoder.
-        box_noise_scale (`float`, defaults to 1.0):
-            The most by which they are moved, in halves of their sides, and scaled, as a power of 2.
-        class_target (`str`, defaults to `"person"`):
-            What the class scores of queries that are matched learn to be: `"person"`, 1; or `"oks"`, how good the
-            query's pose is, by which people are ranked when poses are scored, see [`varifocal_loss`]. The latter is
-            not the paper's.
         focal_alpha, focal_gamma (`float`, defaults to 0.25, 2.0): of the focal loss and its matching cost.
         prior_prob (`float`, defaults to 0.01): class probability that a new model starts from.
         auxiliary_loss (`bool`, defaults to `True`): whether the loss covers all stages or the last alone.
         keypoint_top_k (`int`, *optional*):
             In inference, decode the keypoints of only this many queries of each image, those of the highest class
             score. Their results do not change where nothing feeds back (see `query_feedback`).
-        keypoint_score_threshold (`float`, *optional*):
-            In inference, decode the keypoints of only the queries whose class score is above this.
+
+    Options that are not the paper's. All are off by default. They exist for querypose-nano, which was trained for
+    hours rather than days:
+
+        part_position_encoding (`bool`, defaults to `False`):
+            Add a sine encoding of the places that a part's attention map looks at to the part embedding. In the paper
+            places come through the padding of the convolutions alone, which takes long to learn.
+        keypoint_origin (`str`, defaults to `"box"`):
+            What coordinates are relative to: `"box"`, the centre of the stage's box, or `"attention"`, the mean place
+            of the attention map of the keypoint's part. Meant for parts of one keypoint each.
+        attention_sharpness (`float`, defaults to 1.0):
+            The power, at least 1, to which these maps are raised for their mean place. The mean of a broad map lies
+            towards the middle of the box; that of its cube stays near the peak.
+        keypoint_confidence (`str`, defaults to `"deviation"`):
+            Confidence of a keypoint: `"deviation"`, 1 minus its mean predicted deviation (Section 3.4), or
+            `"attention"`, the OKS expected of it if the true place is distributed as the attention map of its part.
+            The latter needs maps that were taught (`part_attention_loss_coefficient`) and parts of one keypoint each.
+        part_attention_loss_coefficient (`float`, defaults to 0.0):
+            Weight of a loss that makes part attention maps look at their parts' keypoints; see
+            [`part_attention_loss`].
+        num_denoising (`int`, defaults to 0):
+            In training, the box decoder also refines about this many noisy copies of people's boxes per image; see
+            [`NoisyBoxes`] (Li et al., "DN-DETR", 2022, without its noisy labels).
+        class_target (`str`, defaults to `"person"`):
+            What class scores of matched queries learn: `"person"`, 1, or `"oks"`, how good the query's pose is, by
+            [`varifocal_loss`].
 
     Example:
 
@@ -260,14 +225,12 @@ class QueryPoseConfig(PreTrainedConfig):
     heatmap_loss_coefficient: float | int = 0.0
     part_attention_loss_coefficient: float | int = 0.0
     num_denoising: int = 0
-    box_noise_scale: float | int = 1.0
     class_target: str = "person"
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
     prior_prob: float = 0.01
     auxiliary_loss: bool = True
     keypoint_top_k: int | None = None
-    keypoint_score_threshold: float | int | None = None
 
     def __post_init__(self, **kwargs):
         self._refuse_misspelt_fields(kwargs)
@@ -333,22 +296,16 @@ class QueryPoseConfig(PreTrainedConfig):
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        here = Path(__file__).parent
         with tempfile.TemporaryDirectory(dir=folder, prefix=".configuration_") as name:
-            temporary = Path(name)
-            super().save_pretrained(temporary)
-            config_file = temporary / "config.json"
-            # code that itself came with a checkpoint came without what was not asked for, such as the pipeline
-            present = [code for code in HUB_FILES if (here / code).exists()]
-            for code in present:
-                shutil.copyfile(here / code, temporary / code)
+            super().save_pretrained(name)
+            copy_code(folder)  # before the configuration, which asks for the code
+            config_file = Path(name) / "config.json"
             content = {**json.loads(config_file.read_text(encoding="utf-8")), **HUB_ENTRIES}
-            if not any((place / "pipeline_querypose.py").exists() for place in (temporary, folder)):
+            # code that itself came with a checkpoint came without what was not asked for, such as the pipeline
+            if not (folder / "pipeline_querypose.py").exists():
                 content.pop("custom_pipelines")
             config_file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            # the configuration last, since it is what asks for the code
-            for file in sorted(temporary.iterdir(), key=lambda file: file == config_file):
-                file.replace(folder / file.name)
+            config_file.replace(folder / config_file.name)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
@@ -446,7 +403,6 @@ class QueryPoseConfig(PreTrainedConfig):
             "heatmap_loss_coefficient": 0,
             "part_attention_loss_coefficient": 0,
             "num_denoising": 0,
-            "box_noise_scale": 0,
             "attention_sharpness": 1,
             "focal_gamma": 0,
         }
@@ -471,9 +427,6 @@ class QueryPoseConfig(PreTrainedConfig):
             raise ValueError(f"`prior_prob` must be between 0 and 1, but is {self.prior_prob}.")
         if self.keypoint_top_k is not None and self.keypoint_top_k < 1:
             raise ValueError(f"`keypoint_top_k` must be None or at least 1, but is {self.keypoint_top_k}.")
-        threshold = self.keypoint_score_threshold
-        if threshold is not None and not 0 <= threshold < 1:
-            raise ValueError(f"`keypoint_score_threshold` must be None or at least 0 and below 1, but is {threshold}.")
 
     @property
     def num_parts(self) -> int:

@@ -29,7 +29,8 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .annotations_querypose import labels_from_annotations
-from .boxes_querypose import find_duplicates
+from .code_files_querypose import copy_code
+from .people_querypose import People, people_of_queries
 
 
 logger = logging.get_logger(__name__)
@@ -403,76 +404,26 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
             raise ValueError(f"`top_k` is {top_k!r}; expected None or an integer of at least 0.")
         nms_threshold = self.nms_threshold if nms_threshold is None else nms_threshold
         _check_nms_threshold(nms_threshold)
-        logits = _output_field(outputs, "logits", 3)
-        batch_size, num_queries = logits.shape[:2]
-        boxes = _output_field(outputs, "pred_boxes", 3, (batch_size, num_queries, 4))
-        keypoints = _output_field(outputs, "pred_keypoints", 4, (batch_size, num_queries, None, 2))
-        num_keypoints = keypoints.shape[2]
-        keypoint_scores = _output_field(outputs, "keypoint_scores", 3, (batch_size, num_queries, num_keypoints))
-        decoded = _output_field(outputs, "keypoint_query_mask", 2, (batch_size, num_queries), required=False)
-        tensors = (logits, boxes, keypoints, keypoint_scores)
-        dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
-        limits = torch.ones((batch_size, 2), dtype=dtype)
+        logits, boxes, keypoints, keypoint_scores, decoded = _on_host(_read_outputs(outputs))
+        sizes = None
         if target_sizes is not None:
-            limits = _check_target_sizes(target_sizes, batch_size).to(dtype).flip(-1)
+            sizes = _check_target_sizes(target_sizes, len(logits)).to(logits.dtype)
+        people = people_of_queries(logits, boxes, keypoints, keypoint_scores, decoded, sizes, nms_threshold)
+        kept = people.counts & (people.scores > threshold)
+        order = people.scores.masked_fill(~kept, -math.inf).argsort(dim=-1, descending=True, stable=True)
+        return [
+            _describe_people(people, image, ranking[: count if top_k is None else min(count, top_k)])
+            for image, (ranking, count) in enumerate(zip(order, kept.sum(dim=-1).tolist(), strict=True))
+        ]
 
-        best, classes = logits.detach().to(dtype).max(dim=-1)
-        scores = best.sigmoid() * keypoint_scores.detach().to(dtype).mean(dim=-1)
-        if decoded is not None:
-            scores = scores.masked_fill(~decoded.bool(), -math.inf)
-        # one tensor, so that there is one transfer from the device
-        packed = torch.cat(
-            [
-                scores[..., None],
-                classes[..., None].to(dtype),
-                boxes.detach().to(dtype),
-                keypoints.detach().to(dtype).flatten(2),
-                keypoint_scores.detach().to(dtype),
-            ],
-            dim=-1,
-        ).cpu()
-        scores, classes, boxes, keypoints, keypoint_scores = packed.split(
-            [1, 1, 4, 2 * num_keypoints, num_keypoints], dim=-1
-        )
-        scores, classes = scores[..., 0], classes[..., 0].to(torch.int64)
+    def query_selection(self, threshold: float | None = None, top_k: int | None = None) -> dict[str, Any]:
+        """What to tell the model when [`post_process_pose_estimation`] will be called with these arguments.
 
-        limits = limits[:, None]
-        centers, extents = boxes.split(2, dim=-1)
-        corners = torch.cat([centers - extents / 2, centers + extents / 2], dim=-1) * limits.repeat(1, 1, 2)
-        corners = torch.minimum(corners.clamp(min=0), limits.repeat(1, 1, 2))
-        keypoints = keypoints.unflatten(-1, (num_keypoints, 2)) * limits[:, :, None]
-        if target_sizes is not None:
-            keypoints = keypoints - 0.5
-
-        kept = (scores > threshold) & (corners[..., 2:] > corners[..., :2]).all(dim=-1)
-        if nms_threshold is not None:
-            kept &= ~find_duplicates(scores, classes, corners, nms_threshold)
-        order = scores.masked_fill(~kept, -math.inf).argsort(dim=-1, descending=True, stable=True)
-        keypoint_labels = torch.arange(num_keypoints)
-        people = []
-        for image, (ranking, count) in enumerate(zip(order, kept.sum(dim=-1).tolist(), strict=True)):
-            chosen = ranking[: count if top_k is None else min(count, top_k)]
-            people.append(
-                [
-                    {
-                        "score": score,
-                        "label": label,
-                        "bbox": bbox,
-                        "keypoints": points,
-                        "scores": point_scores,
-                        "labels": keypoint_labels,
-                    }
-                    for score, label, bbox, points, point_scores in zip(
-                        scores[image, chosen],
-                        classes[image, chosen],
-                        corners[image, chosen],
-                        keypoints[image, chosen],
-                        keypoint_scores[image, chosen],
-                        strict=True,
-                    )
-                ]
-            )
-        return people
+        Returns:
+            `dict`: `person_threshold` and `max_people` of [`QueryPoseForPoseEstimation.forward`]. With NMS every
+            candidate is needed, so that then there is no `max_people`.
+        """
+        return {"person_threshold": threshold, "max_people": top_k if self.nms_threshold is None else None}
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, with the `auto_map` that lets `AutoImageProcessor` load this code from the saved folder."""
@@ -494,7 +445,7 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Saves the settings, and the code of both backends with them.
+        """Saves the settings, and the code with them.
 
         `AutoImageProcessor.from_pretrained(save_directory, trust_remote_code=True)` then works where this package is
         not installed.
@@ -508,14 +459,7 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
             `list[str]`: the files written, the settings first.
         """
         files = super().save_pretrained(save_directory)
-        shared = (Path(__file__).stem, "image_decoding_querypose", "annotations_querypose", "boxes_querypose")
-        modules = [*shared, *(module for module, _ in _BACKEND_MODULES.values())]
-        for source in (Path(__file__).with_name(f"{module}.py") for module in modules):
-            # of code that came from the Hub only the backend in use is there
-            if source.is_file():
-                target = Path(save_directory, source.name)
-                _replace_file(target, source.read_bytes())
-                files.append(str(target))
+        files += [str(path) for path in copy_code(save_directory)]
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
         return files
@@ -538,6 +482,17 @@ def _check_size(size: SizeDict | None) -> None:
         )
 
 
+def _read_outputs(outputs: Any) -> list[Any]:
+    """The fields of the model's outputs that people are made of, their shapes checked."""
+    logits = _output_field(outputs, "logits", 3)
+    queries = tuple(logits.shape[:2])
+    boxes = _output_field(outputs, "pred_boxes", 3, (*queries, 4))
+    keypoints = _output_field(outputs, "pred_keypoints", 4, (*queries, None, 2))
+    keypoint_scores = _output_field(outputs, "keypoint_scores", 3, (*queries, keypoints.shape[2]))
+    decoded = _output_field(outputs, "keypoint_query_mask", 2, queries, required=False)
+    return [logits, boxes, keypoints, keypoint_scores, decoded]
+
+
 def _output_field(
     outputs: Any, name: str, ndim: int, shape: tuple[int | None, ...] | None = None, required: bool = True
 ) -> Any:
@@ -555,6 +510,28 @@ def _output_field(
         expectation = f"{ndim} dimensions" if shape is None else f"{shape}".replace("None", "K")
         raise ValueError(f"`outputs.{name}` has shape {tuple(tensor.shape)}; expected {expectation}.")
     return tensor
+
+
+def _on_host(tensors: list[Any]) -> list[Any]:
+    """The tensors on the CPU, in float32 at least; one host sync for all of them."""
+    given = [tensor.detach() for tensor in tensors if tensor is not None]
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in given), torch.float32)
+    flat = [tensor.to(dtype).flatten(2) if tensor.ndim > 2 else tensor.to(dtype)[..., None] for tensor in given]
+    packed = torch.cat(flat, dim=-1).cpu().split([part.shape[-1] for part in flat], dim=-1)
+    found = iter(part.reshape(tensor.shape) for part, tensor in zip(packed, given, strict=True))
+    moved = [None if tensor is None else next(found) for tensor in tensors]
+    return [*moved[:-1], None if moved[-1] is None else moved[-1] > 0]
+
+
+def _describe_people(people: People, image: int, queries: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """The people of some queries of an image as [`post_process_pose_estimation`] returns them."""
+    keypoint_labels = torch.arange(people.keypoints.shape[2])
+    fields = (people.scores, people.labels, people.boxes, people.keypoints, people.keypoint_scores)
+    names = ("score", "label", "bbox", "keypoints", "scores")
+    return [
+        {**dict(zip(names, person, strict=True)), "labels": keypoint_labels}
+        for person in zip(*(field[image, queries] for field in fields), strict=True)
+    ]
 
 
 def _check_nms_threshold(value: Any) -> None:

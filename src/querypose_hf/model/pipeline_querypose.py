@@ -89,11 +89,9 @@ class PoseEstimationPipeline(Pipeline):
         top_k: int | None = None,
         timeout: float | None = None,
         keypoint_top_k: int | None = None,
-        keypoint_score_threshold: float | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        for name, value in (("threshold", threshold), ("keypoint_score_threshold", keypoint_score_threshold)):
-            if value is not None and not (_is_number(value) and 0 <= value <= 1):
-                raise ValueError(f"`{name}` must be a number from 0 to 1, but is {value!r}.")
+        if threshold is not None and not (_is_number(threshold) and 0 <= threshold <= 1):
+            raise ValueError(f"`threshold` must be a number from 0 to 1, but is {threshold!r}.")
         for name, count in (("top_k", top_k), ("keypoint_top_k", keypoint_top_k)):
             if count is not None and not (_is_number(count) and isinstance(count, Integral) and count >= 1):
                 raise ValueError(f"`{name}` must be an integer of at least 1, but is {count!r}.")
@@ -103,17 +101,8 @@ class PoseEstimationPipeline(Pipeline):
         def given(**values: Any) -> dict[str, Any]:
             return {name: value for name, value in values.items() if value is not None}
 
-        return (
-            given(timeout=timeout),
-            given(
-                keypoint_top_k=keypoint_top_k,
-                keypoint_score_threshold=keypoint_score_threshold,
-                # nobody below the threshold or beyond the number is reported, so that they need no keypoints
-                person_threshold=threshold,
-                max_people=top_k,
-            ),
-            given(threshold=threshold, top_k=top_k),
-        )
+        wanted = given(threshold=threshold, top_k=top_k)
+        return given(timeout=timeout), {**wanted, **given(keypoint_top_k=keypoint_top_k)}, wanted
 
     def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]] | Iterator:
         """Finds people in one or many images.
@@ -128,8 +117,8 @@ class PoseEstimationPipeline(Pipeline):
                 for which those of a list are sorted by aspect ratio.
             num_workers (`int`, *optional*, defaults to 0): processes that decode and resize while the model runs.
             timeout (`float`, *optional*): seconds to wait for an image from the web (60 by default).
-            keypoint_top_k (`int`, *optional*), keypoint_score_threshold (`float`, *optional*):
-                decode the keypoints of fewer queries, see [`QueryPoseConfig`].
+            keypoint_top_k (`int`, *optional*): decode the keypoints of only this many queries, see
+                [`QueryPoseConfig`].
 
         Returns:
             Per image a list of people, best first: `score`, `label`, `box` with `xmin`, `ymin`, `xmax`, `ymax`, and
@@ -152,8 +141,6 @@ class PoseEstimationPipeline(Pipeline):
             inputs = (item for item in inputs)
         if isinstance(inputs, list) and not inputs:
             return []
-        if kwargs.get("threshold") is None:  # the model is to know the threshold, too
-            kwargs["threshold"] = self._postprocess_params.get("threshold", _THRESHOLD)
         batch_size = kwargs.get("batch_size") or self._batch_size or 1
         if isinstance(inputs, list) and 1 < batch_size < len(inputs):
             # images of similar shape share a batch, so that little of it is padding
@@ -180,15 +167,23 @@ class PoseEstimationPipeline(Pipeline):
         # Transformers joins tensors along their first dimension before they are padded; a list it leaves alone.
         return {"images": [pixel_values], "target_size": torch.tensor([[height, width]])}
 
-    def _forward(self, model_inputs: dict[str, Any], **forward_parameters: Any) -> dict[str, Tensor]:
+    def _forward(
+        self,
+        model_inputs: dict[str, Any],
+        threshold: float = _THRESHOLD,
+        top_k: int | None = None,
+        keypoint_top_k: int | None = None,
+    ) -> dict[str, Tensor]:
         images = model_inputs["images"]
         if isinstance(images[0], list):
             images = [image for [image] in images]
         batch = self.image_processor.pad_to_batch(images)
-        if self.image_processor.nms_threshold is not None:  # of the best people some may be left out
-            forward_parameters.pop("max_people", None)
         outputs = self.model(
-            batch["pixel_values"].to(self.dtype), pixel_mask=batch["pixel_mask"], **forward_parameters
+            batch["pixel_values"].to(self.dtype),
+            pixel_mask=batch["pixel_mask"],
+            keypoint_top_k=keypoint_top_k,
+            # nobody below the threshold or beyond the number is reported: they need no keypoints
+            **self.image_processor.query_selection(threshold, top_k),
         )
         return {**{name: outputs[name] for name in _USED_OUTPUTS}, "target_size": model_inputs["target_size"]}
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model.modeling_querypose import QueryPoseBackbone
+from ..model.backbone_querypose import QueryPoseBackbone
 from ..weights.fusion import find_norm_pairs, norm_tail
 
 

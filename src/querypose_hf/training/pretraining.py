@@ -1,7 +1,7 @@
-"""Training parts of a model alone, before all of it: keypoint heatmaps, and poses of people whose boxes are known.
+"""Training parts of a model before all of it: keypoint heatmaps, and poses of people whose boxes are known.
 
-Neither is the paper's way, though its authors start from an HRNet trained on heatmaps (Section 4.3). With little data
-and time both make much of every person: there is no background to look at, and no query that holds nobody.
+Neither is in the paper, though its authors start from an HRNet trained on heatmaps (Section 4.3). With little data and
+time both make much of every person: no image is mostly background, and no query is on nobody.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from ..model.loss_querypose import Matches, Targets, number_of_people, part_attention_loss, pose_estimation_loss
-from ..model.modeling_querypose import (
-    QueryPoseForPoseEstimation,
-    QueryPoseStages,
-    image_sizes_from_mask,
-    targets_from_labels,
-)
+from ..model.attention_maps_querypose import part_attention_loss
+from ..model.decoder_querypose import BoxStage, DecoderOutput, KeypointStage, QueryPoseDecoder
+from ..model.loss_querypose import QueryPoseLoss
+from ..model.matching_querypose import Matches
+from ..model.modeling_querypose import QueryPoseForPoseEstimation, image_sizes_from_mask, stage_prediction
+from ..model.rois_querypose import QueryPoseRoiPooler
+from ..model.targets_querypose import QueryPoseTargets
 
 
 @dataclass
@@ -31,7 +31,7 @@ class _PretrainingOutput(ModelOutput):
 class HeatmapPretraining(nn.Module):
     """Backbone, neck and auxiliary heatmap head: a distribution over P2 for each keypoint of each person.
 
-    The loss is the cross-entropy of [`~loss_querypose.part_attention_loss`] over the picture.
+    The loss is the cross-entropy of [`~attention_maps_querypose.part_attention_loss`] over the image.
 
     Args:
         model ([`QueryPoseForPoseEstimation`]): with a heatmap head.
@@ -44,38 +44,39 @@ class HeatmapPretraining(nn.Module):
                 "`objective` is 'heatmaps', but the model has no heatmap head: `heatmap_loss_coefficient` is 0; "
                 "expected it above 0."
             )
-        # not the model itself: what is not trained here must not wait for gradients
+        # not the model itself: parameters that are not trained here must not wait for gradients
         self.backbone, self.neck, self.head = model.model.backbone, model.model.neck, model.heatmap_head
         self.extract_pyramid = model.model.extract_pyramid
         self.config = model.config
 
     def forward(self, pixel_values: Tensor, labels: list[dict[str, Any]], pixel_mask: Tensor | None = None) -> Any:
-        """The loss; arguments as the model's."""
-        targets = targets_from_labels(labels, pixel_values, self.config)
+        """The loss; arguments are those of the model."""
+        targets = QueryPoseTargets.from_labels(labels, pixel_values, self.config)
         sizes = image_sizes_from_mask(pixel_values, pixel_mask)
         logits = self.head(self.extract_pyramid(pixel_values)[0]).float()
         maps = logits.flatten(2).softmax(dim=-1).view_as(logits)
-        images = _image_of_each_person(targets, logits.device)
-        keypoints = targets.keypoints.clone()
-        keypoints[..., :2] *= sizes.flip(-1)[images][:, None].to(keypoints.dtype)
+        images = targets.image_of_person()
         # the maps cover the padding, too, up to the next multiple of 32
         height, width = (4 * length for length in logits.shape[-2:])
-        whole = keypoints.new_tensor([0, 0, width, height]).expand(len(keypoints), 4)
+        extent = sizes.flip(-1)[images][:, None].to(maps.dtype) / maps.new_tensor([width, height])
+        places = targets.keypoints[..., :2] * extent
+        counts = (targets.keypoints[..., 2] > 0) & ((places >= 0) & (places <= 1)).all(dim=-1)
         each = [[keypoint] for keypoint in range(logits.shape[1])]
-        loss = part_attention_loss(maps[images], whole, keypoints, each)
-        loss = loss / number_of_people(targets, loss.device) / logits.shape[1]
+        loss = part_attention_loss(maps[images], places - 0.5, counts, each)
+        loss = loss / targets.number_of_people() / logits.shape[1]
         return _PretrainingOutput(loss=loss, loss_dict={"loss_heatmap": loss})
 
 
 class PosePretraining(nn.Module):
     """Everything but the choice of queries: one query for each person, which starts near the person's box.
 
-    The query is any of the learned ones, the box the annotated one, moved and scaled a little. The loss has the terms
-    of the model's but that of the class, as there is nothing else than people.
+    Each image gets a learned query at random, and the ground truth box, moved and scaled a little. The loss has the
+    model's terms except the class term: there is nothing but people.
 
     Args:
         model ([`QueryPoseForPoseEstimation`]): trained in place.
-        jitter (`float`): deviation of the box's place, relative to its size, and of the logarithm of its size.
+        jitter (`float`): standard deviation of the box's place, relative to its size, and of the logarithm of its
+            size.
     """
 
     def __init__(self, model: QueryPoseForPoseEstimation, jitter: float = 0.1):
@@ -84,77 +85,56 @@ class PosePretraining(nn.Module):
         self.jitter = jitter
 
     def forward(self, pixel_values: Tensor, labels: list[dict[str, Any]], pixel_mask: Tensor | None = None) -> Any:
-        """The loss; arguments as the model's, with one person in each picture.
+        """The loss; arguments are those of the model, with at most one person in each image.
 
         Raises:
-            ValueError: a picture shows several people: train on `person_crops`.
+            ValueError: an image shows several people: train on `person_crops`.
         """
-        config, base = self.model.config, self.model.model
+        config, decoder = self.model.config, self.model.model.decoder
         several = [number for number, label in enumerate(labels) if len(label["boxes"]) > 1]
         if several:
             raise ValueError(
                 f"`labels[{several[0]}]` has {len(labels[several[0]]['boxes'])} people; pretraining poses takes one "
-                "in each picture: set `person_crops` of the data."
+                "in each image: set `person_crops` of the data."
             )
-        targets = targets_from_labels(labels, pixel_values, config)
+        targets = QueryPoseTargets.from_labels(labels, pixel_values, config)
         sizes = image_sizes_from_mask(pixel_values, pixel_mask)
-        pyramid = base.extract_pyramid(pixel_values)
-        stages = _StagesOfKnownPeople(self.model, pyramid, sizes, targets, self.jitter)
-        for stage in range(config.decoder_layers):
-            stages.run_box_layer(stage)
-            stages.run_keypoint_layer(stage, None, feed_back=base.decoder.feeds_back)
-        rows = torch.tensor([number for number, count in enumerate(targets.people_per_image) if count])
-        rows = rows.to(pixel_values.device, torch.long)
-        matches = [Matches(rows, torch.arange(len(rows), device=rows.device))] * config.decoder_layers
-        _, terms = pose_estimation_loss(
-            config,
-            torch.stack(stages.logits),
-            torch.stack(stages.relative_boxes),
-            torch.stack(stages.keypoints),
-            torch.stack(stages.sigmas),
-            matches,
-            targets,
-            self.model.flow,
-            [maps[rows] for maps in stages.decoded_maps] or None,
-            image_sizes=sizes,
-        )
-        terms = {name: term for name, term in terms.items() if not name.startswith("loss_class")}
+        pooler = QueryPoseRoiPooler(config, self.model.model.extract_pyramid(pixel_values), sizes)
+        found = self._run_stages(decoder, pooler, targets)
+        loss = QueryPoseLoss(config, self.model.flow)
+        del loss.terms["class"]
+        terms = loss([stage_prediction(found, stage) for stage in range(config.decoder_layers)], targets, sizes)
         return _PretrainingOutput(loss=torch.stack(list(terms.values())).sum(), loss_dict=terms)
 
-
-class _StagesOfKnownPeople(QueryPoseStages):
-    """The decoder's stages with one query in each picture, on a box near the person's."""
-
-    def __init__(
-        self,
-        model: QueryPoseForPoseEstimation,
-        pyramid: list[Tensor],
-        image_sizes: Tensor,
-        targets: Targets,
-        jitter: float,
-    ):
-        decoder, config = model.model.decoder, model.config
-        with_maps = config.part_attention_loss_coefficient > 0
-        super().__init__(decoder, pyramid, image_sizes, False, keeps_decoded_maps=with_maps)
-        batch_size, device = len(image_sizes), image_sizes.device
-        self.shape = (batch_size, 1)
+    def _run_stages(
+        self, decoder: QueryPoseDecoder, pooler: QueryPoseRoiPooler, targets: QueryPoseTargets
+    ) -> DecoderOutput:
+        images, batch_size = targets.image_of_person(), len(pooler.scale)
         # drawn on the host, whose generator a checkpoint keeps
-        chosen = torch.randint(config.num_queries, (batch_size,)).to(device)
-        self.queries = decoder.instance_queries[chosen][:, None]
-        self.part_queries = decoder.part_queries.expand(batch_size, -1, -1)
+        chosen = torch.randint(decoder.config.num_queries, (batch_size,)).to(images.device)
+        queries = decoder.instance_queries[chosen][:, None]
+        boxes = self._boxes_near(targets, images, batch_size).to(pooler.scale.dtype)[:, None] * pooler.scale
+        part_queries = decoder.part_queries.expand(batch_size, -1, -1)
+        box_stages: list[BoxStage] = []
+        keypoint_stages: list[KeypointStage] = []
+        for stage in range(len(decoder.box_layers)):
+            box_stages.append(decoder.box_stage(stage, pooler, queries, boxes))
+            decoded = decoder.keypoint_stage(stage, pooler, box_stages[-1], part_queries, None, keeps_maps=True)
+            keypoint_stages.append(decoded)
+            boxes, part_queries = box_stages[-1].boxes.detach(), decoded.part_queries
+            queries = decoded.queries[:, None] if decoder.feeds_back else box_stages[-1].queries
+        matches = [Matches(images, torch.arange(len(images), device=images.device))] * len(box_stages)
+        return DecoderOutput(box_stages, keypoint_stages, queries, part_queries[:, None], [], pooler.scale, matches)
+
+    def _boxes_near(self, targets: QueryPoseTargets, images: Tensor, batch_size: int) -> Tensor:
+        """A box near that of each image's person, `(B, 4)`; near the whole image where there is nobody."""
         boxes = targets.boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).repeat(batch_size, 1)
-        boxes[_image_of_each_person(targets, device)] = targets.boxes
+        boxes[images] = targets.boxes
         centers, extents = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-        noise = jitter * torch.randn(batch_size, 4).to(boxes)
+        noise = self.jitter * torch.randn(batch_size, 4).to(boxes)
         centers, extents = centers + noise[:, :2] * extents, extents * noise[:, 2:].exp()
-        near = torch.cat([centers - extents / 2, centers + extents / 2], dim=1)
-        self.next_boxes = near.to(self.dtype)[:, None] * self.scale  # type: ignore[assignment]
+        return torch.cat([centers - extents / 2, centers + extents / 2], dim=1)
 
 
-def _image_of_each_person(targets: Targets, device: torch.device) -> Tensor:
-    counts = torch.tensor(targets.people_per_image, device=device)
-    return torch.arange(len(counts), device=device).repeat_interleave(counts)
-
-
-#: What a run can be trained for, by the name in [`TrainingConfig`]; everything is the model's own loss.
+#: What a run can be trained for, by the name in [`TrainingConfig`]; "everything" is the model's own loss.
 OBJECTIVES: dict[str, Any] = {"everything": None, "heatmaps": HeatmapPretraining, "poses": PosePretraining}

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..model.modeling_querypose import QueryPoseForPoseEstimation, QueryPoseModel, SpatialPartEmbedding
+from ..model.keypoint_layer_querypose import QueryPoseSpatialPartEmbedding
+from ..model.modeling_querypose import QueryPoseForPoseEstimation, QueryPoseModel
 
 
 # pixels a side of the image that shows which batch norm follows which convolution
@@ -45,7 +46,7 @@ def fuse_for_inference(
     with torch.no_grad():
         _fuse_network(base.backbone)
         for module in base.modules():
-            if isinstance(module, SpatialPartEmbedding) and not isinstance(module.upsample_norm, nn.Identity):
+            if isinstance(module, QueryPoseSpatialPartEmbedding) and not isinstance(module.upsample_norm, nn.Identity):
                 _fold(module.upsample, module.upsample_norm)
                 setattr(module, "upsample_norm", nn.Identity())  # noqa: B010 - of another type than it is declared
     model.requires_grad_(False)

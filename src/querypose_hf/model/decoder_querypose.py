@@ -1,0 +1,418 @@
+"""The decoder: stages of a box layer and a keypoint layer each (Figure 2), and which queries they decode.
+
+B is the number of images, N of instance queries, M of parts, K of keypoints, R of queries at hand. Queries at hand are
+given as rows, image * N + query, in rising order.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.image_transforms import center_to_corners_format
+
+from .attention_maps_querypose import expected_similarity
+from .box_layer_querypose import QueryPoseBoxLayer, apply_box_deltas
+from .configuration_querypose import QueryPoseConfig
+from .denoising_querypose import NoisyBoxes
+from .initialization_querypose import start_from
+from .keypoint_layer_querypose import QueryPoseKeypointLayer
+from .matching_querypose import Matches, QueryPoseHungarianMatcher
+from .people_querypose import class_scores, clip_boxes, person_scores
+from .rois_querypose import QueryPoseRoiPooler
+from .targets_querypose import QueryPoseTargets
+
+
+@dataclass(frozen=True)
+class QuerySelection:
+    """Which queries' keypoints are wanted in inference; by default all.
+
+    Attributes:
+        top_k (`int`, *optional*): this many of each image, those of the highest class score. Their number is fixed, so
+            that graphs of static shape can do it and nothing waits for the device.
+        max_people (`int`, *optional*): no more than it takes to find so many best people of each image for certain.
+        person_threshold (`float`, *optional*): only people of a higher score.
+    """
+
+    top_k: int | None = None
+    max_people: int | None = None
+    person_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "max_people"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be None or at least 1, but is {value}.")
+
+
+class BoxStage(NamedTuple):
+    """What a box stage found.
+
+    Attributes:
+        queries (`Tensor` of shape `(B, N, d)`): instance queries.
+        logits (`Tensor` of shape `(B, N, num_labels)`): class logits.
+        boxes (`Tensor` of shape `(B, N, 4)`): refined boxes, corners in pixels.
+        attentions (`Tensor` of shape `(B, heads, N, N)`, *optional*): self-attention of the queries.
+    """
+
+    queries: Tensor
+    logits: Tensor
+    boxes: Tensor
+    attentions: Tensor | None
+
+
+class KeypointStage(NamedTuple):
+    """What a keypoint stage found for some of the queries.
+
+    Attributes:
+        rows (`LongTensor` of shape `(R,)`, *optional*): which queries; `None` is all of them.
+        queries (`Tensor` of shape `(R, d)`): instance queries, updated in the full version.
+        part_queries (`Tensor` of shape `(R, M, d_p)`)
+        keypoints, sigmas (`Tensor` of shape `(R, K, 2)`): places relative to the box, whose centre is 0 and whose
+            sides are 1, and their predicted deviations.
+        scores (`Tensor` of shape `(R, K)`): confidence of the keypoints.
+        attention_maps (`Tensor` of shape `(R, M, 28, 28)`, *optional*): of the parts, where they are wanted.
+    """
+
+    rows: Tensor | None
+    queries: Tensor
+    part_queries: Tensor
+    keypoints: Tensor
+    sigmas: Tensor
+    scores: Tensor
+    attention_maps: Tensor | None
+
+    def among(self, values: Tensor, rows: Tensor) -> Tensor:
+        """Of `values`, one for each query of this stage, those of the queries in `rows`.
+
+        The stage has to have decoded them all; both rows are in rising order, as those of matches are.
+        """
+        if self.rows is None:
+            return values[rows]
+        return values if self.rows is rows else values[torch.searchsorted(self.rows, rows)]
+
+
+def take_rows(values: Tensor, rows: Tensor | None) -> Tensor:
+    """The entries of `values`, one for each query of the batch, of the queries in `rows`; all for `None`."""
+    return values if rows is None else values[rows]
+
+
+def lay_out(values: Tensor, rows: Tensor | None, into: Tensor) -> Tensor:
+    """Lays out values of the queries in `rows` by query: `into` `(B * N, ...)` with these entries replaced."""
+    return values if rows is None else into.index_put((rows,), values.to(into.dtype))
+
+
+@dataclass
+class DecoderOutput:
+    """What the decoder found.
+
+    Attributes:
+        box_stages (`list[BoxStage]`), keypoint_stages (`list[KeypointStage]`): one per stage.
+        queries (`Tensor` of shape `(B, N, d)`): instance queries after the last stage.
+        part_queries (`Tensor` of shape `(B, N, M, d_p)`): those of queries that were not decoded are the learned
+            table.
+        hidden_states (`list[Tensor]`): the initial instance queries and those after each stage.
+        scale (`Tensor` of shape `(B, 1, 4)`): see [`QueryPoseRoiPooler`].
+        matches (`list[Matches]`): with targets, which query stands for which person in each stage.
+        noisy_boxes ([`NoisyBoxes`], *optional*): in training with `num_denoising`, refined.
+    """
+
+    box_stages: list[BoxStage]
+    keypoint_stages: list[KeypointStage]
+    queries: Tensor
+    part_queries: Tensor
+    hidden_states: list[Tensor]
+    scale: Tensor
+    matches: list[Matches]
+    noisy_boxes: NoisyBoxes | None = None
+
+    def relative_boxes(self, stage: int) -> Tensor:
+        """Boxes `(B, N, 4)` of a stage, corners relative to each image's unpadded size."""
+        return self.box_stages[stage].boxes / self.scale
+
+    def by_query(self, stage: int, name: str) -> Tensor:
+        """A field of a keypoint stage by query, `(B, N, ...)`; zero for queries that were not decoded."""
+        found = self.keypoint_stages[stage]
+        values = getattr(found, name)
+        shape = self.queries.shape[:2]
+        if found.rows is None:
+            return values.unflatten(0, shape)
+        return lay_out(values, found.rows, values.new_zeros(shape.numel(), *values.shape[1:])).unflatten(0, shape)
+
+    def decoded(self, stage: int) -> Tensor:
+        """Which queries' keypoints a stage decoded, a `BoolTensor` `(B, N)`."""
+        rows, shape = self.keypoint_stages[stage].rows, self.queries.shape[:2]
+        if rows is None:
+            return torch.ones(shape, dtype=torch.bool, device=self.queries.device)
+        mask = torch.zeros(shape.numel(), dtype=torch.bool, device=rows.device)
+        return mask.index_fill(0, rows, True).view(shape)
+
+
+class QueryPoseDecoder(nn.Module):
+    """The stages: each refines boxes with a box layer, then finds keypoints in them with a keypoint layer.
+
+    Where no keypoint layer changes what the box layers see, all box stages run before the keypoint stages. Then one
+    host sync matches all stages in training, and in inference only queries that matter in the end are decoded. The
+    result is the same.
+    """
+
+    def __init__(self, config: QueryPoseConfig):
+        super().__init__()
+        self.config = config
+        self.matcher = QueryPoseHungarianMatcher(config)
+        self.instance_queries = nn.Parameter(torch.empty(config.num_queries, config.d_model))
+        self.initial_boxes = nn.Parameter(torch.empty(config.num_queries, 4))
+        self.part_queries = nn.Parameter(torch.empty(config.num_parts, config.part_dim))
+        oks_constants = torch.tensor(config.keypoint_sigmas, dtype=torch.float32)
+        self.register_buffer("oks_constants", oks_constants, persistent=False)
+        self.box_layers = nn.ModuleList([QueryPoseBoxLayer(config) for _ in range(config.decoder_layers)])
+        self.keypoint_layers = nn.ModuleList([QueryPoseKeypointLayer(config) for _ in range(config.decoder_layers)])
+        start_from(self.modules(), weight="xavier")
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether a stage's keypoint layer changes the next stage's instance queries (Figure 3)."""
+        if self.config.pose_query_interaction == "none":
+            return False
+        return self.config.query_feedback == "always" or (self.config.query_feedback == "training" and self.training)
+
+    def forward(
+        self,
+        pyramid: list[Tensor],
+        image_sizes: Tensor,
+        targets: QueryPoseTargets | None = None,
+        selection: QuerySelection | None = None,
+        output_attentions: bool = False,
+    ) -> DecoderOutput:
+        """
+        Args:
+            pyramid (`list[Tensor]`): P2 to P5.
+            image_sizes (`Tensor` of shape `(B, 2)`): unpadded heights and widths.
+            targets ([`QueryPoseTargets`], *optional*): people to match queries to. In training the keypoints of
+            matched
+                queries alone are decoded.
+            selection ([`QuerySelection`], *optional*): without effect where there are targets.
+            output_attentions (`bool`): keep self-attentions and part attention maps.
+        """
+        if targets is not None:
+            selection = None
+        decodes_matches = targets is not None and self.training
+        keeps_maps = output_attentions or (targets is not None and self.config.part_attention_loss_coefficient > 0)
+        pooler = QueryPoseRoiPooler(self.config, pyramid, image_sizes)
+        queries, boxes = self.initial_queries(pooler)
+        part_queries = self.part_queries.expand(queries.shape[0] * queries.shape[1], -1, -1)
+        hidden_states, matches = [queries], []
+        box_stages: list[BoxStage] = []
+        keypoint_stages: list[KeypointStage] = []
+
+        for stage in range(len(self.box_layers)):
+            found = self.box_stage(stage, pooler, queries, boxes, output_attentions=output_attentions)
+            box_stages.append(found)
+            queries, boxes = found.queries, found.boxes.detach()
+            if self.feeds_back:
+                if decodes_matches:
+                    matches += self.match([found], pooler, targets)
+                rows = matches[stage].query_rows if decodes_matches else self.best_rows(found.logits, selection)
+                decoded = self.keypoint_stage(stage, pooler, found, take_rows(part_queries, rows), rows, keeps_maps)
+                keypoint_stages.append(decoded)
+                part_queries = lay_out(decoded.part_queries, rows, part_queries)
+                queries = lay_out(decoded.queries, rows, queries.flatten(0, 1)).view_as(queries)
+            hidden_states.append(queries)
+
+        if targets is not None and not matches:
+            matches = self.match(box_stages, pooler, targets)
+        if not self.feeds_back:
+            if decodes_matches:
+                rows_of_stages = [match.query_rows for match in matches]
+                keypoint_stages = self.keypoint_stages(pooler, box_stages, rows_of_stages, keeps_maps)
+            else:
+                keypoint_stages = self.decode(pooler, box_stages, selection or QuerySelection(), keeps_maps)
+            part_queries = lay_out(keypoint_stages[-1].part_queries, keypoint_stages[-1].rows, part_queries)
+
+        return DecoderOutput(
+            box_stages,
+            keypoint_stages,
+            queries,
+            part_queries.unflatten(0, queries.shape[:2]),
+            hidden_states,
+            pooler.scale,
+            matches,
+            self.refine_noisy_boxes(pooler, targets) if decodes_matches and self.config.num_denoising else None,
+        )
+
+    def initial_queries(self, pooler: QueryPoseRoiPooler) -> tuple[Tensor, Tensor]:
+        """The learned instance queries `(B, N, d)` and their boxes `(B, N, 4)`, corners in pixels."""
+        queries = self.instance_queries.expand(len(pooler.scale), -1, -1)
+        boxes: Tensor = center_to_corners_format(self.initial_boxes.to(pooler.scale.dtype))
+        return queries, boxes * pooler.scale  # not detached: the table learns through the first stage's update
+
+    def box_stage(
+        self,
+        stage: int,
+        pooler: QueryPoseRoiPooler,
+        queries: Tensor,
+        boxes: Tensor,
+        images: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> BoxStage:
+        """Refines boxes `(B, N, 4)` in pixels with queries `(B, N, d)`; `images` as in [`QueryPoseRoiPooler.rois`]."""
+        features = pooler.box_features(pooler.rois(boxes, images))
+        queries, logits, deltas, attentions = self.box_layers[stage](queries, features, output_attentions)
+        return BoxStage(queries, logits, apply_box_deltas(boxes, deltas), attentions)
+
+    def keypoint_stage(
+        self,
+        stage: int,
+        pooler: QueryPoseRoiPooler,
+        boxes: BoxStage,
+        part_queries: Tensor,
+        rows: Tensor | None,
+        keeps_maps: bool = False,
+    ) -> KeypointStage:
+        """Finds the keypoints of the queries in `rows` (all for `None`) in the boxes of the same stage.
+
+        Args:
+            boxes ([`BoxStage`])
+            part_queries (`Tensor` of shape `(R, M, d_p)`): of the queries in `rows`.
+            keeps_maps (`bool`): keep the part attention maps.
+        """
+        rois = take_rows(pooler.rois(boxes.boxes), rows)
+        queries = take_rows(boxes.queries.flatten(0, 1), rows)
+        layer = self.keypoint_layers[stage]
+        found = layer(queries, part_queries, pooler.keypoint_features(rois))
+        if self.config.keypoint_confidence == "deviation":
+            scores = 1 - found.sigmas.mean(dim=-1)
+        else:
+            maps = found.attention_maps[:, layer.keypoint_head.part_of_keypoint]
+            scores = expected_similarity(maps, found.keypoints, rois, self.oks_constants)
+        return KeypointStage(
+            rows,
+            found.queries,
+            found.part_queries,
+            found.keypoints,
+            found.sigmas,
+            scores,
+            found.attention_maps if keeps_maps else None,
+        )
+
+    def keypoint_stages(
+        self,
+        pooler: QueryPoseRoiPooler,
+        box_stages: Sequence[BoxStage],
+        rows_of_stages: Sequence[Tensor | None],
+        keeps_maps: bool,
+    ) -> list[KeypointStage]:
+        """All keypoint stages, after all box stages, each for its own rows. Part queries follow their query."""
+        by_query = self.part_queries.expand(pooler.scale.shape[0] * self.config.num_queries, -1, -1)
+        stages: list[KeypointStage] = []
+        for stage, (boxes, rows) in enumerate(zip(box_stages, rows_of_stages, strict=True)):
+            if stages and stages[-1].rows is rows:  # the same queries as before: nothing need be laid out
+                part_queries = stages[-1].part_queries
+            else:
+                if stages:
+                    by_query = lay_out(stages[-1].part_queries, stages[-1].rows, by_query)
+                part_queries = take_rows(by_query, rows)
+            stages.append(self.keypoint_stage(stage, pooler, boxes, part_queries, rows, keeps_maps))
+        return stages
+
+    def decode(
+        self, pooler: QueryPoseRoiPooler, box_stages: Sequence[BoxStage], selection: QuerySelection, keeps_maps: bool
+    ) -> list[KeypointStage]:
+        """The keypoint stages of the queries that are wanted, where nothing feeds back."""
+
+        def stages_of(rows: Tensor | None) -> list[KeypointStage]:
+            return self.keypoint_stages(pooler, box_stages, [rows] * len(box_stages), keeps_maps)
+
+        logits = box_stages[-1].logits
+        count, threshold = selection.max_people, selection.person_threshold
+        if selection.top_k is not None:
+            return stages_of(self.best_rows(logits, selection))
+        if count is not None and count >= logits.shape[1]:
+            count = None
+        if (count is None and threshold is None) or torch.compiler.is_compiling():
+            return stages_of(None)  # a graph of static shape cannot know how many queries are wanted
+        scores, _ = class_scores(logits)
+        # a person's score is at most the class score
+        undecided = scores > (-1.0 if threshold is None else threshold)
+        if count is None:
+            return stages_of(undecided.flatten().nonzero()[:, 0])
+        return self.decode_best_people(box_stages[-1], pooler, undecided, count, stages_of)
+
+    def decode_best_people(
+        self,
+        boxes: BoxStage,
+        pooler: QueryPoseRoiPooler,
+        undecided: Tensor,
+        count: int,
+        stages_of: Callable[[Tensor], list[KeypointStage]],
+    ) -> list[KeypointStage]:
+        """Decodes what may be among the `count` best people of each image, and all of them for certain.
+
+        First the `count` best class scores are decoded. A person's score is at most the class score, so that then only
+        queries matter whose class score reaches the `count`-th best person score so far. People whose box does not
+        reach into the image count for nothing, since post-processing drops them. Each of the two rounds is a host
+        sync.
+
+        Args:
+            boxes ([`BoxStage`]): of the last stage.
+            undecided (`BoolTensor` of shape `(B, N)`): the queries that may be wanted.
+            count (`int`): below N.
+            stages_of (`Callable`): decodes the queries in some rows.
+        """
+        scores, _ = class_scores(boxes.logits)
+        threshold = scores.topk(count, dim=1).values[:, -1:]
+        first = (undecided & (scores >= threshold)).flatten()
+        rows = first.nonzero()[:, 0]
+        stages = stages_of(rows)
+        corners = clip_boxes(boxes.boxes.detach() / pooler.scale, 1.0)
+        # a little more than post-processing asks for, which computes in pixels of the target size
+        inside = (corners[..., 2:] - corners[..., :2] > 1e-6).all(dim=-1).flatten()
+        found = person_scores(scores.flatten()[rows], stages[-1].scores.to(scores.dtype))
+        found = scores.new_full(scores.shape, -1.0).flatten().index_put((rows,), found)
+        found = found.masked_fill(~inside, -1.0).view_as(scores)
+        least = found.topk(count, dim=1).values[:, -1:]
+        # at an equal score the earlier query comes first: it may still take the last place
+        more = (undecided & (scores >= least)).flatten() & ~first
+        if not len(rest := more.nonzero()[:, 0]):
+            return stages
+        return [join_stages(*both) for both in zip(stages, stages_of(rest), strict=True)]
+
+    def best_rows(self, logits: Tensor, selection: QuerySelection | None) -> Tensor | None:
+        """Rows of the `top_k` best class scores of each image; `None`, which is all queries, without a `top_k`."""
+        if selection is None or selection.top_k is None:
+            return None
+        batch_size, num_queries = logits.shape[:2]
+        best = logits.max(dim=-1).values.topk(min(selection.top_k, num_queries), dim=-1).indices
+        return (torch.arange(batch_size, device=logits.device)[:, None] * num_queries + best).flatten()
+
+    def match(
+        self, box_stages: Sequence[BoxStage], pooler: QueryPoseRoiPooler, targets: QueryPoseTargets
+    ) -> list[Matches]:
+        """Matches people to the queries of each stage; one host sync for all of them."""
+        logits = torch.stack([stage.logits.detach() for stage in box_stages])
+        boxes = torch.stack([stage.boxes.detach() / pooler.scale for stage in box_stages])
+        return self.matcher(logits, boxes, targets)
+
+    def refine_noisy_boxes(self, pooler: QueryPoseRoiPooler, targets: QueryPoseTargets) -> NoisyBoxes:
+        """Takes noisy copies of people's boxes through the box stages, each as the only query of its image.
+
+        Each copy gets a learned query at random. Only the boxes have a loss: whether a query is on a person, and which
+        query keeps that person, is learned where queries see each other.
+        """
+        noisy = NoisyBoxes.from_targets(targets, self.config.num_denoising)
+        scale = pooler.scale[noisy.images]
+        chosen = torch.randint(self.config.num_queries, (len(noisy.images),)).to(scale.device, non_blocking=True)
+        queries = self.instance_queries[chosen][:, None]
+        boxes, refined = noisy.boxes.to(scale.dtype)[:, None] * scale, []
+        for stage in range(len(self.box_layers)):
+            found = self.box_stage(stage, pooler, queries, boxes, noisy.images)
+            queries, boxes = found.queries, found.boxes.detach()
+            refined.append((found.boxes / scale)[:, 0])
+        return noisy._replace(refined=torch.stack(refined))
+
+
+def join_stages(first: KeypointStage, second: KeypointStage) -> KeypointStage:
+    """What a keypoint stage found for two groups of queries as one."""
+    joined = (None if a is None or b is None else torch.cat([a, b]) for a, b in zip(first, second, strict=True))
+    return KeypointStage(*joined)

@@ -1,0 +1,228 @@
+"""One stage of the keypoint decoder (Sections 3.2 and 3.3, Figure 2), and the pieces it is made of.
+
+R is the number of RoIs, d and d_p the widths of instance and part queries, M the number of parts, K of keypoints.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention_maps_querypose import attention_centers, sine_encoding
+from .configuration_querypose import QueryPoseConfig
+from .initialization_querypose import start_from
+from .layers_querypose import QueryPoseDynamicInteraction, QueryPoseFeedForward, QueryPoseSelfAttention
+from .rois_querypose import coordinate_dtype
+
+
+class QueryPoseConvStack(GradientCheckpointingLayer):
+    """3x3 convolutions from RoI features to keypoint features, d -> 2d -> ... -> 2d -> d."""
+
+    def __init__(self, config: QueryPoseConfig):
+        super().__init__()
+        wide = 2 * config.d_model
+        channels = [config.d_model] + [wide] * (config.num_pose_convs - 1) + [config.d_model]
+        self.convs = nn.ModuleList(
+            [nn.Conv2d(inputs, outputs, 3, padding=1) for inputs, outputs in itertools.pairwise(channels)]
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        for conv in self.convs:
+            features = nn.functional.relu(conv(features), inplace=True)
+        return features
+
+
+class QueryPosePartBatchNorm(nn.BatchNorm2d):
+    """Batch norm over RoIs. A batch without people has none: then the running statistics stay as they are."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training and features.shape[0] == 0:
+            return nn.functional.batch_norm(
+                features, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+            )
+        return super().forward(features)
+
+
+class QueryPoseSpatialPartEmbedding(nn.Module):
+    """SPEGM: each part has an attention map over the RoI, and its embedding is what that map gathers (Section 3.2)."""
+
+    def __init__(self, config: QueryPoseConfig):
+        super().__init__()
+        self.upsample = nn.ConvTranspose2d(config.d_model, config.d_model, 4, stride=2, padding=1, bias=False)
+        self.upsample_norm = QueryPosePartBatchNorm(config.d_model)
+        self.attention_conv = nn.Conv2d(config.d_model, config.num_parts, 3, padding=1)
+        start_from([self.attention_conv], bias=0.0)
+        self.projection = nn.Linear(config.d_model, config.part_dim)
+        self.encodes_position = config.part_position_encoding
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Keypoint features `(R, d, 14, 14)` to part embeddings `(R, M, d_p)` and attention maps `(R, M, 28, 28)`."""
+        features = nn.functional.relu(self.upsample_norm(self.upsample(features)), inplace=True)
+        maps = self.attention_conv(features)
+        attention = maps.flatten(2).softmax(dim=-1)
+        embeddings = torch.bmm(attention.to(features.dtype), features.flatten(2).transpose(1, 2))
+        if self.encodes_position:
+            height, width = maps.shape[-2:]
+            positions = sine_encoding(height, width, features.shape[1], maps.device)
+            embeddings = embeddings + attention.to(features.dtype) @ positions.to(features.dtype)
+        return self.projection(embeddings), attention.view_as(maps)
+
+
+class QueryPosePartProjection(nn.Module):
+    """One linear layer per part on the instance query, all in one product: `(R, d)` to `(R, M, d_p)`."""
+
+    def __init__(self, config: QueryPoseConfig):
+        super().__init__()
+        self.num_parts = config.num_parts
+        self.projection = nn.Linear(config.d_model, config.num_parts * config.part_dim)
+        self.projection.num_joined = config.num_parts  # each part's layer starts as a layer of its own
+
+    def forward(self, queries: Tensor) -> Tensor:
+        return self.projection(queries).unflatten(-1, (self.num_parts, -1))
+
+
+class QueryPoseSelectiveIteration(nn.Module):
+    """SIM: two gates mix the part queries of the stage before with new part embeddings (Section 3.3)."""
+
+    def __init__(self, config: QueryPoseConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.part_dim, config.part_dim // 4, bias=False)
+        self.norm = nn.LayerNorm(config.part_dim // 4)
+        self.fc2 = nn.Linear(config.part_dim // 4, 2 * config.part_dim)
+
+    def forward(self, embeddings: Tensor, part_queries: Tensor) -> Tensor:
+        hidden = self.norm(self.fc1(embeddings + part_queries)).relu()
+        embedding_gate, query_gate = self.fc2(hidden).sigmoid().chunk(2, dim=-1)
+        return embedding_gate * embeddings + query_gate * part_queries
+
+
+class QueryPoseKeypointLinear(nn.Module):
+    """One linear layer per part from its query to its keypoints' x and y, laid out by keypoint.
+
+    Row (k, c) of the weight makes coordinate c of keypoint k from the query of the part that k belongs to. So one
+    product serves all parts, and the output is in keypoint order.
+    """
+
+    starts_at_zero = False
+
+    def __init__(self, config: QueryPoseConfig):
+        super().__init__()
+        self.parts = [list(part) for part in config.keypoint_parts]
+        self.weight = nn.Parameter(torch.empty(config.num_keypoints, 2, config.part_dim))
+        self.bias = nn.Parameter(torch.empty(config.num_keypoints, 2))
+        self.register_buffer("part_of_keypoint", self.find_parts(), persistent=False)
+
+    def find_parts(self) -> Tensor:
+        """Index of the part that each keypoint belongs to."""
+        part_of = {keypoint: part for part, keypoints in enumerate(self.parts) for keypoint in keypoints}
+        return torch.tensor([part_of[keypoint] for keypoint in range(len(part_of))])
+
+    def prepare(self, part_queries: Tensor) -> Tensor:
+        """What is done to the part queries first: nothing here."""
+        return part_queries
+
+    def forward(self, part_queries: Tensor) -> Tensor:
+        """Part queries `(R, M, d_p)` to `(R, K, 2)`."""
+        dtype = coordinate_dtype(part_queries.dtype)
+        with torch.autocast(device_type=part_queries.device.type, enabled=False):
+            by_keypoint = self.prepare(part_queries.to(dtype))[:, self.part_of_keypoint]
+            return torch.einsum("rkd,kcd->rkc", by_keypoint, self.weight.to(dtype)) + self.bias.to(dtype)
+
+
+class QueryPoseCoordinateHead(QueryPoseKeypointLinear):
+    """Keypoints relative to the box: its centre is 0, its sides are 1. Takes L2-normalised part queries."""
+
+    def __init__(self, config: QueryPoseConfig):
+        super().__init__(config)
+        self.sharpness = config.attention_sharpness
+
+    def prepare(self, part_queries: Tensor) -> Tensor:
+        # the paper divides by the norm as it is; the bound only keeps a query of zeros from becoming NaN
+        return nn.functional.normalize(part_queries, dim=-1, eps=torch.finfo(part_queries.dtype).tiny)
+
+    def keypoints(self, part_queries: Tensor, attention_maps: Tensor) -> Tensor:
+        """Part queries `(R, M, d_p)` and attention maps `(R, M, 28, 28)` to keypoints `(R, K, 2)`."""
+        return self(part_queries)
+
+
+class QueryPoseAttentionOffsetHead(QueryPoseCoordinateHead):
+    """Keypoints as offsets from the mean place of their part's attention map; the offsets start at zero."""
+
+    starts_at_zero = True
+
+    def keypoints(self, part_queries: Tensor, attention_maps: Tensor) -> Tensor:
+        centers = attention_centers(attention_maps, self.sharpness)
+        return self(part_queries) + centers[:, self.part_of_keypoint]
+
+
+#: The pieces of a keypoint layer, by the configuration's values.
+COORDINATE_HEADS = {"box": QueryPoseCoordinateHead, "attention": QueryPoseAttentionOffsetHead}
+
+
+class KeypointLayerOutput(NamedTuple):
+    """What a keypoint layer makes of R RoIs.
+
+    Attributes:
+        queries (`Tensor` of shape `(R, d)`): instance queries, updated in the full version.
+        part_queries (`Tensor` of shape `(R, M, d_p)`)
+        keypoints (`Tensor` of shape `(R, K, 2)`): x, y relative to the box: its centre is 0, its sides are 1.
+        sigmas (`Tensor` of shape `(R, K, 2)`): predicted deviations in the same units.
+        attention_maps (`Tensor` of shape `(R, M, 28, 28)`): of the parts over the RoI, each sums to 1.
+    """
+
+    queries: Tensor
+    part_queries: Tensor
+    keypoints: Tensor
+    sigmas: Tensor
+    attention_maps: Tensor
+
+
+class QueryPoseKeypointLayer(nn.Module):
+    """One stage of the keypoint decoder: with an `interaction` the full version, without one the light version."""
+
+    def __init__(self, config: QueryPoseConfig):
+        super().__init__()
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv_stack = QueryPoseConvStack(config)
+        self.interaction = None
+        if config.pose_query_interaction == "dynamic":
+            self.interaction = QueryPoseDynamicInteraction(config, config.pose_pooler_resolution**2)
+            self.interaction_norm = nn.LayerNorm(config.d_model)
+            self.instance_ffn = QueryPoseFeedForward(config, config.d_model)
+            self.instance_ffn_norm = nn.LayerNorm(config.d_model)
+        self.part_embedding = QueryPoseSpatialPartEmbedding(config)
+        self.query_projection = QueryPosePartProjection(config)
+        self.iteration = QueryPoseSelectiveIteration(config)
+        self.self_attn = QueryPoseSelfAttention(config, config.part_dim)
+        self.self_attn_norm = nn.LayerNorm(config.part_dim)
+        self.part_ffn = QueryPoseFeedForward(config, config.part_dim)
+        self.part_ffn_norm = nn.LayerNorm(config.part_dim)
+        self.keypoint_head = COORDINATE_HEADS[config.keypoint_origin](config)
+        self.sigma_head = QueryPoseKeypointLinear(config)
+
+    def forward(self, queries: Tensor, part_queries: Tensor, roi_features: Tensor) -> KeypointLayerOutput:
+        """
+        Args:
+            queries (`Tensor` of shape `(R, d)`): instance queries.
+            part_queries (`Tensor` of shape `(R, M, d_p)`): of the stage before.
+            roi_features (`Tensor` of shape `(R, d, 14, 14)`)
+        """
+        features = self.conv_stack(roi_features)
+        queries = self.update_queries(queries, features)
+        embeddings, attention_maps = self.part_embedding(features)
+        embeddings = embeddings + self.query_projection(queries)
+        part_queries = self.iteration(embeddings, part_queries)
+        part_queries = self.self_attn_norm(part_queries + self.dropout(self.self_attn(part_queries)[0]))
+        part_queries = self.part_ffn_norm(part_queries + self.dropout(self.part_ffn(part_queries)))
+        keypoints = self.keypoint_head.keypoints(part_queries, attention_maps)
+        sigmas = self.sigma_head(part_queries).sigmoid()
+        return KeypointLayerOutput(queries, part_queries, keypoints, sigmas, attention_maps)
+
+    def update_queries(self, queries: Tensor, features: Tensor) -> Tensor:
+        """Instance queries `(R, d)` after interacting with the keypoint features; in the light version as they are."""
+        if self.interaction is None:
+            return queries
+        queries = self.interaction_norm(queries + self.dropout(self.interaction(queries, features)))
+        return self.instance_ffn_norm(queries + self.dropout(self.instance_ffn(queries)))
