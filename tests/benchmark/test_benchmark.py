@@ -108,7 +108,6 @@ def test_results_and_files(tmp_path):
 def test_training_step_next_to_plainer_ones():
     """The plainer ones decode the keypoints of every query, and each does so in every stage."""
     from querypose_hf.benchmark import training_step
-    from querypose_hf.model.modeling_querypose import QueryPoseStages
 
     model = make_model(backbone="resnet", pose_query_interaction="none").float()
     pixel_values = images(2, 3, 64, 96).float()
@@ -122,11 +121,15 @@ def test_training_step_next_to_plainer_ones():
     for layer in model.model.decoder.keypoint_layers:
         layer.register_forward_hook(lambda module, inputs, output: decoded.append(len(inputs[0])))
     labels = training_step._labels(2, 3, model)
-    for stages, queries in ((QueryPoseStages, 3), (training_step._StagesOfEveryQuery, model.config.num_queries)):
+    model.eval()
+    torch.testing.assert_close(
+        training_step._loss(model, pixel_values, labels),
+        training_step._loss_of_every_query(model, pixel_values, labels),
+    )
+    for loss, queries in ((training_step._loss, 3), (training_step._loss_of_every_query, model.config.num_queries)):
         decoded.clear()
-        training_step._step(model.train(), pixel_values, labels, stages)()
+        training_step._step(model.train(), pixel_values, labels, loss)()
         assert decoded == [2 * queries] * model.config.decoder_layers
-    assert training_step.modeling_querypose.QueryPoseStages is QueryPoseStages
 
 
 def test_command(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The configuration: published defaults, checks, other skeletons, and what a saved one carries."""
 
 import ast
+import importlib
 import json
 import os
 import warnings
@@ -43,6 +44,7 @@ def test_defaults_are_the_published_r50_full_model():
         "num_pose_convs": 6,
         "pose_query_interaction": "dynamic",
         "query_feedback": "always",
+        "feedback_threshold": 0.1,
         "class_cost": 2.0,
         "bbox_cost": 5.0,
         "giou_cost": 2.0,
@@ -275,6 +277,7 @@ def test_labels():
         ({"focal_alpha": 2}, "focal_alpha", "2"),
         ({"prior_prob": 0.0}, "prior_prob", "0.0"),
         ({"keypoint_top_k": 0}, "keypoint_top_k", "0"),
+        ({"feedback_threshold": 1}, "feedback_threshold", "1"),
         ({"d_model": "wide"}, "d_model", "wide"),
         ({"auxiliary_loss": "yes"}, "auxiliary_loss", "yes"),
     ],
@@ -416,7 +419,7 @@ def test_entries_name_classes_that_exist():
     for reference in references:
         module, name = reference.split(".")
         assert f"{module}.py" in HUB_FILES
-        assert hasattr(getattr(querypose_hf.model, module), name)
+        assert hasattr(importlib.import_module(f"querypose_hf.model.{module}"), name)
 
 
 def test_code_files_import_nothing_that_is_not_carried():

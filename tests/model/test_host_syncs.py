@@ -47,11 +47,16 @@ class HostSyncs(TorchDispatchMode):
     [
         ({"pose_query_interaction": "none"}, 2),
         ({"query_feedback": "never"}, 2),
+        ({"query_feedback": "always"}, 2),
         ({"query_feedback": "training"}, 1 + 3),
+        ({"query_feedback": "selected"}, 1 + 3 + 2),
     ],
 )
 def test_host_syncs_of_a_training_step(fields, expected, monkeypatch):
-    """One for the labels' values, one to match all stages, or one for each stage whose matches feed back."""
+    """One for the labels' values, and one to match all stages, or one for each stage whose matches must be known.
+
+    With `"selected"` each stage but the last also asks how many queries the rule selects.
+    """
     # as on an accelerator: a CPU looks up the RoIs of a level, which costs it nothing
     monkeypatch.setattr(rois_querypose, "reads_rows", lambda device: False)
     torch.manual_seed(0)

@@ -355,7 +355,7 @@ def test_labels_that_are_not_there():
         make_targets([people(1)], batch_size=2)
 
 
-@pytest.mark.parametrize("query_feedback", ["always", "never"])
+@pytest.mark.parametrize("query_feedback", ["always", "selected", "training", "never"])
 @pytest.mark.parametrize(
     "case", ["nobody", "nobody in one image", "no visible keypoints", "more people than queries", "whole-image boxes"]
 )
@@ -382,7 +382,7 @@ def test_unusual_batches_train(case, query_feedback):
         assert parameter.grad.isfinite().all(), name
     for name, buffer in model.named_buffers():
         assert buffer.isfinite().all(), name
-    matched = [min(len(label["boxes"]), 6) for label in labels]
+    matched = [6 if query_feedback == "always" else min(len(label["boxes"]), 6) for label in labels]
     assert outputs.keypoint_query_mask.sum(dim=1).tolist() == matched
 
 
@@ -456,7 +456,7 @@ def test_class_scores_learn_how_good_poses_are():
 
 def test_unmatched_queries_say_nothing_where_not_everybody_is_annotated():
     torch.manual_seed(0)
-    model = QueryPoseForPoseEstimation(tiny_config(decoder_layers=1)).train()
+    model = QueryPoseForPoseEstimation(tiny_config(decoder_layers=1, query_feedback="never")).train()
     pixel_values, labels = torch.randn(2, 3, 64, 64), [people(2), people(1)]
     everybody = model(pixel_values, labels=[{**label, "exhaustive": torch.tensor(True)} for label in labels])
     torch.testing.assert_close(everybody.loss_dict, model(pixel_values, labels=labels).loss_dict)

@@ -1,6 +1,7 @@
 """The model beyond the references: sizes, selective decoding, feedback, initialisation, precision, compilation."""
 
 import copy
+import logging
 import math
 import shutil
 
@@ -191,14 +192,25 @@ def test_people_outside_the_image_do_not_count_as_found():
             torch.testing.assert_close(person["keypoints"], other["keypoints"])
 
 
-def test_wanted_people_change_nothing_where_queries_feed_back():
-    model = make_model(query_feedback="always")
+@pytest.mark.parametrize("query_feedback", ["always", "selected"])
+def test_wanted_people_save_the_last_stage_where_queries_feed_back(query_feedback):
+    """Earlier stages decode what the rule says, whoever is wanted; the people found are those of full decoding."""
+    model = make_model(query_feedback=query_feedback, decoder_layers=3, feedback_threshold=0.5)
     pixel_values = images(2, 3, 64, 64)
     with torch.no_grad():
-        found = model(pixel_values, max_people=2, person_threshold=0.9)
+        everything = model(pixel_values)
+        scores = everything.logits.sigmoid().amax(dim=-1)
+        threshold = float(scores.median())
+        found = model(pixel_values, person_threshold=threshold)
         with pytest.raises(ValueError, match="max_people"):
             model(pixel_values, max_people=0)
-    assert found.keypoint_query_mask.all()
+    assert everything.keypoint_query_mask.all()
+    for stage, other in zip(found.auxiliary_outputs, everything.auxiliary_outputs, strict=True):
+        assert torch.equal(stage["keypoint_query_mask"], other["keypoint_query_mask"])
+    mask = found.keypoint_query_mask
+    assert torch.equal(mask, scores > threshold)
+    for name in RESULTS:
+        torch.testing.assert_close(found[name][mask], everything[name][mask])
 
 
 def test_autocast_keeps_coordinates_in_float32():
@@ -241,12 +253,16 @@ def test_selection_from_the_configuration():
         assert model(images(1, 3, 64, 64), keypoint_top_k=5).keypoint_query_mask.sum() == 5
 
 
-def test_query_feedback():
+FEEDBACK = {"always": (1, 1), "selected": (1, 1), "training": (1, 0), "never": (0, 0)}
+
+
+@pytest.mark.parametrize("query_feedback", FEEDBACK)
+def test_query_feedback(query_feedback):
     """What the keypoint decoder does to the instance queries reaches the next stage when it should, and only then."""
     pixel_values = images(1, 3, 64, 64)
 
-    def logits(feedback: str, training: bool, changed: bool) -> torch.Tensor:
-        model = make_model(query_feedback=feedback)
+    def logits(training: bool, changed: bool) -> torch.Tensor:
+        model = make_model(query_feedback=query_feedback)
         if changed:
             with torch.no_grad():
                 model.model.decoder.keypoint_layers[0].instance_ffn_norm.bias.add_(1.0)
@@ -254,22 +270,62 @@ def test_query_feedback():
         with torch.no_grad():
             return model(pixel_values, labels=[people(2)] if training else None).logits
 
-    for feedback, in_training, in_inference in (("always", 1, 1), ("training", 1, 0), ("never", 0, 0)):
-        for training, expected in ((True, in_training), (False, in_inference)):
-            differs = not torch.equal(logits(feedback, training, False), logits(feedback, training, True))
-            assert differs == bool(expected), (feedback, training)
+    for training, expected in zip((True, False), FEEDBACK[query_feedback], strict=True):
+        differs = not torch.equal(logits(training, False), logits(training, True))
+        assert differs == bool(expected), training
 
 
-def test_only_matched_queries_are_fed_back_in_training():
-    model = make_model(query_feedback="always").train()
+@pytest.mark.parametrize("query_feedback", FEEDBACK)
+def test_a_model_trains_as_it_infers(query_feedback):
+    """With the same weights and batch norms that stand still, class scores are the same in training and inference.
+
+    Not so with `"training"`: the released code feeds matched queries back in training and none in inference.
+    """
+    model = make_model(query_feedback=query_feedback, decoder_layers=3, feedback_threshold=0.5)
+    pixel_values, labels = images(2, 3, 64, 96), [people(3), people(1, seed=1)]
+    with torch.no_grad():
+        inference = model(pixel_values)
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        training = model(pixel_values, labels=labels)
+    fed_back = inference.auxiliary_outputs[0]["keypoint_query_mask"]
+    assert query_feedback != "selected" or 0 < fed_back.sum() < fed_back.numel()
+    same = torch.allclose(training.logits, inference.logits, atol=1e-10)
+    assert same == (query_feedback != "training")
+    if same:
+        mask = training.keypoint_query_mask & inference.keypoint_query_mask
+        if query_feedback == "never":  # a query that was not matched before starts from the learned part queries
+            mask &= torch.stack([stage["keypoint_query_mask"] for stage in training.auxiliary_outputs]).all(dim=0)
+        assert mask.any()
+        torch.testing.assert_close(training.pred_keypoints[mask], inference.pred_keypoints[mask])
+
+
+@pytest.mark.parametrize(
+    ("query_feedback", "decoded"), [("always", "all"), ("selected", "rule"), ("training", "matched")]
+)
+def test_who_is_fed_back_in_training(query_feedback, decoded):
+    model = make_model(query_feedback=query_feedback, feedback_threshold=0.5).train()
     decoder = model.model.decoder
     seen = {}
     decoder.box_layers[0].register_forward_hook(lambda _, inputs, output: seen.update(left=output[0]))
     decoder.box_layers[1].register_forward_pre_hook(lambda _, inputs: seen.update(entered=inputs[0]))
     outputs = model(images(1, 3, 64, 64), labels=[people(3)])
     changed = (seen["left"] != seen["entered"]).any(dim=-1)
-    assert torch.equal(changed, outputs.auxiliary_outputs[0]["keypoint_query_mask"])
-    assert changed.sum() == 3
+    first = outputs.auxiliary_outputs[0]
+    above = first["logits"].sigmoid().amax(dim=-1) > 0.5
+    if decoded == "all":
+        assert changed.all() and first["keypoint_query_mask"].all() and outputs.keypoint_query_mask.all()
+        return
+    assert outputs.keypoint_query_mask.sum() == 3
+    if decoded == "matched":
+        assert torch.equal(changed, first["keypoint_query_mask"]) and changed.sum() == 3
+    else:
+        assert torch.equal(changed, above) and 0 < above.sum() < 12
+        # matched queries outside the rule are decoded for the loss alone
+        alone = first["keypoint_query_mask"] & ~changed
+        assert (first["keypoint_query_mask"] & above == above).all() and alone.sum() <= 3
 
 
 def test_image_sizes_do_not_leak():
@@ -801,3 +857,19 @@ def test_keypoints_come_from_their_own_part():
     changed[:, 2] = images(1, 16, seed=5)
     moved = (head(queries) != head(changed)).any(dim=-1)[0]
     assert moved.nonzero().flatten().tolist() == [7, 9]
+
+
+def test_training_as_the_released_code_does_warns(caplog, monkeypatch):
+    from querypose_hf.model import modeling_querypose
+
+    monkeypatch.setattr(modeling_querypose.logger, "warning_once", modeling_querypose.logger.warning)
+    monkeypatch.setattr(logging.getLogger("querypose_hf"), "propagate", True)
+    for feedback, interaction, warned in (
+        ("training", "dynamic", True),
+        ("training", "none", False),
+        ("always", "dynamic", False),
+    ):
+        caplog.clear()
+        model = make_model(query_feedback=feedback, pose_query_interaction=interaction).train()
+        model(images(1, 3, 64, 64), labels=[people(1)])
+        assert ("infers as it trains" in caplog.text) == warned

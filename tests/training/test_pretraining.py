@@ -11,7 +11,8 @@ from small_run import read_log
 from tiny import people, tiny_config
 
 from querypose_hf import QueryPoseForPoseEstimation
-from querypose_hf.model.loss_querypose import part_attention_loss
+from querypose_hf.model.attention_maps_querypose import part_attention_loss
+from querypose_hf.model.loss_querypose import keypoints_in_boxes
 from querypose_hf.training.experiment import Experiment
 from querypose_hf.training.pretraining import HeatmapPretraining, PosePretraining
 from querypose_hf.training.run import run_experiment
@@ -38,7 +39,7 @@ def test_heatmaps_are_distributions_of_each_person():
     torch.manual_seed(1)
     pixel_values, labels = torch.randn(2, 3, 64, 96), [people(2), people(1, seed=1)]
     mask = torch.ones(2, 64, 96, dtype=torch.long)
-    mask[1, 48:] = 0  # the second picture is 48 pixels high
+    mask[1, 48:] = 0  # the second image is 48 pixels high
     outputs = objective(pixel_values=pixel_values, labels=labels, pixel_mask=mask)
     logits = model.heatmap_head(model.model.extract_pyramid(pixel_values)[0])
     expected = 0.0
@@ -47,7 +48,9 @@ def test_heatmaps_are_distributions_of_each_person():
         for points in labels[image]["keypoints"]:
             points = points * torch.tensor([96.0, height, 1.0])
             whole = torch.tensor([[0.0, 0.0, 96.0, 64.0]])
-            expected += part_attention_loss(maps, whole, points[None], [[k] for k in range(17)]) / 3 / 17
+            expected += (
+                part_attention_loss(maps, *keypoints_in_boxes(points[None], whole), [[k] for k in range(17)]) / 3 / 17
+            )
     torch.testing.assert_close(outputs.loss, expected)
     outputs.loss.backward()
     assert all(parameter.grad is None for parameter in model.model.decoder.parameters())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..model.decoder_querypose import BoxStage, QueryPoseDecoder, QuerySelection, lay_out, take_rows
+from ..model.decoder_querypose import BoxStage, QuerySelection, take_rows
 from ..model.modeling_querypose import QueryPoseForPoseEstimation, image_sizes_from_mask
 from ..model.rois_querypose import QueryPoseRoiPooler
 from .measuring import synchronize
@@ -31,34 +31,21 @@ def run_steps(
     on_step("boxes")
     pooler = QueryPoseRoiPooler(model.config, pyramid, image_sizes_from_mask(pixel_values, None))
     selection = QuerySelection(top_k=people)
-    if not decoder.feeds_back:
-        box_stages = run_box_stages(decoder, pooler)
-        on_step("keypoints")
-        decoder.decode(pooler, box_stages, selection, keeps_maps=False)
-        on_step("")
-        return
     queries, boxes = decoder.initial_queries(pooler)
     part_queries = decoder.part_queries.expand(queries.shape[:2].numel(), -1, -1)
+    found: list[tuple[int, BoxStage]] = []
     for stage in range(len(decoder.box_layers)):
-        on_step("boxes")
-        found = decoder.box_stage(stage, pooler, queries, boxes)
-        on_step("keypoints")
-        rows = decoder.best_rows(found.logits, selection)
-        decoded = decoder.keypoint_stage(stage, pooler, found, take_rows(part_queries, rows), rows)
-        part_queries = lay_out(decoded.part_queries, rows, part_queries)
-        queries = lay_out(decoded.queries, rows, found.queries.flatten(0, 1)).view_as(queries)
-        boxes = found.boxes.detach()
+        found.append((stage, decoder.box_stage(stage, pooler, queries, boxes)))
+        queries, boxes = found[-1][1].queries, found[-1][1].boxes.detach()
+        if decoder.feeds_back and stage < len(decoder.box_layers) - 1:
+            on_step("keypoints")
+            rows, fed_back = decoder.rows_to_feed_back(found[-1][1], [], selection)
+            decoded = decoder.keypoint_stage(stage, pooler, found.pop()[1], take_rows(part_queries, rows), rows)
+            queries, part_queries = decoder.feed_back(decoded, queries, part_queries, fed_back)
+            on_step("boxes")
+    on_step("keypoints")
+    decoder.decode(pooler, found, selection, part_queries)
     on_step("")
-
-
-def run_box_stages(decoder: QueryPoseDecoder, pooler: QueryPoseRoiPooler) -> list[BoxStage]:
-    """All box stages of a model whose keypoints do not feed back."""
-    queries, boxes = decoder.initial_queries(pooler)
-    stages: list[BoxStage] = []
-    for stage in range(len(decoder.box_layers)):
-        stages.append(decoder.box_stage(stage, pooler, queries, boxes))
-        queries, boxes = stages[-1].queries, stages[-1].boxes.detach()
-    return stages
 
 
 def time_steps(

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model.decoder_querypose import DecoderOutput
+from ..model.decoder_querypose import BoxStage, DecoderOutput
 from ..model.modeling_querypose import QueryPoseForPoseEstimation, image_sizes_from_mask
 from ..model.rois_querypose import QueryPoseRoiPooler
 from ..model.targets_querypose import QueryPoseTargets
 from ..training.fast_convolutions import speed_up_convolutions
 from .measuring import measure_side_by_side
-from .steps import run_box_stages
 
 
 def measure_training_step(
@@ -59,17 +58,23 @@ def _loss(model: QueryPoseForPoseEstimation, pixel_values: Tensor, labels: Label
 
 
 def _loss_of_every_query(model: QueryPoseForPoseEstimation, pixel_values: Tensor, labels: Labels) -> Tensor:
-    """The same loss, but the keypoints of every query are decoded, of which it takes those of the matched ones."""
+    """The same loss of a model whose keypoints do not feed back, but every query is decoded."""
     decoder = model.model.decoder
     targets = QueryPoseTargets.from_labels(labels, pixel_values, model.config)
     sizes = image_sizes_from_mask(pixel_values, None)
     pyramid = model.model.extract_pyramid(pixel_values)
     pooler = QueryPoseRoiPooler(model.config, pyramid, sizes)
-    boxes = run_box_stages(decoder, pooler)
-    keypoints = decoder.keypoint_stages(pooler, boxes, [None] * len(boxes), keeps_maps=True)
-    queries, part_queries = boxes[-1].queries, keypoints[-1].part_queries
-    matches = decoder.match(boxes, pooler, targets)
-    found = DecoderOutput(boxes, keypoints, queries, part_queries, [], pooler.scale, matches)
+    queries, boxes = decoder.initial_queries(pooler)
+    part_queries = decoder.part_queries.expand(queries.shape[:2].numel(), -1, -1)
+    stages: list[BoxStage] = []
+    for stage in range(len(decoder.box_layers)):
+        stages.append(decoder.box_stage(stage, pooler, queries, boxes))
+        queries, boxes = stages[-1].queries, stages[-1].boxes.detach()
+    keypoints = decoder.keypoint_stages(
+        pooler, list(enumerate(stages)), [None] * len(stages), part_queries, keeps_maps=True
+    )
+    matches = decoder.match(stages, pooler, targets)
+    found = DecoderOutput(stages, keypoints, keypoints[-1].part_queries, [queries], pooler.scale, matches)
     return torch.stack(list(model.compute_loss(found, targets, sizes, pyramid[0]).values())).sum()
 
 

@@ -88,7 +88,8 @@ def _build_graph(
         if value is not None and not 1 <= value <= most:
             raise ValueError(f"`{name}` is {value}; expected 1 to {most}, the number of queries.")
     keypoint_top_k = options.keypoint_top_k or model.config.keypoint_top_k
-    if keypoint_top_k is None and not model.model.decoder.feeds_back:
+    feeds_all_back = model.model.decoder.feeds_back and model.config.query_feedback == "always"
+    if keypoint_top_k is None and not feeds_all_back:
         keypoint_top_k = min(DEFAULT_TOP_K, most)
     decoded = keypoint_top_k or most
     if options.num_people is not None and options.num_people > decoded:

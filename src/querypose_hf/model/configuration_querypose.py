@@ -22,7 +22,7 @@ POSE_QUERY_INTERACTIONS = ("dynamic", "none")
 KEYPOINT_ORIGINS = ("box", "attention")
 KEYPOINT_CONFIDENCES = ("deviation", "attention")
 CLASS_TARGETS = ("person", "oks")
-QUERY_FEEDBACKS = ("always", "training", "never")
+QUERY_FEEDBACKS = ("always", "selected", "training", "never")
 
 
 def _timm_backbone(name: str, **kwargs: Any) -> dict[str, Any]:
@@ -113,9 +113,16 @@ class QueryPoseConfig(PreTrainedConfig):
             `"dynamic"` is the full version, in which the instance query interacts with the keypoint features;
             `"none"` the light one.
         query_feedback (`str`, defaults to `"always"`):
-            Whether the full version's updated instance query goes on to the next stage's box decoder: `"always"` (the
-            paper, Figure 3b), `"training"` (the released code: in training only, so that nothing feeds back in
-            inference), `"never"` (Figure 3a).
+            Which updated instance queries of the full version go on to the next stage's box layer:
+
+            - `"always"`: all, in training and inference (the paper, Figure 3b, and the first published code). Every
+              query is decoded in every stage.
+            - `"selected"`: those with a class score above `feedback_threshold` in this stage, by the same rule in
+              training and inference. Not the paper's.
+            - `"training"`: in training those matched to people, in inference none (the released code). Such a model
+              trains otherwise than it infers; the converter sets it.
+            - `"never"`: none (Figure 3a).
+        feedback_threshold (`float`, defaults to 0.1): see `query_feedback="selected"`.
         class_cost, bbox_cost, giou_cost (`float`, defaults to 2.0, 5.0, 2.0): weights of the matching cost.
         class_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient (`float`, defaults to 2.0, 5.0, 2.0):
             weights of the loss terms of the boxes.
@@ -215,6 +222,7 @@ class QueryPoseConfig(PreTrainedConfig):
     keypoint_confidence: str = "deviation"
     pose_query_interaction: str = "dynamic"
     query_feedback: str = "always"
+    feedback_threshold: float | int = 0.1
     class_cost: float | int = 2.0
     bbox_cost: float | int = 5.0
     giou_cost: float | int = 2.0
@@ -421,6 +429,8 @@ class QueryPoseConfig(PreTrainedConfig):
             raise ValueError(f"`part_dim` must be divisible by 4, but is {self.part_dim}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be at least 0 and below 1, but is {self.dropout}.")
+        if not 0 <= self.feedback_threshold < 1:
+            raise ValueError(f"`feedback_threshold` must be at least 0 and below 1, but is {self.feedback_threshold}.")
         if not 0 <= self.focal_alpha <= 1:
             raise ValueError(f"`focal_alpha` must be from 0 to 1, but is {self.focal_alpha}.")
         if not 0 < self.prior_prob < 1:

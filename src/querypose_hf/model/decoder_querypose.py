@@ -98,9 +98,17 @@ def take_rows(values: Tensor, rows: Tensor | None) -> Tensor:
     return values if rows is None else values[rows]
 
 
-def lay_out(values: Tensor, rows: Tensor | None, into: Tensor) -> Tensor:
-    """Lays out values of the queries in `rows` by query: `into` `(B * N, ...)` with these entries replaced."""
-    return values if rows is None else into.index_put((rows,), values.to(into.dtype))
+def lay_out(values: Tensor, rows: Tensor | None, into: Tensor, only: Tensor | None = None) -> Tensor:
+    """Lays out values of the queries in `rows` by query: `into` `(B * N, ...)` with these entries replaced.
+
+    Args:
+        only (`BoolTensor` of shape `(B * N,)`, *optional*): replace the entries of these queries alone.
+    """
+    values = values.to(into.dtype)
+    laid_out = values if rows is None else into.index_put((rows,), values)
+    if only is None:
+        return laid_out
+    return torch.where(only.view(-1, *([1] * (into.ndim - 1))), laid_out, into)
 
 
 @dataclass
@@ -109,7 +117,6 @@ class DecoderOutput:
 
     Attributes:
         box_stages (`list[BoxStage]`), keypoint_stages (`list[KeypointStage]`): one per stage.
-        queries (`Tensor` of shape `(B, N, d)`): instance queries after the last stage.
         part_queries (`Tensor` of shape `(B, N, M, d_p)`): those of queries that were not decoded are the learned
             table.
         hidden_states (`list[Tensor]`): the initial instance queries and those after each stage.
@@ -120,12 +127,16 @@ class DecoderOutput:
 
     box_stages: list[BoxStage]
     keypoint_stages: list[KeypointStage]
-    queries: Tensor
     part_queries: Tensor
     hidden_states: list[Tensor]
     scale: Tensor
     matches: list[Matches]
     noisy_boxes: NoisyBoxes | None = None
+
+    @property
+    def queries(self) -> Tensor:
+        """Instance queries `(B, N, d)` after the last stage."""
+        return self.hidden_states[-1]
 
     def relative_boxes(self, stage: int) -> Tensor:
         """Boxes `(B, N, 4)` of a stage, corners relative to each image's unpadded size."""
@@ -135,26 +146,27 @@ class DecoderOutput:
         """A field of a keypoint stage by query, `(B, N, ...)`; zero for queries that were not decoded."""
         found = self.keypoint_stages[stage]
         values = getattr(found, name)
-        shape = self.queries.shape[:2]
-        if found.rows is None:
-            return values.unflatten(0, shape)
-        return lay_out(values, found.rows, values.new_zeros(shape.numel(), *values.shape[1:])).unflatten(0, shape)
+        batch_size, num_queries = self.queries.shape[:2]
+        if found.rows is not None:
+            values = lay_out(values, found.rows, values.new_zeros(batch_size * num_queries, *values.shape[1:]))
+        return values.reshape(batch_size, num_queries, *values.shape[1:])
 
     def decoded(self, stage: int) -> Tensor:
         """Which queries' keypoints a stage decoded, a `BoolTensor` `(B, N)`."""
-        rows, shape = self.keypoint_stages[stage].rows, self.queries.shape[:2]
+        rows = self.keypoint_stages[stage].rows
+        batch_size, num_queries = self.queries.shape[:2]
         if rows is None:
-            return torch.ones(shape, dtype=torch.bool, device=self.queries.device)
-        mask = torch.zeros(shape.numel(), dtype=torch.bool, device=rows.device)
-        return mask.index_fill(0, rows, True).view(shape)
+            return self.queries.new_ones(batch_size, num_queries, dtype=torch.bool)
+        mask = self.queries.new_zeros(batch_size * num_queries, dtype=torch.bool)
+        return mask.index_fill(0, rows, True).view(batch_size, num_queries)
 
 
 class QueryPoseDecoder(nn.Module):
     """The stages: each refines boxes with a box layer, then finds keypoints in them with a keypoint layer.
 
-    Where no keypoint layer changes what the box layers see, all box stages run before the keypoint stages. Then one
-    host sync matches all stages in training, and in inference only queries that matter in the end are decoded. The
-    result is the same.
+    A stage whose keypoints feed back runs both in turn. The others run all box layers before the keypoint layers: one
+    host sync then matches all of them in training, and in inference only queries that matter in the end are decoded.
+    The result is the same.
     """
 
     def __init__(self, config: QueryPoseConfig):
@@ -173,9 +185,10 @@ class QueryPoseDecoder(nn.Module):
     @property
     def feeds_back(self) -> bool:
         """Whether a stage's keypoint layer changes the next stage's instance queries (Figure 3)."""
+        feedback = self.config.query_feedback
         if self.config.pose_query_interaction == "none":
             return False
-        return self.config.query_feedback == "always" or (self.config.query_feedback == "training" and self.training)
+        return feedback in ("always", "selected") or (feedback == "training" and self.training)
 
     def forward(
         self,
@@ -191,59 +204,99 @@ class QueryPoseDecoder(nn.Module):
             image_sizes (`Tensor` of shape `(B, 2)`): unpadded heights and widths.
             targets ([`QueryPoseTargets`], *optional*): people to match queries to. In training the keypoints of
             matched
-                queries alone are decoded.
+                queries alone are decoded, unless others feed back, too.
             selection ([`QuerySelection`], *optional*): without effect where there are targets.
             output_attentions (`bool`): keep self-attentions and part attention maps.
         """
-        if targets is not None:
-            selection = None
-        decodes_matches = targets is not None and self.training
+        if targets is not None or selection is None:
+            selection = QuerySelection()
         keeps_maps = output_attentions or (targets is not None and self.config.part_attention_loss_coefficient > 0)
         pooler = QueryPoseRoiPooler(self.config, pyramid, image_sizes)
         queries, boxes = self.initial_queries(pooler)
         part_queries = self.part_queries.expand(queries.shape[0] * queries.shape[1], -1, -1)
-        hidden_states, matches = [queries], []
+        hidden_states = [queries]
         box_stages: list[BoxStage] = []
         keypoint_stages: list[KeypointStage] = []
+        matches: list[Matches] = []
+        # what the last stage feeds back nobody reads
+        stages_in_turn = len(self.box_layers) - 1 if self.feeds_back else 0
 
         for stage in range(len(self.box_layers)):
             found = self.box_stage(stage, pooler, queries, boxes, output_attentions=output_attentions)
             box_stages.append(found)
             queries, boxes = found.queries, found.boxes.detach()
-            if self.feeds_back:
-                if decodes_matches:
+            if stage < stages_in_turn:
+                if targets is not None and self.config.query_feedback != "always":
                     matches += self.match([found], pooler, targets)
-                rows = matches[stage].query_rows if decodes_matches else self.best_rows(found.logits, selection)
+                rows, fed_back = self.rows_to_feed_back(found, matches, selection)
                 decoded = self.keypoint_stage(stage, pooler, found, take_rows(part_queries, rows), rows, keeps_maps)
                 keypoint_stages.append(decoded)
-                part_queries = lay_out(decoded.part_queries, rows, part_queries)
-                queries = lay_out(decoded.queries, rows, queries.flatten(0, 1)).view_as(queries)
+                queries, part_queries = self.feed_back(decoded, queries, part_queries, fed_back)
             hidden_states.append(queries)
 
-        if targets is not None and not matches:
-            matches = self.match(box_stages, pooler, targets)
-        if not self.feeds_back:
-            if decodes_matches:
-                rows_of_stages = [match.query_rows for match in matches]
-                keypoint_stages = self.keypoint_stages(pooler, box_stages, rows_of_stages, keeps_maps)
-            else:
-                keypoint_stages = self.decode(pooler, box_stages, selection or QuerySelection(), keeps_maps)
-            part_queries = lay_out(keypoint_stages[-1].part_queries, keypoint_stages[-1].rows, part_queries)
-
+        if targets is not None:
+            matches += self.match(box_stages[len(matches) :], pooler, targets)
+        rest = list(enumerate(box_stages))[stages_in_turn:]
+        if targets is not None and self.training and not (self.feeds_back and self.config.query_feedback == "always"):
+            rows_of_stages: list[Tensor | None] = [matches[stage].query_rows for stage, _ in rest]
+            keypoint_stages += self.keypoint_stages(pooler, rest, rows_of_stages, part_queries, keeps_maps)
+        else:
+            keypoint_stages += self.decode(pooler, rest, selection, part_queries, keeps_maps)
+        updated, part_queries = self.feed_back(keypoint_stages[-1], queries, part_queries)
+        if self.feeds_back:
+            hidden_states[-1] = updated
+        noisy_boxes = None
+        if targets is not None and self.training and self.config.num_denoising:
+            noisy_boxes = self.refine_noisy_boxes(pooler, targets)
         return DecoderOutput(
-            box_stages,
-            keypoint_stages,
-            queries,
-            part_queries.unflatten(0, queries.shape[:2]),
-            hidden_states,
-            pooler.scale,
-            matches,
-            self.refine_noisy_boxes(pooler, targets) if decodes_matches and self.config.num_denoising else None,
+            box_stages=box_stages,
+            keypoint_stages=keypoint_stages,
+            part_queries=part_queries.reshape(*queries.shape[:2], *part_queries.shape[1:]),
+            hidden_states=hidden_states,
+            scale=pooler.scale,
+            matches=matches,
+            noisy_boxes=noisy_boxes,
         )
+
+    def feed_back(
+        self, found: KeypointStage, queries: Tensor, part_queries: Tensor, fed_back: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Instance queries `(B, N, d)` and part queries `(B * N, M, d_p)` as the next stage gets them.
+
+        Args:
+            found ([`KeypointStage`])
+            queries (`Tensor` of shape `(B, N, d)`), part_queries (`Tensor` of shape `(B * N, M, d_p)`): before.
+            fed_back (`BoolTensor` of shape `(B * N,)`, *optional*): which queries feed back; by default all in
+                `found`.
+        """
+        updated = lay_out(found.queries, found.rows, queries.flatten(0, 1), fed_back)
+        return updated.view_as(queries), lay_out(found.part_queries, found.rows, part_queries, fed_back)
+
+    def rows_to_feed_back(
+        self, found: BoxStage, matches: Sequence[Matches], selection: QuerySelection
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The rows that a stage decodes before the next stage runs, and which queries feed back.
+
+        Args:
+            found ([`BoxStage`])
+            matches (`Sequence[Matches]`): up to this stage; none without targets, or where all queries feed back.
+            selection ([`QuerySelection`]): with a `top_k`, `"always"` means the best of each stage.
+
+        Returns:
+            `tuple`: rows, all for `None`, and a `BoolTensor` `(B * N,)`, all of the rows for `None`.
+        """
+        if self.config.query_feedback != "selected":
+            return (matches[-1].query_rows if matches else self.best_rows(found.logits, selection)), None
+        fed_back = (class_scores(found.logits)[0] > self.config.feedback_threshold).flatten()
+        if torch.compiler.is_compiling():
+            return None, fed_back
+        # matched queries outside the rule are decoded for the loss alone
+        decoded = fed_back.index_fill(0, matches[-1].query_rows, True) if matches else fed_back
+        return decoded.nonzero()[:, 0], fed_back
 
     def initial_queries(self, pooler: QueryPoseRoiPooler) -> tuple[Tensor, Tensor]:
         """The learned instance queries `(B, N, d)` and their boxes `(B, N, 4)`, corners in pixels."""
-        queries = self.instance_queries.expand(len(pooler.scale), -1, -1)
+        queries = self.instance_queries.expand(pooler.scale.shape[0], -1, -1)
         boxes: Tensor = center_to_corners_format(self.initial_boxes.to(pooler.scale.dtype))
         return queries, boxes * pooler.scale  # not detached: the table learns through the first stage's update
 
@@ -299,45 +352,57 @@ class QueryPoseDecoder(nn.Module):
     def keypoint_stages(
         self,
         pooler: QueryPoseRoiPooler,
-        box_stages: Sequence[BoxStage],
+        box_stages: Sequence[tuple[int, BoxStage]],
         rows_of_stages: Sequence[Tensor | None],
+        part_queries: Tensor,
         keeps_maps: bool,
     ) -> list[KeypointStage]:
-        """All keypoint stages, after all box stages, each for its own rows. Part queries follow their query."""
-        by_query = self.part_queries.expand(pooler.scale.shape[0] * self.config.num_queries, -1, -1)
+        """Keypoint stages after all box stages, each for its own rows. Part queries follow their query.
+
+        Args:
+            box_stages (`Sequence[tuple[int, BoxStage]]`): with the number of each stage.
+            rows_of_stages (`Sequence[Tensor]`): what each decodes; all queries for `None`.
+            part_queries (`Tensor` of shape `(B * N, M, d_p)`): of the stage before the first.
+            keeps_maps (`bool`): keep the part attention maps.
+        """
         stages: list[KeypointStage] = []
-        for stage, (boxes, rows) in enumerate(zip(box_stages, rows_of_stages, strict=True)):
+        for (number, boxes), rows in zip(box_stages, rows_of_stages, strict=True):
             if stages and stages[-1].rows is rows:  # the same queries as before: nothing need be laid out
-                part_queries = stages[-1].part_queries
+                chosen = stages[-1].part_queries
             else:
                 if stages:
-                    by_query = lay_out(stages[-1].part_queries, stages[-1].rows, by_query)
-                part_queries = take_rows(by_query, rows)
-            stages.append(self.keypoint_stage(stage, pooler, boxes, part_queries, rows, keeps_maps))
+                    part_queries = lay_out(stages[-1].part_queries, stages[-1].rows, part_queries)
+                chosen = take_rows(part_queries, rows)
+            stages.append(self.keypoint_stage(number, pooler, boxes, chosen, rows, keeps_maps))
         return stages
 
     def decode(
-        self, pooler: QueryPoseRoiPooler, box_stages: Sequence[BoxStage], selection: QuerySelection, keeps_maps: bool
+        self,
+        pooler: QueryPoseRoiPooler,
+        box_stages: Sequence[tuple[int, BoxStage]],
+        selection: QuerySelection,
+        part_queries: Tensor,
+        keeps_maps: bool = False,
     ) -> list[KeypointStage]:
-        """The keypoint stages of the queries that are wanted, where nothing feeds back."""
+        """The same for the queries that are wanted; nothing that these stages find feeds back."""
 
         def stages_of(rows: Tensor | None) -> list[KeypointStage]:
-            return self.keypoint_stages(pooler, box_stages, [rows] * len(box_stages), keeps_maps)
+            return self.keypoint_stages(pooler, box_stages, [rows] * len(box_stages), part_queries, keeps_maps)
 
-        logits = box_stages[-1].logits
+        last = box_stages[-1][1]
         count, threshold = selection.max_people, selection.person_threshold
         if selection.top_k is not None:
-            return stages_of(self.best_rows(logits, selection))
-        if count is not None and count >= logits.shape[1]:
+            return stages_of(self.best_rows(last.logits, selection))
+        if count is not None and count >= last.logits.shape[1]:
             count = None
         if (count is None and threshold is None) or torch.compiler.is_compiling():
             return stages_of(None)  # a graph of static shape cannot know how many queries are wanted
-        scores, _ = class_scores(logits)
+        scores, _ = class_scores(last.logits)
         # a person's score is at most the class score
         undecided = scores > (-1.0 if threshold is None else threshold)
         if count is None:
             return stages_of(undecided.flatten().nonzero()[:, 0])
-        return self.decode_best_people(box_stages[-1], pooler, undecided, count, stages_of)
+        return self.decode_best_people(last, pooler, undecided, count, stages_of)
 
     def decode_best_people(
         self,
@@ -378,9 +443,9 @@ class QueryPoseDecoder(nn.Module):
             return stages
         return [join_stages(*both) for both in zip(stages, stages_of(rest), strict=True)]
 
-    def best_rows(self, logits: Tensor, selection: QuerySelection | None) -> Tensor | None:
+    def best_rows(self, logits: Tensor, selection: QuerySelection) -> Tensor | None:
         """Rows of the `top_k` best class scores of each image; `None`, which is all queries, without a `top_k`."""
-        if selection is None or selection.top_k is None:
+        if selection.top_k is None:
             return None
         batch_size, num_queries = logits.shape[:2]
         best = logits.max(dim=-1).values.topk(min(selection.top_k, num_queries), dim=-1).indices

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.image_transforms import corners_to_center_format
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .backbone_querypose import NECKS, STRIDES, QueryPoseBackbone
@@ -27,6 +27,9 @@ from .initialization_querypose import initialize_affine, initialize_norm
 from .keypoint_layer_querypose import QueryPoseKeypointLinear
 from .loss_querypose import QueryPoseFlow, QueryPoseLoss, StagePrediction
 from .targets_querypose import QueryPoseTargets
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -345,9 +348,8 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
             max_people (`int`, *optional*), person_threshold (`float`, *optional*):
                 Only this many best people of each image, and only people of a higher score, are wanted. No more
                 queries are decoded than it takes to find exactly those: a person's score is at most the class score.
-                Without effect where every query matters, since keypoints feed back into the box decoder
-                (`query_feedback="always"` in a full model); with `keypoint_top_k`; and in compiled and exported
-                graphs. With labels none of the three has an effect.
+                In stages whose keypoints feed back the rule of `query_feedback` decides instead. Without effect with
+                `keypoint_top_k`, and in compiled and exported graphs. With labels none of the three has an effect.
 
         Raises:
             ValueError: the shapes of images, mask and labels do not agree.
@@ -357,6 +359,12 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         image_sizes = image_sizes_from_mask(pixel_values, pixel_mask)
         targets = None if labels is None else QueryPoseTargets.from_labels(labels, pixel_values, config)
+        if targets is not None and config.query_feedback == "training" and self.model.decoder.feeds_back:
+            logger.warning_once(
+                "`query_feedback` is 'training': this full model feeds matched queries back in training and none in "
+                "inference, as the authors' released code does. Its class scores in inference are then far too low. "
+                "Set it to 'always', 'selected' or 'never' to train a model that infers as it trains."
+            )
         pyramid = self.model.extract_pyramid(pixel_values)
         found: DecoderOutput = self.model.decoder(
             pyramid,

@@ -48,7 +48,7 @@ class QueryPoseRoiPooler:
                 image i.
         """
         if images is None:
-            images = torch.arange(len(boxes), device=boxes.device)
+            images = torch.arange(boxes.shape[0], device=boxes.device)
         index = images.to(boxes.dtype).repeat_interleave(boxes.shape[1])
         corners = boxes.detach().flatten(0, 1).nan_to_num(nan=0.0)
         return torch.cat([index[:, None], corners.clamp(-_LARGEST_ROI_COORDINATE, _LARGEST_ROI_COORDINATE)], dim=1)

@@ -165,6 +165,8 @@ class TrainingLoop:
         """The model in training mode on the device, laid out as the settings say."""
         config, device = self.config, self.accelerator.device
         model = model.to(device).train()
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
         if config.fast_convolutions:

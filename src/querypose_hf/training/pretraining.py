@@ -124,7 +124,7 @@ class PosePretraining(nn.Module):
             boxes, part_queries = box_stages[-1].boxes.detach(), decoded.part_queries
             queries = decoded.queries[:, None] if decoder.feeds_back else box_stages[-1].queries
         matches = [Matches(images, torch.arange(len(images), device=images.device))] * len(box_stages)
-        return DecoderOutput(box_stages, keypoint_stages, queries, part_queries[:, None], [], pooler.scale, matches)
+        return DecoderOutput(box_stages, keypoint_stages, part_queries[:, None], [queries], pooler.scale, matches)
 
     def _boxes_near(self, targets: QueryPoseTargets, images: Tensor, batch_size: int) -> Tensor:
         """A box near that of each image's person, `(B, 4)`; near the whole image where there is nobody."""
