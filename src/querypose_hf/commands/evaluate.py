@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.options import PredictionOptions, ReportOptions, ScoringOptions
-from ..settings import add_options, from_options
+from ..settings import UsageError, add_options, from_options
 from .options import add_model_option
 
 
@@ -45,7 +45,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         prediction = from_options(PredictionOptions, options)
         if options.test_dev:
             if scoring != ScoringOptions():
-                raise ValueError("--test-dev: nothing is scored; --metric, --sigmas, --boxes, --backend do not apply.")
+                raise UsageError("--test-dev: nothing is scored; --metric, --sigmas, --boxes, --backend do not apply.")
             result = predict_test_dev(*what, prediction)
         else:
             result = evaluate_model(*what, prediction, scoring, from_options(ReportOptions, options))
