@@ -75,6 +75,22 @@ def test_every_folder_has_its_row():
     assert set().union(*ARROWS.values()) <= ARROWS.keys() <= ROOMS
 
 
+def test_every_file_has_its_line_in_the_tree():
+    text = (PROJECT / "docs" / "architecture.md").read_text()
+    [tree] = re.findall(r"^src/querypose_hf/\n(.*?)^\S", text, flags=re.MULTILINE | re.DOTALL)
+    folder, named = "", []
+    for line in tree.splitlines():
+        names = re.split(r"\s{2,}", line.strip())[0]
+        if names.endswith("/"):
+            folder = names
+        indented = line.startswith("    ")
+        named += [(folder if indented else "") + name for name in names.split(", ") if name.endswith(".py")]
+    outer = [path for path in SOURCE_FILES if path.parent == SOURCE or path.stem != "__init__"]
+    found = {path.relative_to(SOURCE).as_posix() for path in outer}
+    assert len(named) == len(set(named))
+    assert (found - set(named), set(named) - found) == (set(), set()), "without a line; without a file"
+
+
 def test_arrows_make_no_circle():
     assert list(TopologicalSorter(ARROWS).static_order())  # raises CycleError
 
