@@ -9,9 +9,10 @@ import griffe
 
 #: A reference to a class or function: [`Name`] or [`~module.Name`].
 REFERENCE = re.compile(r"\[`~?(?:[a-z_]\w*\.)*([^`\]]+)`\]")
-#: One or more arguments on a line: name (`type` of shape `(...)`, *optional*, defaults to `x`): description.
+#: One or more arguments on a line: name (`type` of shape `(...)`, *optional*, defaults to `x`): description. The
+#: description may be missing.
 ARGUMENT = r"([\w, *]+) \(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)"
-ARGUMENTS = re.compile(rf"^    {ARGUMENT}(?:, {ARGUMENT})*:")
+ARGUMENTS = re.compile(rf"^    {ARGUMENT}(?:, {ARGUMENT})*(?::|$)")
 #: The first line of what is returned, where it begins with its type.
 RETURNED = re.compile(r"^    `[^`]*`(?: or `[^`]*`)*: ")
 SECTION = re.compile(r"^(\w+):$")

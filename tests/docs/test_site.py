@@ -11,7 +11,7 @@ from places import PROJECT
 
 def test_site(tmp_path):
     pytest.importorskip("mkdocstrings_handlers.python", reason="the docs extra is not installed")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src"), "NO_MKDOCS_2_WARNING": "1"}
     built = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
