@@ -91,6 +91,13 @@ def test_every_file_has_its_line_in_the_tree():
     assert (found - set(named), set(named) - found) == (set(), set()), "without a line; without a file"
 
 
+def test_files_that_the_page_names_are_there():
+    named = re.findall(r"`([\w/]+\.(?:py|md))`", (PROJECT / "docs" / "architecture.md").read_text())
+    assert named
+    folders = (SOURCE, SOURCE / "model", PROJECT)
+    assert [name for name in named if not any((folder / name).is_file() for folder in folders)] == []
+
+
 def test_arrows_make_no_circle():
     assert list(TopologicalSorter(ARROWS).static_order())  # raises CycleError
 
