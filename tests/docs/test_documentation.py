@@ -159,7 +159,7 @@ def test_training(in_folder, monkeypatch):
     # the published model takes minutes for a step here, and its weights are on the Hub
     monkeypatch.setattr(QueryPoseConfig, "from_variant", lambda variant: tiny_config())
     loaded = []
-    monkeypatch.setattr(backbone_weights, "load_backbone_weights", loaded.append)
+    monkeypatch.setattr(backbone_weights, "load_backbone_weights", lambda *args, **kwargs: loaded.append(kwargs))
     Path("coco.json").write_text(json.dumps(sample_coco()))
     annotations = [{"image_id": 1, "annotations": SAMPLE_PEOPLE}]
     namespace, _ = run("docs/training.md", images=[PIL.Image.open(SAMPLE_IMAGE)], annotations=annotations)

@@ -14,7 +14,7 @@ def source(tmp_path_factory):
 class TestDescription:
     def test_yaml_and_back(self, source, tmp_path):
         values = small_experiment(source, variant="r50", light=True, num_queries=50, query_feedback="never")
-        values["training"]["recipe"] = "paper_3x"
+        values["training"]["recipe"] = "paper_2x"
         path = tmp_path / "experiment.yaml"
         path.write_text(yaml.safe_dump(values))
         experiment = Experiment.from_yaml(path)

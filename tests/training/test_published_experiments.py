@@ -70,7 +70,7 @@ def test_experiment(file):
     assert sum(parameter.numel() for parameter in model.parameters()) > 50e6
 
     # the paper's recipe, Section 4.1: 16 images a step on 8 GPUs
-    recipe = RECIPES["paper_1x" if file.stem.endswith("_1x") else "paper_3x"]
+    recipe = RECIPES["paper_1x" if file.stem.endswith("_1x") else "paper_2x"]
     assert experiment.training.schedule == recipe.schedule
     assert (experiment.training.learning_rate, experiment.training.batch_size) == (2.5e-5, 2)
     assert experiment.augmentation.short_sides == tuple(range(480, 801, 32))
@@ -78,6 +78,11 @@ def test_experiment(file):
     assert [Path(source.annotations).stem for source in experiment.data.train] == (
         ["crowdpose_train", "crowdpose_val"] if crowdpose else ["person_keypoints_train2017"]
     )
+
+    # the weights that the authors' trainings start from, as far as their files name them
+    if settings.variant == "r50":
+        assert settings.backbone_weights == "resnet50.tv_in1k"
+    assert (settings.heatmap_pretrained is not None) == settings.variant.startswith("hrnet")
 
     # the figure beside it is the one that the model card gives
     scored_on = "CrowdPose test" if crowdpose else "COCO val2017"

@@ -8,7 +8,7 @@ from querypose_hf.training.recipe import RECIPES, LearningRateSchedule, Training
 
 class TestSchedule:
     def test_the_papers(self):
-        schedule = RECIPES["paper_3x"].schedule
+        schedule = RECIPES["paper_2x"].schedule
         assert (schedule.length, schedule.milestones) == (280_000, (220_000, 260_000))
         expected = {0: 0.01, 500: 0.505, 1000: 1, 219_999: 1, 220_000: 0.1, 259_999: 0.1, 260_000: 0.01, 279_999: 0.01}
         assert {step: schedule.factor(step) for step in expected} == pytest.approx(expected)
@@ -37,7 +37,7 @@ class TestConfig:
     def test_yaml_and_back(self, tmp_path):
         path = tmp_path / "run.yaml"
         path.write_text(
-            "recipe: paper_3x\nlearning_rate: 1e-4\nmixed_precision: no\nema_decay: 0.9998\ntrackers: [wandb]\n"
+            "recipe: paper_2x\nlearning_rate: 1e-4\nmixed_precision: no\nema_decay: 0.9998\ntrackers: [wandb]\n"
             "schedule:\n  unit: epoch\n  length: 36\n  milestones: [27, 33]\n"
         )
         config = TrainingConfig.from_yaml(path)
@@ -47,7 +47,10 @@ class TestConfig:
         assert config.schedule == LearningRateSchedule(unit="epoch", length=36, milestones=(27, 33))
         path.write_text(config.to_yaml())
         assert TrainingConfig.from_yaml(path) == config
-        assert TrainingConfig.from_mapping(yaml.safe_load(RECIPES["paper_3x"].to_yaml())) == RECIPES["paper_3x"]
+        assert TrainingConfig.from_mapping(yaml.safe_load(RECIPES["paper_2x"].to_yaml())) == RECIPES["paper_2x"]
+
+    def test_the_old_name_of_the_2x_recipe(self):
+        assert TrainingConfig.from_mapping({"recipe": "paper_3x"}) == RECIPES["paper_2x"]
 
     def test_an_empty_file_is_the_1x_recipe(self, tmp_path):
         (tmp_path / "empty.yaml").touch()

@@ -3,12 +3,14 @@
 `tests/model/test_goldens.py` shows that a converted model computes what the original does.
 """
 
+import runpy
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from original_checkpoints import KINDS, SMALLER, TOLD, small_config, small_state
+from places import PROJECT
 from tiny import tiny_config
 
 from querypose_hf import CROWDPOSE_14, QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessor
@@ -253,6 +255,31 @@ def test_converted_folder_gives_the_same_model(tmp_path, variant):
     assert QueryPoseImageProcessor.from_pretrained(folder).num_keypoints == 17
     assert (folder / "README.md").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"model.pth", "converted"}
+
+
+def test_checkpoints_of_the_first_published_code(tmp_path, monkeypatch, capsys):
+    """Tensors do not tell them from those of the released code: one says so, and configuration, report and card do."""
+    monkeypatch.setitem(VARIANTS, "r50", {**VARIANTS["r50"], **KINDS["r50"]})
+    checkpoint = save(tmp_path / "model.pth", small_state("r50"))
+    arguments = ["convert", "--checkpoint-path", str(checkpoint), "--variant", "r50"]
+    for given, expected, said in (
+        (["--query-feedback", "always"], "always", 'first published code (`query_feedback` is `"always"`)'),
+        ([], "training", 'released code (`query_feedback` is `"training"`)'),
+    ):
+        folder = tmp_path / expected
+        assert main([*arguments, "--output-dir", str(folder), *given]) == 0
+        assert QueryPoseConfig.from_pretrained(folder).query_feedback == expected
+        assert said in (folder / "README.md").read_text()
+        assert ("  query feedback, which tensors do not tell: always, as given" in capsys.readouterr().out) == bool(
+            given
+        )
+    script = runpy.run_path(str(PROJECT / "scripts" / "convert_querypose_original_to_hf.py"))
+    assert script["main"] is main
+
+
+def test_query_feedback_of_a_light_checkpoint():
+    with pytest.raises(ValueError, match="`query_feedback` is 'always'; expected none .* light version"):
+        config_from_original(small_state("r50", light=True), "r50", query_feedback="always", **KINDS["r50"])
 
 
 def test_half_precision_checkpoints_stay_so(tmp_path):

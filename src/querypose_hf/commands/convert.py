@@ -26,6 +26,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--keypoint-names", type=_json_list, metavar="JSON", help="list of names; needed unless they are COCO's"
     )
+    parser.add_argument(
+        "--query-feedback",
+        choices=("always", "training", "never"),
+        help="which updated queries of a full checkpoint go on to the next stage: always (the authors' first "
+        "published code), training (their released code, the default) or never (Figure 3(a))",
+    )
     parser.set_defaults(run=_convert)
 
 
@@ -42,7 +48,8 @@ def _json_list(text: str) -> list[Any]:
 def _convert(options: argparse.Namespace) -> None:
     from ..weights.conversion import convert_checkpoint
 
-    overrides = {} if options.keypoint_names is None else {"keypoint_names": options.keypoint_names}
+    given = {"keypoint_names": options.keypoint_names, "query_feedback": options.query_feedback}
+    overrides = {name: value for name, value in given.items() if value is not None}
     report = convert_checkpoint(
         options.checkpoint_path,
         options.variant,

@@ -38,7 +38,7 @@ PUBLISHED_AP: dict[tuple[str, str], dict[str, float]] = {
         "CrowdPose test, hard": 65.4,
     },
 }
-#: Milliseconds per image of the full version on an A100, as the paper reports them.
+#: Milliseconds per image of the full version, as the paper reports them; the authors' README says on an A100.
 PUBLISHED_MILLISECONDS = {"r50": 70, "hrnet_w32": 100, "swin_l": 117, "hrnet_w48": 105}
 
 DATASET_IDS = {COCO: "detection-datasets/coco", CROWDPOSE: "crowdpose"}

@@ -1,4 +1,4 @@
-"""Where the model looks: the spatial attention map of each part over each person (Figures 5 to 8 of the paper).
+"""Where the model looks: the spatial attention map of each part over each person (Figures 5 and 6 of the paper).
 
 The keypoint stage pools a person's box into a grid. Each part gathers its embedding from that grid with weights that
 sum to one (SPEGM, Section 3.2). These weights are the part's attention map.

@@ -138,7 +138,7 @@ _COCO_NAMES = (
     "right_ankle",
 )
 
-#: The four ways to group COCO's keypoints that the paper compares (Figure 4, Table 5); "c" is the default.
+#: The four ways to group COCO's keypoints that the paper compares (Figure 4, Table 2(d)); "c" is the default.
 COCO_PARTS: dict[str, tuple[tuple[int, ...], ...]] = {
     "a": tuple((i,) for i in range(17)),
     "b": ((0, 1, 2, 3, 4), *((i,) for i in range(5, 17))),

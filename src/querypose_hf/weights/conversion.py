@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def config_from_original(
         variant (`str`): its backbone and neck, see [`QueryPoseConfig.from_variant`].
         keypoint_parts (`Sequence[Sequence[int]]`, *optional*): keypoint indices of each part, if they are not one of
             the paper's groupings of COCO's keypoints.
-        overrides: other configuration fields, such as the keypoint names of another skeleton.
+        overrides: other configuration fields, such as the keypoint names of another skeleton, or
+            `query_feedback="always"` for a full checkpoint of the authors' first published code. Tensors do not tell
+            it from one of the released code, which is `"training"`, the default here.
 
     Raises:
         ValueError: the checkpoint lacks a tensor that is needed here, its parts are unknown, or a field does not fit.
@@ -63,6 +66,11 @@ def config_from_original(
             f"{list(sizes)}, as in the checkpoint."
         )
     full = "head.pose_head_series.0.pose_decoder_inst_interact.dynamic_layer.weight" in state
+    if not full and "query_feedback" in overrides:
+        raise ValueError(
+            f"`query_feedback` is {overrides['query_feedback']!r}; expected none for this checkpoint: it is of the "
+            "light version, in which no query feeds back."
+        )
     fields: dict[str, Any] = {
         "num_queries": find("init_proposal_features.weight").shape[0],
         "decoder_layers": len(stages),
@@ -167,6 +175,9 @@ def convert_checkpoint(
         output_dir (`str` or `Path`): a new or empty folder.
         keypoint_parts, overrides: see [`config_from_original`].
 
+    Returns:
+        [`WeightsReport`], with a remark about `query_feedback` if it is given.
+
     Raises:
         FileExistsError: the output folder is not empty.
         FileNotFoundError: there is no checkpoint file.
@@ -184,6 +195,10 @@ def convert_checkpoint(
         model.save_pretrained(folder)
         QueryPoseImageProcessor(num_keypoints=config.num_keypoints).save_pretrained(folder)
         write_text(str(build_model_card(config, "converted", variant=variant)), folder / "README.md")
+    if "query_feedback" in overrides:
+        report = replace(
+            report, remark=f"query feedback, which tensors do not tell: {config.query_feedback}, as given"
+        )
     return report
 
 

@@ -19,17 +19,19 @@ class WeightsReport:
         used (`list[str]`): tensors that are in the model now.
         unused (`list[str]`): tensors of the file that the model has no place for.
         missing (`list[str]`): tensors of the model that the file lacks; they keep their values.
+        remark (`str`): what else to know about the result.
     """
 
     used: list[str]
     unused: list[str]
     missing: list[str] = field(default_factory=list)
+    remark: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         lines = [f"{len(self.used)} tensors used, {len(self.unused)} unused, {len(self.missing)} missing"]
         lines += [f"  unused: {name}" for name in self.unused]
         lines += [f"  missing: {name}" for name in self.missing]
-        return "\n".join(lines)
+        return "\n".join([*lines, *([f"  {self.remark}"] if self.remark else [])])
 
 
 def read_tensors(path: str | Path, argument: str = "file") -> dict[str, Tensor]:
