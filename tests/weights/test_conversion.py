@@ -278,7 +278,7 @@ def test_checkpoints_of_the_first_published_code(tmp_path, monkeypatch, capsys):
 
 
 def test_query_feedback_of_a_light_checkpoint():
-    with pytest.raises(ValueError, match="`query_feedback` is 'always'; expected none .* light version"):
+    with pytest.raises(ValueError, match=r"`query_feedback` is 'always'; expected none .* light version"):
         config_from_original(small_state("r50", light=True), "r50", query_feedback="always", **KINDS["r50"])
 
 
