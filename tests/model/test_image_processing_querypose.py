@@ -20,8 +20,6 @@ import torch
 from places import SHARED
 from transformers import AutoImageProcessor
 from transformers.image_utils import SizeDict
-from transformers.testing_utils import CaptureLogger
-from transformers.utils import logging
 
 import querypose_hf
 from querypose_hf import QueryPoseImageProcessor, QueryPoseImageProcessorPil
@@ -204,21 +202,44 @@ class TestPixels:
         settings = {"size": {"height": 45, "width": 30}, "size_divisor": 1}
         expected = processor_class(**settings)(array, return_tensors="pt")["pixel_values"]
         in_levels = processor_class(**settings)(array.astype(np.float64), return_tensors="pt")["pixel_values"]
-        rescaled = processor_class(**settings, do_rescale=False)(array.astype(np.float32) / 255, return_tensors="pt")[
-            "pixel_values"
-        ]
         # not rounded to whole levels, unlike uint8
         torch.testing.assert_close(in_levels, expected, atol=1.01 / STD.min().item(), rtol=0)
-        torch.testing.assert_close(rescaled, in_levels, atol=1e-4, rtol=0)
+        unit = array.astype(np.float32) / 255
+        tensor = torch.from_numpy(unit).permute(2, 0, 1)
+        for image in (unit, unit * np.float32(1 + 1e-6), tensor, tensor.double(), unit.astype(np.float64)):
+            for do_rescale in (True, False):  # both ways: what lies within 0..1 was rescaled already
+                batch = processor_class(**settings, do_rescale=do_rescale)(image, return_tensors="pt")
+                torch.testing.assert_close(batch["pixel_values"], in_levels, atol=1e-4, rtol=0)
+        rounded = processor_class(**settings)(tensor.half(), return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(rounded, in_levels, atol=0.003, rtol=0)
 
-    def test_rescaling_twice_is_warned_about(self, processor_class):
-        image = make_array(20, 30).astype(np.float32) / 255
-        logger = logging.get_logger("querypose_hf.model.image_processing_base_querypose")
-        for settings, warned in (({"do_rescale": False}, False), ({}, True)):
-            logging.warning_once.cache_clear()
-            with CaptureLogger(logger) as captured:
-                processor_class(**settings)(image)
-            assert ("pass `do_rescale=False`" in captured.out) == warned
+    def test_float_images_of_both_ranges_in_one_batch(self, processor_class):
+        array = make_array(20, 30)
+        images = [array, array / 255, array.astype(np.float32)]
+        values = processor_class(do_resize=False)(images, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(values[1:], values[:1].expand(2, -1, -1, -1), atol=1e-5, rtol=0)
+
+    def test_transparent_float_images_of_both_ranges(self, processor_class):
+        rgba = np.random.default_rng(0).integers(0, 256, (6, 7, 4)).astype(np.float32)
+        values = processor_class(**RAW)([rgba], return_tensors="np")["pixel_values"]
+        unit = processor_class(**RAW)([rgba / 255], return_tensors="np")["pixel_values"]
+        np.testing.assert_allclose(unit * 255, values, atol=1e-3)
+
+    @pytest.mark.parametrize("low, high", [(-1, 1), (-2.1, 2.6), (0, 300), (-5, 255), (0, 65535)])
+    def test_float_images_of_other_ranges(self, processor_class, low, high):
+        image = np.linspace(low, high, 300, dtype=np.float32).reshape(10, 10, 3)
+        message = rf"images\[1\]: .* from {low:g} to {high:g}; expected 0\.\.1 or 0\.\.255"
+        for source in (image, torch.from_numpy(image)):
+            with pytest.raises(ValueError, match=message):
+                processor_class()([make_array(10, 10), source])
+        processor_class(do_rescale=False, do_normalize=False)(image)  # the caller's own scale
+
+    @pytest.mark.parametrize("high", [1, 255, 65535])
+    def test_float_tiff_keeps_its_tones(self, processor_class, tmp_path, high):
+        levels = np.arange(256, dtype=np.float32).reshape(8, 32)
+        PIL.Image.fromarray(levels / np.float32(255) * np.float32(high)).save(tmp_path / "float.tiff")
+        values = processor_class(**RAW)(tmp_path / "float.tiff", return_tensors="np")["pixel_values"][0]
+        np.testing.assert_array_equal(values, np.stack([levels] * 3))
 
     def test_resample(self, processor_class):
         image = make_image(10, 10)
@@ -486,7 +507,7 @@ class TestImages:
             (np.zeros((5, 6, 7), np.uint8), ValueError, r"\(5, 6, 7\) looks like 1, 3 or 4 channels"),
             (np.full((4, 5, 3), np.nan), ValueError, "not finite"),
             (np.full((4, 5, 3), 256), ValueError, r"int64 has values from 256 to 256; expected 0\.\.255"),
-            (np.full((4, 5, 4), 1.5), ValueError, r"within \[0, 1\]"),
+            (np.full((4, 5, 4), 256.5), ValueError, r"from 256.5 to 256.5; expected 0\.\.1 or 0\.\.255"),
             (np.full((4, 5, 3), 1j), TypeError, "real numbers"),
             (np.full((4, 5, 3), None), TypeError, "array of numbers, got one of dtype object"),
         ],

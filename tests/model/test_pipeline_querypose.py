@@ -231,6 +231,22 @@ def test_sixteen_bit_grey_picture_keeps_its_range(pose_estimator):
     assert_same_people([pose_estimator(deep, **ALL)], [pose_estimator(make_picture().convert("L"), **ALL)])
 
 
+def test_floats_within_0_and_1_find_the_same_people(pose_estimator, tmp_path):
+    grey = make_picture().convert("L")
+    levels = np.array(grey.convert("RGB")).astype(np.float32)
+    expected = numbers(pose_estimator(levels, **ALL))
+    for image in (levels / 255, levels.astype(np.float64) / 255, torch.from_numpy(levels / 255).permute(2, 0, 1)):
+        for found in (pose_estimator(image, **ALL), pose_estimator([image], **ALL)[0]):
+            assert np.allclose(numbers(found), expected, atol=0.05, rtol=0.001)
+    PIL.Image.fromarray(levels[..., 0] / 255).save(tmp_path / "float.tiff")
+    assert_same_people([pose_estimator(str(tmp_path / "float.tiff"), **ALL)], [pose_estimator(grey, **ALL)])
+
+
+def test_floats_of_other_ranges_are_refused(pose_estimator):
+    with pytest.raises(ValueError, match=r"from -1 to 1; expected 0\.\.1 or 0\.\.255"):
+        pose_estimator(np.linspace(-1, 1, 300, dtype=np.float32).reshape(10, 10, 3))
+
+
 @pytest.fixture(scope="module")
 def pictures():
     return [make_picture(*size, seed=seed) for seed, size in enumerate([(90, 120), (120, 90), (60, 100), (80, 80)])]

@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import struct
-import zlib
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -12,21 +10,11 @@ from typing import Any, NotRequired, TypedDict
 import PIL.Image
 import PIL.ImageOps
 
-from ..model.image_decoding_querypose import decode_image
+from ..model.image_decoding_querypose import decode_pil_image
 
 
 _EXIF_ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
-_DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    PIL.Image.DecompressionBombError,
-)
 
 
 class PoseSample(TypedDict):
@@ -64,7 +52,7 @@ def read_image(source: Any, name: str) -> PIL.Image.Image:
 
     Returns:
         `PIL.Image.Image`: RGB, turned upright by its EXIF orientation. Other modes are converted as
-        [`~image_processing_base_querypose.decode_image`] does, so that training sees what inference sees.
+        [`~image_decoding_querypose.decode_image`] does, so that training sees what inference sees.
 
     Raises:
         UnusableImageError: the image cannot be read; the message gives its name and the reason.
@@ -72,11 +60,11 @@ def read_image(source: Any, name: str) -> PIL.Image.Image:
     try:
         image = _open(source, everything=True)
         if image.mode != "RGB":
-            return PIL.Image.fromarray(decode_image(image).permute(1, 2, 0).numpy())
+            return decode_pil_image(image)
         image.load()
         # `exif_transpose` copies images that are upright already
         return PIL.ImageOps.exif_transpose(image) if image.getexif().get(_EXIF_ORIENTATION, 1) != 1 else image
-    except _DECODING_ERRORS as error:
+    except Exception as error:  # the readers of damaged files raise errors of any kind
         raise UnusableImageError(f"{name}: the image cannot be read: {error}") from error
 
 
@@ -92,7 +80,7 @@ def read_image_size(source: Any, name: str) -> tuple[int, int]:
                 stack.enter_context(image)
             width, height = image.size
             turned = image.getexif().get(_EXIF_ORIENTATION, 1) in _QUARTER_TURNS
-    except _DECODING_ERRORS as error:
+    except Exception as error:  # the readers of damaged files raise errors of any kind
         raise UnusableImageError(f"{name}: the image cannot be read: {error}") from error
     return (height, width) if turned else (width, height)
 

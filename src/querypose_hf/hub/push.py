@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-import PIL.Image
 from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
@@ -125,12 +124,12 @@ def draw_examples(
     from transformers import pipeline
 
     from ..inference.visualization import draw_poses
-    from ..model.image_decoding_querypose import decode_image
+    from ..model.image_decoding_querypose import decode_pil_image
 
     decoded = []
     for source in images:
         try:
-            decoded.append(PIL.Image.fromarray(decode_image(os.fspath(source)).permute(1, 2, 0).numpy()))
+            decoded.append(decode_pil_image(os.fspath(source)))
         except (OSError, ValueError) as error:
             raise ValueError(f"`examples` has {os.fspath(source)!r}; expected an image: {error}") from error
     try:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..model.image_decoding_querypose import decode_image
+from ..model.image_decoding_querypose import decode_pil_image
 from .explanation import PersonAttention
 from .visualization import draw_poses
 
@@ -36,7 +36,7 @@ def overlay_part_attention(
         `PIL.Image.Image`: RGB, of the image's size. Places with the map's mean weight or less are dark, its maximum is
         bright. A uniform map is dark all over.
     """
-    canvas = _open(image)
+    canvas = decode_pil_image(image)
     heat = np.zeros((canvas.height, canvas.width))
     for found in people:
         chosen = found.maps[stage] if part is None else found.maps[stage, [part]]
@@ -71,7 +71,7 @@ def draw_part_attention(
     if wrong := [row for row in rows if not -len(found.stages) <= row < len(found.stages)]:
         raise ValueError(f"`stages` holds {wrong[0]}, but there are {len(found.stages)} stages.")
     view = _View.around(found.boxes[rows[-1]], panel_height)
-    crop = view.crop(_open(image))
+    crop = view.crop(decode_pil_image(image))
     pose = _draw_pose(crop, found, view)
     step_x, step_y = view.size[0] + _GAP, view.size[1] + _GAP
     sheet = Image.new("RGB", (_MARGIN + (len(found.parts) + 1) * step_x, _HEADER + len(rows) * step_y), _PAPER)
@@ -138,10 +138,6 @@ def _draw_part(crop: Image.Image, found: PersonAttention, row: int, part: int, v
     for x, y in view.keypoints(found)[list(found.parts[part])]:
         pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=(60, 220, 255), outline=(0, 0, 0))
     return panel
-
-
-def _open(image: Any) -> Image.Image:
-    return Image.fromarray(decode_image(image).permute(1, 2, 0).numpy())
 
 
 def _brightness(maps: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ..model.image_decoding_querypose import decode_pil_image
 from ..model.skeletons import flip_indices_from_names
 
 
@@ -187,6 +188,8 @@ def _rgb_copy(image: Image.Image | np.ndarray | str | PathLike) -> Image.Image:
         image = Image.fromarray(image)
     elif not isinstance(image, Image.Image):
         raise TypeError(f"`image` must be a PIL image, a numpy array or a path, but is a {type(image).__name__}.")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return decode_pil_image(image)  # PIL's conversion cuts deep grey off at 255
     return ImageOps.exif_transpose(image).convert("RGB")
 
 

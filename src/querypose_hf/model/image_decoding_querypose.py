@@ -16,6 +16,8 @@ from transformers.image_utils import ChannelDimension, infer_channel_dimension_f
 
 
 _EXIF_ORIENTATION = 0x0112
+# by how much of their range floating-point values may leave it: resizing rounds
+_ROUNDING = 1e-3
 
 
 def decode_image(
@@ -28,7 +30,8 @@ def decode_image(
 
     EXIF orientation is applied. With `do_convert_rgb` transparent images are laid on white and everything becomes RGB.
     16-bit greyscale is scaled from 0..65535 to 0..255. PIL's 32-bit modes `I` and `F` count as 8-bit values when they
-    lie within 0..255 and as 16-bit ones when they lie within 0..65535.
+    lie within 0..255 and as 16-bit ones when they lie within 0..65535; `F` within 0..1 is scaled to 0..255. An array
+    of floating-point numbers keeps its values; [`white_level`] tells which range they have.
 
     Args:
         image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): a path, URL or base64 text, a
@@ -52,7 +55,12 @@ def decode_image(
     if isinstance(image, str | os.PathLike):
         image = _open_image(image, timeout)
     if isinstance(image, PIL.Image.Image):
-        pixels = torch.from_numpy(_pil_to_array(image, do_convert_rgb))
+        try:
+            pixels = torch.from_numpy(_pil_to_array(image, do_convert_rgb))
+        except (OSError, ValueError):
+            raise
+        except Exception as error:  # an image that was opened, but whose pixels or EXIF data are damaged
+            raise ValueError(f"the image cannot be decoded: {error}") from error
         input_data_format = ChannelDimension.LAST
     elif isinstance(image, np.ndarray):
         pixels = _array_to_tensor(image)
@@ -73,6 +81,33 @@ def decode_image(
         pixels = pixels.permute(2, 0, 1)
     pixels = _to_uint8_or_float32(pixels)
     return _to_rgb(pixels) if do_convert_rgb else pixels
+
+
+def decode_pil_image(image: Any, timeout: float = 60) -> PIL.Image.Image:
+    """Decodes one image into an upright RGB image of PIL; arguments and errors are those of [`decode_image`].
+
+    Floating-point numbers within 0..1 are scaled to 0..255; those of any other range must lie within 0..255.
+    """
+    pixels = decode_image(image, timeout=timeout)
+    if pixels.is_floating_point():
+        pixels = (pixels * (255 / white_level(pixels))).round().clamp(0, 255).to(torch.uint8)
+    return PIL.Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def white_level(pixels: torch.Tensor | np.ndarray) -> float:
+    """The value of white in an image of floating-point numbers: 1 if they lie within 0..1, else 255.
+
+    Raises:
+        `ValueError`: the values lie within neither 0..1 nor 0..255. Differences that come from rounding are allowed.
+    """
+    low, high = float(pixels.min()), float(pixels.max())
+    for white in (1.0, 255.0):
+        if low >= -_ROUNDING * white and high <= (1 + _ROUNDING) * white:
+            return white
+    raise ValueError(
+        f"an image of floating-point numbers has values from {low:g} to {high:g}; expected 0..1 or 0..255. If they "
+        "were normalised already, pass `do_rescale=False` and `do_normalize=False` to the image processor."
+    )
 
 
 def _open_image(source: str | os.PathLike, timeout: float) -> PIL.Image.Image:
@@ -101,7 +136,7 @@ def _open_image(source: str | os.PathLike, timeout: float) -> PIL.Image.Image:
     try:
         image = PIL.Image.open(BytesIO(content))
         image.load()
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except Exception as error:  # what the readers of damaged files raise has no end: zlib's errors, struct's, KeyError
         # a short file name may happen to be valid base64
         if is_base64 and isinstance(error, PIL.UnidentifiedImageError):
             raise FileNotFoundError(not_found) from error
@@ -133,8 +168,11 @@ def _deep_grey_to_uint8(values: np.ndarray) -> np.ndarray:
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 65535):
         raise ValueError(
-            f"a greyscale image of more than 16 bits has values from {low} to {high}; expected 0..255 or 0..65535."
+            f"a greyscale image of more than 16 bits has values from {low} to {high}; expected 0..255 or 0..65535, or "
+            "0..1 if they are floating-point numbers."
         )
+    if values.dtype.kind == "f" and high <= 1 + _ROUNDING:
+        values = values.clip(max=1) * 255
     return np.rint(values if high <= 255 else values / 257).astype(np.uint8)
 
 
@@ -193,9 +231,7 @@ def _to_rgb(pixels: torch.Tensor) -> torch.Tensor:
         return pixels.expand(3, -1, -1)
     if num_channels != 4:
         raise ValueError(f"expected 1, 3 or 4 channels, got shape {tuple(pixels.shape)} (channels first).")
-    if pixels.is_floating_point() and not (pixels.min() >= 0 and pixels.max() <= 1):
-        raise ValueError("an image of 4 channels and floating-point numbers must lie within [0, 1].")
-    white = 1.0 if pixels.is_floating_point() else 255.0
+    white = white_level(pixels) if pixels.is_floating_point() else 255.0
     alpha = pixels[3:] / white
     on_white = pixels[:3] * alpha + (1 - alpha) * white
     return on_white if pixels.is_floating_point() else on_white.round().to(torch.uint8)

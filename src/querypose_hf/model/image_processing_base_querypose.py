@@ -26,14 +26,13 @@ from transformers.image_utils import (
     get_image_size_for_max_height_width,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import TensorType, logging
+from transformers.utils import TensorType
 
 from .annotations_querypose import labels_from_annotations
 from .code_files_querypose import copy_code
+from .image_decoding_querypose import white_level
 from .people_querypose import People, people_of_queries
 
-
-logger = logging.get_logger(__name__)
 
 _BACKEND_MODULES = {
     "torchvision": ("image_processing_querypose", "QueryPoseImageProcessor"),
@@ -139,7 +138,8 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
         """Prepares images, and their annotations in training, for the model.
 
         Images are decoded, made upright, converted to RGB, resized, normalised, and padded with zeros at the right and
-        bottom to one size, a multiple of `size_divisor`.
+        bottom to one size, a multiple of `size_divisor`. Floating-point numbers within 0..1 count as rescaled already,
+        as those of torchvision's `ToTensor` are; with `do_rescale` all others must lie within 0..255.
 
         Args:
             images (`ImageInput`, `str`, `os.PathLike`, or a list of them): what [`decode_image`] accepts, or an array
@@ -238,6 +238,7 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
         index: int,
         entry: Any,
         do_rescale: bool | None,
+        rescale_factor: float,
         do_normalize: bool | None,
         image_mean: float | Sequence[float],
         **kwargs: Any,
@@ -250,15 +251,12 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
                     f"the image has {num_channels} channels and `image_mean` {len(image_mean)} values; set "
                     "`do_convert_rgb` to True, or give a mean and a standard deviation for each channel."
                 )
+            if do_rescale and image.dtype in (torch.float32, np.float32) and white_level(image) == 1:
+                image = image * float(1 / rescale_factor)  # rescaled already: undone here, done again later
         except (OSError, TypeError, ValueError) as error:
             kinds = (FileNotFoundError, OSError, TypeError, ValueError)
             kind = next(kind for kind in kinds if isinstance(error, kind))
             raise kind(f"images[{index}]: {error}") from error
-        if do_rescale and image.dtype in (torch.float32, np.float32) and image.max() <= 1:
-            logger.warning_once(
-                "An image of floating-point numbers within [0, 1] is about to be multiplied by `rescale_factor`. If "
-                "it was rescaled already, pass `do_rescale=False`."
-            )
         return image
 
     def _label_feature(
