@@ -278,7 +278,7 @@ def _read(value: Any, hint: Any) -> Any:
     if origin is Literal:
         # YAML reads a bare `no` as false
         value = "no" if value is False and "no" in arguments else value
-        if value not in arguments:
+        if not any(type(value) is type(one) and value == one for one in arguments):  # 1 is not True
             raise TypeError(f"one of {list(arguments)}")
         return value
     if origin is tuple:

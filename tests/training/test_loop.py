@@ -49,6 +49,18 @@ class TestRun:
         assert not torch.equal(seen[1]["flow.scale.0.0.weight"], seen[2]["flow.scale.0.0.weight"])
         assert loop.model.training
 
+    def test_the_papers_learning_rate_is_scaled_by_the_images_of_a_step(self, tmp_path, caplog):
+        config = small_config(1, learning_rate=2.5e-5, gradient_accumulation_steps=2, schedule=one_step())
+        with caplog.at_level("INFO", logger="querypose_hf.training.loop"):
+            loop = small_loop(tmp_path, config)
+        assert "learning rate 6.25e-06: 2.5e-05 for 16 images per step, scaled to 4" in caplog.text
+        loop.run()
+        assert read_log(tmp_path)[0]["learning_rate"] == pytest.approx(2.5e-5 * 4 / 16)
+        assert TrainingConfig.from_yaml(tmp_path / "training.yaml") == config  # not scaled twice when it is resumed
+        again = small_config(2, learning_rate=2.5e-5, gradient_accumulation_steps=2, scale_learning_rate=False)
+        with pytest.raises(ValueError, match=r"`learning_rate` was 6\.25e-06 in this run and is 2\.5e-05 now"):
+            small_loop(tmp_path, again).run(resume=True)
+
     def test_learns(self, tmp_path):
         torch.manual_seed(1)
         config = small_config(15, batch_size=11, ema_decay=None, learning_rate=3e-4)

@@ -52,6 +52,31 @@ class TestConfig:
     def test_the_old_name_of_the_2x_recipe(self):
         assert TrainingConfig.from_mapping({"recipe": "paper_3x"}) == RECIPES["paper_2x"]
 
+    @pytest.mark.parametrize(
+        ("values", "processes", "rate"),
+        [
+            ({"recipe": "paper_2x"}, 8, 2.5e-5),  # the paper's 16 images per step
+            ({"recipe": "paper_2x"}, 4, 1.25e-5),
+            ({"batch_size": 4, "gradient_accumulation_steps": 2}, 4, 5e-5),
+            ({"learning_rate": 2.5e-5}, 1, 2.5e-5),  # chosen by the user, and so is the next
+            ({"learning_rate": 1e-3}, 1, 1e-3),
+            ({"scale_learning_rate": False}, 1, 2.5e-5),
+            ({"scale_learning_rate": "auto", "learning_rate": 2.5e-5}, 1, 3.125e-6),
+            ({"scale_learning_rate": True, "learning_rate": 1e-3}, 4, 5e-4),
+        ],
+    )
+    def test_learning_rate_by_total_batch(self, values, processes, rate):
+        config = TrainingConfig.from_mapping(values)
+        assert config.scaled_learning_rate(processes) == pytest.approx(rate, rel=1e-12)
+        told = config.describe_learning_rate(processes)
+        assert told.startswith(f"learning rate {rate:g}")
+        assert ("not scaled" in told) == (rate == config.learning_rate)
+        again = TrainingConfig.from_mapping(yaml.safe_load(config.to_yaml()))
+        assert again == config
+
+    def test_a_learning_rate_chosen_in_python_is_not_scaled(self):
+        assert TrainingConfig(learning_rate=1e-3).scaled_learning_rate(1) == 1e-3
+
     def test_an_empty_file_is_the_1x_recipe(self, tmp_path):
         (tmp_path / "empty.yaml").touch()
         assert TrainingConfig.from_yaml(tmp_path / "empty.yaml") == RECIPES["paper_1x"]
@@ -68,6 +93,7 @@ class TestConfig:
             ("learning_rate: -1.0", "`learning_rate` is -1.0; expected above 0"),
             ("mixed_precision: fp8", "`mixed_precision` is 'fp8'; expected one of"),
             ("compile: 1", "`compile` is 1; expected true or false"),
+            ("scale_learning_rate: 1", "`scale_learning_rate` is 1; expected one of .'auto', True, False."),
             ("ema_decay: 2.0", "`ema_decay` is 2.0; expected between 0 and 1, or nothing"),
             ("evaluate_every: never", "`evaluate_every` is 'never'; expected a whole number, or nothing"),
             ("trackers: tensorboard", "`trackers` is 'tensorboard'; expected a list, each of it text, or nothing"),

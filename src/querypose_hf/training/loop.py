@@ -1,5 +1,6 @@
 """The training loop, on Accelerate."""
 
+import dataclasses
 import logging
 import math
 import time
@@ -38,7 +39,6 @@ Evaluate = Callable[[QueryPoseForPoseEstimation], Mapping[str, float]]
 # Settings that a resumed run must not change. The schedule is not one of them: it may become longer.
 _SETTINGS_OF_THE_WHOLE_RUN = (
     "objective",
-    "learning_rate",
     "backbone_learning_rate_factor",
     "flow_learning_rate_factor",
     "weight_decay",
@@ -136,7 +136,9 @@ class TrainingLoop:
         if config.compile:
             self.model.model.backbone.compile()
             self.model.model.neck.compile()
-        optimizer = build_optimizer(self.model, config)
+        rate = config.scaled_learning_rate(self.accelerator.num_processes)
+        optimizer = build_optimizer(self.model, dataclasses.replace(config, learning_rate=rate))
+        logger.info(config.describe_learning_rate(self.accelerator.num_processes))
         objective = OBJECTIVES[config.objective]
         trained = self.model if objective is None else objective(self.model)
         self.prepared_model, self.optimizer = self.accelerator.prepare(trained, optimizer)
@@ -157,6 +159,7 @@ class TrainingLoop:
         self.metrics: dict[str, float] = {}
         self.origin = {
             **{name: getattr(config, name) for name in _SETTINGS_OF_THE_WHOLE_RUN},
+            "learning_rate": rate,
             "number of processes": self.accelerator.num_processes,
             **self.loader.origin,
         }

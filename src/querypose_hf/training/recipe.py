@@ -17,6 +17,10 @@ from ..checks import shown
 from ..settings import changed, option, plain_mapping, read_yaml, require
 
 
+#: The paper's learning rate, and the images of a step that it is for: 2 on each of 8 GPUs.
+PAPER_LEARNING_RATE, PAPER_IMAGES_PER_STEP = 2.5e-5, 16
+
+
 @dataclass(frozen=True)
 class LearningRateSchedule:
     """The factor of the learning rates at each optimizer step.
@@ -96,6 +100,10 @@ class TrainingConfig:
         objective (`str`): `"everything"`, the model's own loss. Before that, `"heatmaps"` ([`HeatmapPretraining`]) or
             `"poses"` ([`PosePretraining`], which needs data with `person_crops`).
         learning_rate (`float`): of all parameters except those of the flow and the backbone.
+        scale_learning_rate (`"auto"` or `bool`): whether `learning_rate` is for the paper's 16 images per optimizer
+            step and is multiplied by the actual number over 16 (the linear scaling rule; not in the paper). `"auto"`
+            does so for the paper's learning rate alone: another was chosen for the batch at hand. So was one that YAML
+            or the command line gives, which sets this field to `False` unless it is given, too.
         backbone_learning_rate_factor (`float`): the backbone's learning rate relative to `learning_rate`; 1 in the
             paper. A smaller factor keeps more of a pretrained backbone where the learning rate is large.
         flow_learning_rate_factor (`float`): the flow's learning rate relative to `learning_rate`.
@@ -142,7 +150,11 @@ class TrainingConfig:
     """
 
     objective: Literal["everything", "heatmaps", "poses"] = "everything"
-    learning_rate: float = option(2.5e-5, "of all parameters but the backbone's and the flow's")
+    learning_rate: float = option(
+        PAPER_LEARNING_RATE,
+        "of all parameters but the backbone's and the flow's; without it the paper's, scaled by the images of a step",
+    )
+    scale_learning_rate: Literal["auto", True, False] = "auto"
     backbone_learning_rate_factor: float = 1.0
     flow_learning_rate_factor: float = 10.0
     weight_decay: float = 1e-4
@@ -188,6 +200,8 @@ class TrainingConfig:
         if not isinstance(values, Mapping):
             raise ValueError(f"{source}: expected fields with values, got {shown(values)}.")
         values = dict(values)
+        if "learning_rate" in values:  # chosen for the batch at hand
+            values.setdefault("scale_learning_rate", False)
         recipe = values.pop("recipe", "paper_1x")
         if recipe not in RECIPES:
             raise ValueError(f"{source}: `recipe` is {shown(recipe)}; expected one of {sorted(RECIPES)}.")
@@ -198,6 +212,27 @@ class TrainingConfig:
         """Reads the settings from a YAML file, see [`from_mapping`]."""
         values = read_yaml(path)
         return cls.from_mapping({} if values is None else values, source=str(path))
+
+    def images_per_step(self, num_processes: int) -> int:
+        """The images of an optimizer step of all processes."""
+        return self.batch_size * num_processes * self.gradient_accumulation_steps
+
+    def scaled_learning_rate(self, num_processes: int) -> float:
+        """The learning rate of a run with so many processes, see `scale_learning_rate`."""
+        if self.scale_learning_rate == "auto":
+            scales = self.learning_rate == PAPER_LEARNING_RATE
+        else:
+            scales = self.scale_learning_rate
+        images = self.images_per_step(num_processes)
+        return self.learning_rate * images / PAPER_IMAGES_PER_STEP if scales else self.learning_rate
+
+    def describe_learning_rate(self, num_processes: int) -> str:
+        """A line about the learning rate of a run with so many processes, and whether it was scaled."""
+        rate, images = self.scaled_learning_rate(num_processes), self.images_per_step(num_processes)
+        if rate == self.learning_rate:
+            return f"learning rate {rate:g}, not scaled, with {images} images per step"
+        given = f"{self.learning_rate:g} for {PAPER_IMAGES_PER_STEP} images per step"
+        return f"learning rate {rate:g}: {given}, scaled to {images} (`scale_learning_rate`)"
 
     def to_mapping(self) -> dict[str, Any]:
         """The settings as plain values, for YAML or JSON."""

@@ -126,7 +126,8 @@ def _build_parts(experiment: Experiment, folder: Path, with_weights: bool) -> _P
         start_from_typical_boxes(model, _annotated(sources), seed)
     if validation is not None:
         validation.check(model)
-    return _Parts(model, dataset, image_processor, validation, [*_summary(sources, dataset, model), *reports])
+    rate = experiment.training.describe_learning_rate(this_process().num_processes)
+    return _Parts(model, dataset, image_processor, validation, [*_summary(sources, dataset, model), rate, *reports])
 
 
 def _check_output(experiment: Experiment, folder: Path, resume: bool) -> bool:
