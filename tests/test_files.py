@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from querypose_hf.files import filling_folder, making_folder, read_json, replacing_file, write_json
+from querypose_hf.files import filling_folder, find_file, making_folder, read_json, replacing_file, write_json
 
 
 def test_json_goes_around(tmp_path):
@@ -54,3 +54,21 @@ def test_made_folder_appears_whole(tmp_path):
     with pytest.raises(FileExistsError), making_folder(tmp_path / "made"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_byte_order_marks_are_no_text(tmp_path, encoding):
+    (tmp_path / "a.json").write_text('{"name": "Ä"}', encoding=encoding)
+    assert read_json(tmp_path / "a.json") == {"name": "Ä"}
+    (tmp_path / "b.json").write_bytes(b'{"name": "\xff"}')
+    with pytest.raises(ValueError, match=r"b\.json: expected text in UTF-8: .*position 10"):
+        read_json(tmp_path / "b.json")
+
+
+def test_backslashes_in_names_of_files(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "1.jpg").touch()
+    assert find_file(tmp_path, r"sub\1.jpg") == find_file(tmp_path, "sub/1.jpg") == tmp_path / "sub" / "1.jpg"
+    assert find_file(tmp_path, r"sub\2.jpg") == tmp_path / r"sub\2.jpg"
+    (tmp_path / r"sub\1.jpg").touch()
+    assert find_file(tmp_path, r"sub\1.jpg") == tmp_path / r"sub\1.jpg"

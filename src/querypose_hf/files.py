@@ -1,5 +1,6 @@
 """Files that are read with errors that name them, and written whole or not at all."""
 
+import codecs
 import contextlib
 import json
 import os
@@ -12,21 +13,48 @@ from typing import Any
 import numpy as np
 
 
+def read_text(path: str | os.PathLike) -> str:
+    """Reads text: UTF-8 with or without a byte order mark, or UTF-16 with one, as Windows' programs write.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is other text; the message names the file and the position.
+    """
+    content = Path(path).read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8: {error}") from error
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Reads a JSON file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not UTF-8 text or not JSON; the message names the file and the position.
+        ValueError: the file is not text or not JSON; the message names the file and the position.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    text = read_text(path)
     try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path}: not a JSON file: {error}") from error
+
+
+def find_file(folder: str | os.PathLike, name: str) -> Path:
+    r"""The file `name` in `folder`. A name such as `sub\1.jpg`, written on Windows, also finds `sub/1.jpg`.
+
+    If there is neither, the path is the one that `name` says.
+    """
+    path = Path(folder, name)
+    if "\\" in name and not path.exists():
+        other = Path(folder, name.replace("\\", "/"))
+        return other if other.exists() else path
+    return path
 
 
 def write_json(data: Any, path: str | os.PathLike, indent: int | None = None) -> None:

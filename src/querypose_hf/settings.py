@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from .checks import shown
+from .files import read_text
 
 
 Settings = TypeVar("Settings")
@@ -27,16 +28,17 @@ def read_yaml(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not YAML.
+        ValueError: it is not text, or not YAML.
     """
     import yaml  # comes with an extra
 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    text = read_text(path)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise ValueError(f"{path}: not a YAML file: {error}") from error
 
 

@@ -1,8 +1,17 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from hub_rows import make_rows
 
-from querypose_hf.data import AspectRatioBatchSampler, HubPoseDataset, PoseColumns, ReadingOptions, UnusableImageError
+from querypose_hf.data import (
+    AspectRatioBatchSampler,
+    HubPoseDataset,
+    HubPoseStream,
+    PoseColumns,
+    ReadingOptions,
+    UnusableImageError,
+)
 
 
 datasets = pytest.importorskip("datasets")
@@ -43,6 +52,13 @@ class TestReading:
         with pytest.raises(UnusableImageError, match=r"row 3 \(image_id 53\): .* expected 21 x 24"):
             dataset[3]
 
+    def test_sizes_from_columns_are_compared_with_headers(self):
+        data = make_rows().add_column("width", [30, 20, 30, 24]).add_column("height", [24, 24, 24, 20])
+        with pytest.raises(UnusableImageError, match=r"1 of 4 images .*row 3 .*upright image has 20 x 24 .*EXIF"):
+            HubPoseDataset(data).check_sizes()
+        HubPoseDataset(data).check_sizes(1)
+        HubPoseDataset(make_rows(broken=[1])).check_sizes()
+
     def test_classes_from_features_names_and_values(self):
         label = datasets.ClassLabel(names=["person", "horse"])
         assert HubPoseDataset(make_rows(label=label)).category_names == {0: "person", 1: "horse"}
@@ -79,6 +95,21 @@ class TestReading:
         datasets.DatasetDict({"train": make_rows()}).save_to_disk(tmp_path / "saved")
         dataset = HubPoseDataset(str(tmp_path / "saved"), split="train")
         assert dataset[2]["image"].getpixel((0, 0)) == (20, 0, 0)
+
+    @pytest.mark.parametrize("saved", [True, False])
+    def test_splits_there_are(self, tmp_path, saved):
+        for split in ("train", "test"):
+            (tmp_path / "data").mkdir(exist_ok=True)
+            make_rows().to_parquet(tmp_path / "data" / f"{split}-0.parquet")
+        if saved:
+            datasets.DatasetDict({"train": make_rows(), "test": make_rows()}).save_to_disk(tmp_path)
+        source = str(tmp_path)
+        for kind in (HubPoseDataset, partial(HubPoseStream, category_names=["a", "b"])):
+            kind(source, ("validation", "val", "test"))
+            with pytest.raises(ValueError, match=r"no split `validation` or `val`; .* \['train', 'test'\]"):
+                kind(source, ("validation", "val"))
+            with pytest.raises(ValueError, match=r"(?s)val.*train.*test"):
+                kind(source, "val")
 
     def test_broken_image(self):
         data = make_rows(broken=[1])

@@ -4,6 +4,7 @@ import yaml
 from PIL import Image
 
 from querypose_hf.data import ReadingOptions, UnusableImageError, YoloPoseDataset
+from querypose_hf.data.yolo_pose import validation_split
 
 
 SETTINGS = {
@@ -109,7 +110,10 @@ def test_label_errors_name_file_and_line(write, line, message):
         ({"kpt_shape": None}, "`kpt_shape` is None"),
         ({"names": {1: "horse"}}, "`names` is"),
         ({"flip_idx": [1, 2, 0]}, "`flip_idx`"),
-        ({"train": None}, "`train` is missing"),
+        ({"train": None}, r"no split `train`; expected one of \[\]"),
+        ({"names": None}, "`names` is None; expected a list of names"),
+        ({"nc": 3}, "`nc` is 3, but there are 2 `names`"),
+        ({"nc": "two", "names": None}, "`nc` is 'two'; expected the number of classes"),
         ({"kpt_names": [1, 2, 3]}, "`kpt_names` is"),
         ({"kpt_names": ["a", "b"]}, "`keypoint_names` has 2 names where the annotations have 3"),
     ],
@@ -124,5 +128,61 @@ def test_missing_files(write, tmp_path):
         YoloPoseDataset(write([[LINE]], {"train": "elsewhere"}))
     with pytest.raises(FileNotFoundError, match="no such file"):
         YoloPoseDataset(tmp_path / "none.yaml")
-    with pytest.raises(ValueError, match="`val` is missing"):
+    with pytest.raises(ValueError, match=r"no split `val`; expected one of \['train'\]"):
         YoloPoseDataset(write([[LINE]]), split="val")
+
+
+class TestSplits:
+    def test_labels_may_all_be_empty(self, write):
+        for shape in ([3, 3], [3, 2]):
+            dataset = YoloPoseDataset(write([[], None], {"kpt_shape": shape}))
+            assert [dataset[i]["annotations"] for i in range(2)] == [[], []]
+            assert dataset.num_keypoints == 3
+
+    def test_splits_there_are(self, write):
+        path = write([[LINE]], {"val": None, "test": ["images/train"]})
+        with pytest.raises(ValueError, match=r"no split `validation` or `val`; expected one of \['train', 'test'\]"):
+            YoloPoseDataset(path, ("validation", "val"))
+        assert len(YoloPoseDataset(path, ("validation", "val", "test"))) == 1
+        assert validation_split(path) is None
+        assert validation_split(write([[LINE]], {"val": "images/train", "validation": "x"})) == "val"
+        assert validation_split(write([[LINE]], {"validation": "images/train"})) == "validation"
+
+    @pytest.mark.parametrize("place", ["../train/images", ["../train/images"], r"..\train\images", r"train\images"])
+    def test_roboflow_layout(self, write, place):
+        path = write([[LINE]], {"train": place, "path": None})
+        (path.parent / "train").mkdir()
+        for kind in ("images", "labels"):
+            (path.parent / kind / "train").rename(path.parent / "train" / kind)
+        dataset = YoloPoseDataset(path)
+        assert len(dataset) == 1 and len(dataset.annotations(0)) == 1
+
+    def test_folder_above_comes_first(self, write):
+        path = write([[LINE]], {"path": "nested", "train": "../images/train"})
+        (path.parent / "nested" / "images" / "train").mkdir(parents=True)
+        assert len(YoloPoseDataset(path)) == 1
+
+    def test_paths_from_the_working_folder(self, write, monkeypatch):
+        path = write([[LINE]], {"path": "set"})
+        monkeypatch.chdir(path.parent.parent)
+        assert len(YoloPoseDataset(path)) == 1
+        (path.parent / "few.txt").write_text("set/images/train/0.png\n")
+        path.write_text(yaml.safe_dump({**SETTINGS, "train": "few.txt"}))
+        assert len(YoloPoseDataset(path).annotations(0)) == 1
+
+    def test_number_of_classes_without_names(self, write):
+        dataset = YoloPoseDataset(write([[LINE]], {"names": None, "nc": 2}))
+        assert dataset.category_names == {0: "class_0", 1: "class_1"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_from_windows(write, encoding):
+    path = write([[LINE]])
+    label_file = path.parent / "labels" / "train" / "0.txt"
+    (path.parent / "few.txt").write_text("images\\train\\0.png\r\n", encoding=encoding)
+    label_file.write_text(LINE + "\r\n", encoding=encoding)
+    path.write_text(yaml.safe_dump({**SETTINGS, "train": "few.txt"}), encoding=encoding)
+    assert len(YoloPoseDataset(path).annotations(0)) == 1
+    label_file.write_bytes(b"\xff\x00\xff")
+    with pytest.raises(ValueError, match=r"0\.txt: expected text in UTF-8"):
+        YoloPoseDataset(path)

@@ -50,8 +50,23 @@ def test_images_that_cannot_be_read(records, tmp_path):
 def test_images_of_another_size_than_recorded(records, tmp_path):
     records[3]["width"] = 49
     (tmp_path / "2.png").write_bytes((tmp_path / "0.png").read_bytes())
-    with pytest.raises(ValueError, match=r"2 of 5 images .*60 x 40 pixels where its record says 64 x 48; .*3.png"):
+    with pytest.raises(ValueError, match=r"2 of 5 images .*60 x 40 pixels; expected 64 x 48.*; .*3.png"):
         check(records, tmp_path)
+
+
+def test_sizes_of_images_before_they_are_turned_upright(records, tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("RGB", SIZES[2]).save(tmp_path / "2.png", exif=exif)
+    with pytest.raises(ValueError, match=r"48 x 64 pixels; expected 64 x 48.*before its EXIF orientation"):
+        check(records, tmp_path)
+
+
+def test_names_of_files_from_windows(records, tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "2.png").rename(tmp_path / "sub" / "2.png")
+    records[2]["file_name"] = r"sub\2.png"
+    assert check(records, tmp_path)[0][2] == str(tmp_path / "sub" / "2.png")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from tiny import tiny_config
 from transformers import AutoConfig, SwinConfig
 
 import querypose_hf
-from querypose_hf import COCO_17, CROWDPOSE_14, QueryPoseConfig, Skeleton
+from querypose_hf import COCO_17, CROWDPOSE_14, QueryPoseConfig, QueryPoseForPoseEstimation, Skeleton
+from querypose_hf.data import DataDescription
 from querypose_hf.model.code_files_querypose import HUB_ENTRIES, HUB_FILES
 from querypose_hf.model.configuration_querypose import VARIANTS
 from querypose_hf.model.skeletons import COCO_PARTS, DEFAULT_SIGMA
@@ -493,3 +494,95 @@ def test_edited_file_is_checked(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_queries": 0}))
     with pytest.raises((ValueError, StrictDataclassError), match="num_queries"):
         QueryPoseConfig.from_pretrained(tmp_path)
+
+
+BAD_OVERRIDES = [
+    ({"num_keypoints": 5}, r"`keypoint_names` has 17 names, but `num_keypoints` is 5.*skeleton_fields"),
+    ({"keypoint_names": ["tail"]}, "`keypoint_names` has 1 names, but `num_keypoints` is 17"),
+    ({"num_queries": 0}, "`num_queries` must be at least 1, but is 0"),
+    ({"hidden_size": 30}, r"`d_model` \(30\) must be divisible"),
+    ({"neck_type": "bifpn"}, "`neck_type` must be one of"),
+    ({"keypoint_flip_indices": [0]}, "`keypoint_flip_indices`"),
+    ({"num_query": 5}, "`num_query` .*did you mean `num_queries`"),
+]
+
+
+class TestEveryWayIn:
+    @pytest.mark.parametrize(("fields", "message"), BAD_OVERRIDES)
+    def test_overrides(self, tmp_path, fields, message):
+        saved = tiny_config(decoder_attention_heads=4)
+        saved.save_pretrained(tmp_path)
+        for load in (
+            lambda: QueryPoseConfig.from_pretrained(tmp_path, **fields),
+            lambda: AutoConfig.from_pretrained(tmp_path, **fields),
+            lambda: QueryPoseConfig.from_pretrained(tmp_path, return_unused_kwargs=True, **fields),
+            lambda: QueryPoseForPoseEstimation.from_pretrained(tmp_path, **fields),
+            lambda: QueryPoseConfig.from_dict(saved.to_dict(), **fields),
+            lambda: QueryPoseConfig.from_dict({**saved.to_dict(), **fields}),
+        ):
+            with pytest.raises((ValueError, StrictDataclassError), match=rf"(?s){message}"):
+                load()
+
+    @pytest.mark.parametrize(("fields", "message"), BAD_OVERRIDES[:-1])
+    def test_changes(self, tmp_path, fields, message):
+        config = tiny_config(decoder_attention_heads=4)
+        before = config.to_dict()
+        with pytest.raises((ValueError, StrictDataclassError), match=rf"(?s){message}"):
+            config.update({"num_labels": 3, **fields})
+        assert config.to_dict() == before
+        for field, value in fields.items():
+            setattr(config, field, value)
+        for use in (lambda: config.save_pretrained(tmp_path / "new"), lambda: QueryPoseForPoseEstimation(config)):
+            with pytest.raises((ValueError, StrictDataclassError), match=rf"(?s){message}"):
+                use()
+        assert not (tmp_path / "new").exists()
+
+    def test_changes_as_text(self):
+        config = tiny_config()
+        with pytest.raises((ValueError, StrictDataclassError), match="num_queries"):
+            config.update_from_string("dropout=0.5,num_queries=0")
+        assert config.dropout == 0
+        config.update_from_string("dropout=0.5,num_queries=7")
+        assert (config.dropout, config.num_queries) == (0.5, 7)
+
+    def test_overrides_are_completed_as_in_a_new_configuration(self, tmp_path):
+        tiny_config().save_pretrained(tmp_path)
+        config, unused = QueryPoseConfig.from_pretrained(
+            tmp_path, return_unused_kwargs=True, keypoint_sigmas=None, keypoint_edges=((0, 1),), other=1, num_queries=3
+        )
+        assert config.keypoint_sigmas == list(COCO_17.sigmas)
+        assert (config.keypoint_edges, config.num_queries, unused) == ([[0, 1]], 3, {"other": 1})
+        config.update({"keypoint_sigmas": None, "keypoint_edges": ((2, 3),)})
+        assert (config.keypoint_sigmas, config.keypoint_edges) == (list(COCO_17.sigmas), [[2, 3]])
+        fields = QueryPoseConfig.skeleton_fields("crowdpose")
+        assert QueryPoseConfig.from_pretrained(tmp_path, **fields).skeleton == CROWDPOSE_14
+        config.keypoint_sigmas = None
+        with pytest.raises((ValueError, StrictDataclassError), match="`keypoint_sigmas` is None"):
+            config.save_pretrained(tmp_path)
+
+    def test_backbone_overrides_change_fields_of_it(self, tmp_path):
+        tiny_config().save_pretrained(tmp_path)
+        config = QueryPoseConfig.from_pretrained(tmp_path, backbone_config={"out_indices": [1, 2, 3, 4]})
+        assert config.backbone_config.model_type == tiny_config().backbone_config.model_type
+
+
+@pytest.mark.parametrize(
+    ("names", "flip_indices", "wrong"),
+    [
+        (["nose", "left_eye", "right_eye"], [0, 1, 2], "left_eye, right_eye"),
+        (["lefteye", "righteye", "Tail"], [0, 1, 2], "lefteye, righteye"),
+        (["left_eye", "right_eye", "left_ear", "right_ear"], [1, 0, 2, 3], "left_ear, right_ear"),
+        (["left_eye", "right_eye", "left_ear", "right_ear"], [3, 2, 1, 0], "left_eye"),
+        (["tail", "LeftHorn"], [0, 1], "LeftHorn"),
+    ],
+)
+def test_sides_that_are_not_exchanged_warn(names, flip_indices, wrong):
+    fields = {"keypoint_names": names, "keypoint_sigmas": [0.1] * len(names)}
+    with pytest.warns(UserWarning, match=f"do not exchange left and right .*{wrong}"):
+        QueryPoseConfig(**fields, keypoint_flip_indices=flip_indices)
+    with pytest.warns(UserWarning, match=wrong):
+        DataDescription(len(names), names, (), flip_indices, {0: "person"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        QueryPoseConfig(**fields)
+        QueryPoseConfig(keypoint_names=["a", "b"], keypoint_sigmas=[0.1] * 2, keypoint_flip_indices=[0, 1])

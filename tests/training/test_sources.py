@@ -1,6 +1,8 @@
 import json
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from small_data import relabelled_for_crowdpose, write_rendered_coco
 
 from querypose_hf import COCO_17
@@ -37,6 +39,19 @@ class TestSources:
         assert dataset[0]["exhaustive"] is False
         (few,) = sources_of({**fields, "only_with_people": False, "max_images": 2})
         assert len(few) == 2 and image_sizes(few).tolist() == [[64, 48]] * 2
+
+    def test_sizes_of_images_before_they_are_turned_upright(self, source, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        for path in Path(source["images"]).iterdir():
+            Image.open(path).save(tmp_path / path.name, exif=exif if path.name in ("2.png", "4.png") else Image.Exif())
+        turned = {**source, "images": str(tmp_path)}
+        message = r"`data.train\[1\]`: 2 of 6 images .*2.png: the upright .* 48 x 64 .* 64 x 48, .* EXIF orientation"
+        with pytest.raises(ValueError, match=message):
+            sources_of(source, turned)
+        (dataset,) = sources_of({**turned, "on_error": "skip"})
+        assert [Path(name).name for name in dataset.unusable_images] == ["2.png", "4.png"]
+        assert dataset[2]["image_id"] == 3
 
     def test_together(self, source):
         data = describe_sources(sources_of(GENERATED, source))

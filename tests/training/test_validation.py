@@ -64,6 +64,8 @@ class TestValidation:
         assert (person["category_id"], person["bbox"], person["area"]) == (6, [30, 10, 20, 20], 400)
         assert person["keypoints"].tolist() == [39.5, 19.5, 2, 19.5, 29.5, 1, 0, 0, 0]
         assert perfect_score(truth) == pytest.approx(1)
+        del source["split"]  # by default it is the first there is of validation, val and test
+        assert validation_of(source, tmp_path / "unused", category_ids=(4, 6), num_keypoints=3).ground_truth.images
         with pytest.raises(ValueError, match=r"`data.validation` has the categories .*; expected 1"):
             validation_of(source, tmp_path / "unused", num_keypoints=3)
 

@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> None:
     data.add_argument(
         "--streaming", action="store_true", help=f"read data as it is needed ({formats_with('streaming')})"
     )
-    data.add_argument("--val-annotations", help="what to score on, in the same format")
+    data.add_argument("--val-annotations", help="what to score on, in the same format (yolo: val of --annotations)")
     data.add_argument("--val-images", help="folder of its images")
     training = parser.add_argument_group("training")
     length = training.add_mutually_exclusive_group()
@@ -104,21 +104,26 @@ def _apply_model(values: dict[str, Any], model: str | None) -> None:
 
 
 def _apply_data(values: dict[str, Any], options: argparse.Namespace) -> None:
-    def described(annotations: str, images: str | None, split: str) -> dict[str, Any]:
+    from ..data.yolo_pose import validation_split
+
+    def described(annotations: str, images: str | None) -> dict[str, Any]:
         source = {"format": options.format, "annotations": annotations}
-        if images is not None:
-            source["images"] = images
-        return {**source, "split": split} if "split" in FORMATS[options.format].takes else source
+        return source if images is None else {**source, "images": images}
 
     for flag in ("images", "val_images"):
         if getattr(options, flag) is not None and getattr(options, flag.replace("images", "annotations")) is None:
             name = flag.replace("_", "-")
             raise ValueError(f"--{name} is given without --{name.replace('images', 'annotations')}.")
     if options.annotations is not None:
-        values["data"] = {"train": [described(options.annotations, options.images, "train")]}
+        source = described(options.annotations, options.images)
+        split = {"split": "train"} if "split" in FORMATS[options.format].takes else {}
+        values["data"] = {"train": [{**source, **split}]}
+        scored = validation_split(options.annotations) if options.format == "yolo" else None
+        if scored is not None:
+            values["data"]["validation"] = {**source, "split": scored}
     if options.streaming:
         if not (values.get("data") or {}).get("train"):
             raise ValueError("--streaming is given without a source; expected --annotations, or a file with one.")
         set_field(values, "data.train.0.streaming", True)
     if options.val_annotations is not None:
-        set_field(values, "data.validation", described(options.val_annotations, options.val_images, "val"))
+        set_field(values, "data.validation", described(options.val_annotations, options.val_images))

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Subset
 
-from ..model.skeletons import flip_indices_from_names
+from ..model.skeletons import flip_indices_from_names, warn_of_sides
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class DataDescription:
             flip_indices = flip_indices_from_names(names)
         if flip_indices is not None:
             flip_indices = check_flip_indices(flip_indices, self.num_keypoints)
+        if names is not None:
+            warn_of_sides(names, flip_indices)
         object.__setattr__(self, "keypoint_names", None if names is None else tuple(names))
         object.__setattr__(self, "edges", tuple((int(a), int(b)) for a, b in self.edges))
         object.__setattr__(self, "flip_indices", flip_indices)

@@ -6,7 +6,7 @@ this module is fast.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ class SourceSettings:
         annotations (`str`, *optional*): the JSON file; for `yolo` the `data.yaml`; for `hub` the name or folder of the
             dataset.
         images (`str`, *optional*): the folder of the images.
-        split (`str`, *optional*): the split, `"train"` by default.
+        split (`str`, *optional*): the split. By default `"train"`, and for validation the first there is of
+            `"validation"`, `"val"` and `"test"`.
         max_images (`int`, *optional*): only the first so many images.
         category_ids (`tuple[int, ...]`, *optional*): the categories wanted, in the order of the model's classes.
         category_names (`tuple[str, ...]`, *optional*): names of the categories 0, 1, ..., if the data has none.
@@ -70,6 +71,11 @@ class SourceSettings:
         if self.max_images is not None:
             require(self, "max_images", self.max_images >= 1, "at least 1")
         require(self, "shuffle_buffer", self.shuffle_buffer >= 1, "at least 1")
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """The splits to look for; the first that there is counts."""
+        return (self.split,) if self.split is not None else ("train",)
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ def _open_yolo(settings: SourceSettings, options: ReadingOptions) -> Any:
     from .yolo_pose import YoloPoseDataset
 
     assert settings.annotations is not None
-    return YoloPoseDataset(settings.annotations, settings.split or "train", options=options)
+    return YoloPoseDataset(settings.annotations, settings.splits, options=options)
 
 
 def _open_hub(settings: SourceSettings, options: ReadingOptions) -> Any:
@@ -150,7 +156,7 @@ def _open_hub(settings: SourceSettings, options: ReadingOptions) -> Any:
     kind = HubPoseStream if settings.streaming else HubPoseDataset
     return kind(
         settings.annotations,
-        settings.split or "train",
+        settings.splits,
         columns=PoseColumns.from_mapping(settings.columns),
         category_names=settings.category_names,
         keypoint_names=settings.keypoint_names,

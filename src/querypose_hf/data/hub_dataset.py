@@ -22,7 +22,7 @@ from .hub_rows import (
 from .pose_dataset import PoseDataset
 from .pose_table import PoseTable
 from .reading_options import ReadingOptions
-from .sample import UnusableImageError, read_image, read_image_size
+from .sample import UnusableImageError, check_size, read_image, read_image_size
 
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class HubPoseDataset(PoseDataset):
 
     Args:
         dataset (`datasets.Dataset` or `str`): the data, or its name on the Hub or folder.
-        split (`str`, *optional*): the split, such as `"train"`, of a dataset given by its name.
+        split (`str` or `Sequence[str]`, *optional*): the split, such as `"train"`, of a dataset given by its name; of
+            several the first that it has.
         columns ([`PoseColumns`], *optional*): names of the columns and fields.
         category_names (`Sequence[str]` or `dict[int, str]`, *optional*): the categories in the order of the model's
             classes. By default those in the dataset's features, or else every category that occurs.
@@ -61,7 +62,7 @@ class HubPoseDataset(PoseDataset):
     def __init__(
         self,
         dataset: "datasets.Dataset | str",
-        split: str | None = None,
+        split: str | Sequence[str] | None = None,
         *,
         columns: PoseColumns = PoseColumns(),
         category_names: Sequence[str] | Mapping[int, str] | None = None,
@@ -121,7 +122,7 @@ class HubPoseDataset(PoseDataset):
         if not self._sizes_known:
             for index in tqdm(range(len(self)), desc="reading image sizes", unit=" images", leave=False):
                 try:
-                    size = read_image_size(self._image_source(index), self.image_name(index))
+                    size = self.read_size(index)
                 except UnusableImageError:
                     if self.options.on_error == "raise":
                         raise
@@ -131,6 +132,13 @@ class HubPoseDataset(PoseDataset):
                 self._table.sizes[index] = size
             self._sizes_known = True
         return self._table.sizes
+
+    def check_sizes(self, most: int = 5000) -> None:
+        if self._sizes_known:  # else they are from the headers
+            super().check_sizes(most)
+
+    def read_size(self, index: int) -> tuple[int, int]:
+        return read_image_size(self._image_source(index), self.image_name(index))
 
     def image_name(self, index: int) -> str:
         index = self._checked(index)
@@ -142,9 +150,6 @@ class HubPoseDataset(PoseDataset):
     def read_image(self, index: int) -> PIL.Image.Image:
         name = self.image_name(index)
         image = read_image(self._image_source(index), name)
-        width, height = self._table.sizes[index].tolist()
-        if self._sizes_known and image.size != (width, height):
-            raise UnusableImageError(
-                f"{name}: the upright image has {image.width} x {image.height} pixels; expected {width} x {height}."
-            )
+        if self._sizes_known:
+            check_size(image.size, tuple(self._table.sizes[index].tolist()), name)
         return image

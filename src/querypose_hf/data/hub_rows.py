@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..checks import is_identifier, shown
+from .reading_options import find_split
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,26 @@ class PoseColumns:
         return cls(**names)
 
 
-def load_rows(name: str, split: str | None, streaming: bool) -> Any:
-    """Loads a dataset by its name on the Hub, or from its folder.
+def load_rows(name: str, split: str | Sequence[str] | None, streaming: bool) -> Any:
+    """Loads a dataset by its name on the Hub, or from its folder; of several splits the first that it has.
 
     Raises:
         ImportError: the `datasets` library is not installed.
-        ValueError: `split` is missing.
+        ValueError: `split` is missing, or the dataset does not have it.
     """
     import datasets
 
-    if split is None:
+    if not split:
         raise ValueError(f"`split` is needed with the dataset {name!r}, for example `split='train'`.")
+    wanted = [split] if isinstance(split, str) else split
     if not (Path(name) / "dataset_dict.json").is_file() and not (Path(name) / "state.json").is_file():
-        return datasets.load_dataset(name, split=split, streaming=streaming)
-    saved: Any = datasets.load_from_disk(name)
-    rows = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+        if len(wanted) > 1:
+            wanted = [find_split(wanted, datasets.get_dataset_split_names(name), name)]
+        # which may be more than a name, such as "train[:10%]", and has an error of its own
+        return datasets.load_dataset(name, split=wanted[0], streaming=streaming)
+    rows: Any = datasets.load_from_disk(name)
+    if isinstance(rows, datasets.DatasetDict):
+        rows = rows[find_split(wanted, list(rows), name)]
     # shards are what worker processes share
     return rows.to_iterable_dataset(num_shards=min(len(rows), 64)) if streaming else rows
 

@@ -68,7 +68,7 @@ class HubPoseStream(Described, IterableDataset[PoseSample]):
     def __init__(
         self,
         dataset: "datasets.IterableDataset | str",
-        split: str | None = None,
+        split: str | Sequence[str] | None = None,
         *,
         columns: PoseColumns = PoseColumns(),
         category_names: Sequence[str] | Mapping[int, str] | None = None,

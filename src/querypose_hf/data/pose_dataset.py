@@ -4,6 +4,7 @@ import logging
 import operator
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from .description import DataDescription, Described
 from .pose_table import PoseTable
 from .reading_options import ReadingOptions
-from .sample import PoseSample, UnusableImageError, read_image
+from .sample import PoseSample, UnusableImageError, check_size, read_image, read_image_size
 
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,36 @@ class PoseDataset(Described, Dataset[PoseSample]):
             raise IndexError(f"sample {index} does not exist: there are {len(self)}")
         return index % len(self)
 
+    def check_sizes(self, most: int = 5000) -> None:
+        """Compares the sizes of images, from their headers, with those recorded with the annotations.
+
+        With `on_error="skip"` images that cannot be used are logged, and other ones stand in for them.
+
+        Args:
+            most (`int`): look at so many images at most, spread over all.
+
+        Raises:
+            UnusableImageError: images cannot be read or have other sizes, and `on_error` is `"raise"`; the message
+                counts them and describes the first.
+        """
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).round().astype(np.int64)).tolist()
+        with ThreadPoolExecutor() as pool:
+            faults = [(i, fault) for i, fault in zip(chosen, pool.map(self._fault, chosen), strict=True) if fault]
+        if not faults:
+            return
+        message = f"{len(faults)} of {len(chosen)} images cannot be used. {faults[0][1]}"
+        if self.options.on_error == "raise":
+            raise UnusableImageError(message)
+        logger.warning("skipped: %s", message)
+        self._unusable[[index for index, _ in faults]] = True
+
+    def _fault(self, index: int) -> str | None:
+        try:
+            check_size(self.read_size(index), tuple(self.sizes[index].tolist()), self.image_name(index))
+        except UnusableImageError as error:
+            return str(error)
+        return None
+
     @property
     def unusable_images(self) -> list[str]:
         """Names of the images skipped so far, in any worker process."""
@@ -108,6 +139,10 @@ class PoseDataset(Described, Dataset[PoseSample]):
     @abstractmethod
     def image_name(self, index: int) -> str:
         """The name of one image in messages: its file, if it has one."""
+
+    @abstractmethod
+    def read_size(self, index: int) -> tuple[int, int]:
+        """Width and height of one upright image, from its header; raises [`UnusableImageError`]."""
 
     @abstractmethod
     def read_image(self, index: int) -> PIL.Image.Image:
@@ -138,14 +173,12 @@ class PoseFileDataset(PoseDataset):
 
     def read_image(self, index: int) -> PIL.Image.Image:
         name = self.image_name(index)
-        width, height = self.sizes[index].tolist()
         image = read_image(name, name)
-        if image.size != (width, height):
-            raise UnusableImageError(
-                f"{name}: the upright image has {image.width} x {image.height} pixels; expected {width} x {height}, "
-                "the size its annotations are made for."
-            )
+        check_size(image.size, tuple(self.sizes[index].tolist()), name)
         return image
+
+    def read_size(self, index: int) -> tuple[int, int]:
+        return read_image_size(self.image_name(index), self.image_name(index))
 
 
 def image_sizes(dataset: Any) -> np.ndarray:

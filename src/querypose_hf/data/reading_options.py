@@ -1,5 +1,6 @@
 """How an annotated dataset is read: the options of every reader, in YAML, on the command line and in Python."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,3 +26,16 @@ class ReadingOptions:
 
     def __post_init__(self) -> None:
         require(self, "on_error", self.on_error in ("raise", "skip"), "'raise' or 'skip'")
+
+
+def find_split(wanted: Sequence[str], available: Sequence[str], source: str) -> str:
+    """The first of the splits `wanted` that is `available` in the dataset called `source`.
+
+    Raises:
+        ValueError: there is none of them.
+    """
+    for split in wanted:
+        if split in available:
+            return split
+    names = " or ".join(f"`{split}`" for split in wanted)
+    raise ValueError(f"{source}: there is no split {names}; expected one of {list(available)}.")

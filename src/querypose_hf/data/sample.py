@@ -85,6 +85,24 @@ def read_image_size(source: Any, name: str) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
+def check_size(size: tuple[int, int], annotated: tuple[int, int], name: str) -> None:
+    """Raises [`UnusableImageError`] unless an image has the size that its annotations are made for.
+
+    Args:
+        size (`tuple[int, int]`): width and height of the upright image.
+        annotated (`tuple[int, int]`): those that are recorded with the annotations.
+        name (`str`): the image in error messages.
+    """
+    if size == annotated:
+        return
+    turned = size == annotated[::-1]
+    raise UnusableImageError(
+        f"{name}: the upright image has {size[0]} x {size[1]} pixels; expected {annotated[0]} x {annotated[1]}, the "
+        "size its annotations are made for."
+        + (" They may be for the image as it is before its EXIF orientation turns it upright." if turned else "")
+    )
+
+
 def _open(source: Any, everything: bool = False) -> PIL.Image.Image:
     if isinstance(source, PIL.Image.Image):
         return source

@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..checks import shown
+from ..checks import is_identifier, shown
+from ..files import find_file, read_text
 from ..settings import read_yaml
 from .description import DataDescription, check_flip_indices
 from .pose_dataset import PoseFileDataset, logger
 from .pose_table import PoseTable
-from .reading_options import ReadingOptions
+from .reading_options import ReadingOptions, find_split
 from .sample import UnusableImageError, read_image_size
 
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+_USUAL_SPLITS = ("train", "validation", "val", "valid", "test")
 
 # a box may reach out of the image by a rounding error, a keypoint by as much as a person may be cut off
 _BOX_TOLERANCE = 0.01
@@ -28,10 +31,14 @@ class YoloPoseDataset(PoseFileDataset):
     """Images and label files of a YOLO pose dataset.
 
     `data.yaml` has `path` (the folder of the data, by default its own), for each split a folder of images, several of
-    them, or a text file that lists images, `kpt_shape` [K, 2 or 3], `names` of the classes and, optionally,
-    `flip_idx` and `kpt_names`. The labels of `.../images/a/b.jpg` are in `.../labels/a/b.txt`, one line for each
-    object: class, box centre x and y, box width and height, and K times x, y and, with `kpt_shape` [K, 3], visibility.
-    With two numbers a keypoint counts as visible unless both are 0. An image without a label file shows nobody.
+    them, or a text file that lists images, `kpt_shape` [K, 2 or 3], `names` of the classes or their number `nc`, and,
+    optionally, `flip_idx` and `kpt_names`: the keypoints' names, as a list or as one list for each class. The labels
+    of `.../images/a/b.jpg` are in `.../labels/a/b.txt`, one line for each object: class, box centre x and y, box width
+    and height, and K times x, y and, with `kpt_shape` [K, 3], visibility. With two numbers a keypoint counts as
+    visible unless both are 0. An image without a label file shows nobody.
+
+    Folders are found where ultralytics finds them: `../train/images`, as Roboflow writes it, may be `train/images`
+    beside the file.
 
     Coordinates are relative to the upright image and continuous: a keypoint at x becomes the pixel index
     x * width - 0.5. The class numbers are the category ids, and `area` is the box's.
@@ -41,7 +48,8 @@ class YoloPoseDataset(PoseFileDataset):
 
     Args:
         data (`str` or `os.PathLike`): the `data.yaml`.
-        split (`str`, *optional*, defaults to `"train"`): which of its splits.
+        split (`str` or `Sequence[str]`, *optional*, defaults to `"train"`): which of its splits; of several the first
+            that it has.
         options ([`ReadingOptions`], *optional*): how images are read.
 
     Raises:
@@ -61,14 +69,16 @@ class YoloPoseDataset(PoseFileDataset):
     def __init__(
         self,
         data: str | os.PathLike,
-        split: str = "train",
+        split: str | Sequence[str] = "train",
         *,
         options: ReadingOptions = ReadingOptions(),
     ):
         path = Path(data)
         settings = _read_settings(path)
         num_keypoints, num_values = _keypoint_shape(settings, path)
-        category_names = _names_by_number(settings.get("names"), "names", path)
+        category_names = _category_names(settings, path)
+        wanted = [split] if isinstance(split, str) else split
+        split = find_split(wanted, [name for name in (*_USUAL_SPLITS, *wanted) if settings.get(name)], str(path))
         keypoint_names = _keypoint_names(settings.get("kpt_names"), path)
         flip_indices = settings.get("flip_idx") or None
         if flip_indices is not None:
@@ -95,9 +105,12 @@ class YoloPoseDataset(PoseFileDataset):
             sizes.append(size)
             labels.append(_read_labels(label_file, num_keypoints, num_values, len(category_names)))
         description = DataDescription(num_keypoints, keypoint_names, (), flip_indices, category_names)
-        table = _make_table(sizes, labels, num_keypoints)
+        table = _make_table(sizes, labels, num_keypoints, num_values)
         super().__init__(table, description, options, {"unusable_images": unusable}, files)
         self.images_without_label_file = missing_labels
+
+    def check_sizes(self, most: int = 5000) -> None:
+        """Nothing to compare: sizes are from the headers of the images."""
 
 
 def _read_settings(path: Path) -> Mapping[str, Any]:
@@ -120,11 +133,18 @@ def _keypoint_shape(settings: Mapping[str, Any], path: Path) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _names_by_number(names: Any, field: str, path: Path) -> dict[int, str]:
+def _category_names(settings: Mapping[str, Any], path: Path) -> dict[int, str]:
+    names, count = settings.get("names"), settings.get("nc")
+    if count is not None and (not is_identifier(count) or count < 1):
+        raise ValueError(f"{path}: `nc` is {shown(count)}; expected the number of classes.")
+    if names is None and count is not None:
+        names = [f"class_{number}" for number in range(count)]
     if isinstance(names, Sequence) and not isinstance(names, str):
         names = dict(enumerate(names))
-    if not isinstance(names, Mapping) or not names or sorted(names) != list(range(len(names))):
-        raise ValueError(f"{path}: `{field}` is {shown(names)}; expected a list of names, or names by numbers from 0.")
+    if not isinstance(names, Mapping) or not names or set(names) != set(range(len(names))):
+        raise ValueError(f"{path}: `names` is {shown(names)}; expected a list of names, or names by numbers from 0.")
+    if count not in (None, len(names)):
+        raise ValueError(f"{path}: `nc` is {count}, but there are {len(names)} `names`; expected the same number.")
     return {number: str(names[number]) for number in range(len(names))}
 
 
@@ -142,26 +162,53 @@ def _keypoint_names(names: Any, path: Path) -> list[str] | None:
     return names
 
 
+def validation_split(data: str | os.PathLike) -> str | None:
+    """The split of a `data.yaml` for validation, `"val"` or `"validation"`; `None` if it has none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not YAML with fields.
+    """
+    settings = _read_settings(Path(data))
+    return next((name for name in ("val", "validation") if settings.get(name)), None)
+
+
 def _image_files(settings: Mapping[str, Any], split: str, path: Path) -> list[Path]:
-    places = settings.get(split)
-    if places is None:
-        raise ValueError(f"{path}: `{split}` is missing; expected a folder of images, or a text file that lists them.")
-    # a relative `path` starts at the file itself, so that the data can be moved as a whole
-    root = path.parent / str(settings.get("path") or ".")
+    places, root = settings[split], _root(settings, path)
     files: list[Path] = []
-    for place in [places] if isinstance(places, str) else places:
-        place = root / str(place)
+    for name in [places] if isinstance(places, str) else places:
+        place = find_file(root, str(name))
+        if not place.exists() and str(name).startswith(("../", "..\\")):
+            # Roboflow writes paths from a folder that the file is not in; ultralytics does the same
+            place = find_file(root, str(name)[3:])
         if place.is_dir():
             files.extend(sorted(file for file in place.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES))
         elif place.is_file():
-            lines = place.read_text(encoding="utf-8").splitlines()
-            files.extend(place.parent / line.strip() for line in lines if line.strip())
+            files.extend(_listed_files(place, root))
         else:
-            raise FileNotFoundError(f"{path}: `{split}` names {place}, which is neither a folder nor a file.")
+            raise FileNotFoundError(f"{path}: `{split}` names {name}, which is neither a folder nor a file in {root}.")
     if not files:
         raise ValueError(
             f"{path}: `{split}` has no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
+    return files
+
+
+def _root(settings: Mapping[str, Any], path: Path) -> Path:
+    """The folder that relative paths start at."""
+    given = str(settings.get("path") or ".")
+    # a relative `path` starts at the file itself, so that the data can be moved as a whole
+    beside = find_file(path.parent, given)
+    # ultralytics starts at the folder that it runs in
+    return beside if beside.exists() or not Path(given).exists() else Path(given)
+
+
+def _listed_files(listing: Path, root: Path) -> list[Path]:
+    """The images that a text file lists, relative to its folder, the data's or the one we run in."""
+    files = []
+    for line in filter(None, map(str.strip, read_text(listing).splitlines())):
+        found = (find_file(folder, line) for folder in (listing.parent, root, Path()))
+        files.append(next((file for file in found if file.is_file()), listing.parent / line))
     return files
 
 
@@ -177,7 +224,7 @@ def _label_file(image_file: Path) -> Path:
 
 def _read_labels(file: Path, num_keypoints: int, num_values: int, num_categories: int) -> np.ndarray:
     """(m, 5 + K * num_values): the lines of one label file, in relative coordinates."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = read_text(file).splitlines() if file.is_file() else []
     rows = [
         _read_line(line.split(), f"{file}, line {number}", num_keypoints, num_values, num_categories)
         for number, line in enumerate(lines, start=1)
@@ -220,14 +267,16 @@ def _read_line(values: list[str], place: str, num_keypoints: int, num_values: in
     return row
 
 
-def _make_table(sizes: Sequence[tuple[int, int]], labels: Sequence[np.ndarray], num_keypoints: int) -> PoseTable:
+def _make_table(
+    sizes: Sequence[tuple[int, int]], labels: Sequence[np.ndarray], num_keypoints: int, num_values: int
+) -> PoseTable:
     size_array = np.array(sizes, dtype=np.int64).reshape(-1, 2)
     image_rows = np.repeat(np.arange(len(labels)), [len(rows) for rows in labels])
-    rows = np.concatenate(labels) if labels else np.zeros((0, 5 + 3 * num_keypoints))
+    rows = np.concatenate(labels) if labels else np.zeros((0, 5 + num_keypoints * num_values))
     extent = size_array[image_rows].astype(np.float64)
     boxes = np.concatenate([rows[:, 1:3] - rows[:, 3:5] / 2, rows[:, 3:5]], axis=1) * np.tile(extent, 2)
-    points = rows[:, 5:].reshape(len(rows), num_keypoints, -1)
-    visibility = points[..., 2] if points.shape[2] == 3 else 2.0 * (points[..., :2] != 0).any(axis=2)
+    points = rows[:, 5:].reshape(len(rows), num_keypoints, num_values)
+    visibility = points[..., 2] if num_values == 3 else 2.0 * (points[..., :2] != 0).any(axis=2)
     keypoints = np.zeros((len(rows), num_keypoints, 3))
     labelled = visibility > 0
     keypoints[..., :2] = np.where(labelled[..., None], points[..., :2] * extent[:, None] - 0.5, 0)

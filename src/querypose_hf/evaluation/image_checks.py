@@ -9,7 +9,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..checks import require_numbers, shown
-from ..data.sample import UnusableImageError, read_image_size
+from ..data.sample import UnusableImageError, check_size, read_image_size
+from ..files import find_file
 from ..processes import rank
 from .image_list import ImageList
 
@@ -36,25 +37,20 @@ def check_images(
         raise FileNotFoundError(f"`images_dir` is {os.fspath(images_dir)!r}; there is no such folder.")
     sizes = _recorded_sizes(images)
     names = [record["file_name"] for record in images.images]
-    files = [str(folder / name) for name in names]
+    files = [str(find_file(folder, name)) for name in names]
     missing = [name for name, file in zip(names, files, strict=True) if not os.path.isfile(file)]
     if missing:
         raise FileNotFoundError(f"{images.source}: {_counted(missing, len(files))} are not in {folder}")
+    recorded = [(width, height) for width, height in sizes.tolist()]
     with ThreadPoolExecutor() as pool:
-        found = list(
-            tqdm(
-                pool.map(_size_or_error, files),
-                desc="Checking images",
-                unit="image",
-                total=len(files),
-                disable=not progress or rank() > 0,
-            )
+        faults = tqdm(
+            pool.map(_fault, files, recorded),
+            desc="Checking images",
+            unit="image",
+            total=len(files),
+            disable=not progress or rank() > 0,
         )
-    wrong = [str(size) for size in found if isinstance(size, UnusableImageError)] or [
-        f"{file}: has {size[0]} x {size[1]} pixels where its record says {recorded[0]} x {recorded[1]}"
-        for file, size, recorded in zip(files, found, sizes.tolist(), strict=True)
-        if not isinstance(size, UnusableImageError) and tuple(recorded) != size
-    ]
+        wrong = [fault for fault in faults if fault is not None]
     if wrong:
         raise UnusableImageError(f"{images.source}: {_counted(wrong, len(files))} cannot be used")
     return files, sizes
@@ -80,11 +76,12 @@ def _recorded_sizes(images: ImageList) -> np.ndarray:
     return sizes
 
 
-def _size_or_error(file: str) -> tuple[int, int] | UnusableImageError:
+def _fault(file: str, recorded: tuple[int, int]) -> str | None:
     try:
-        return read_image_size(file, file)
+        check_size(read_image_size(file, file), recorded, file)
     except UnusableImageError as error:
-        return error
+        return str(error).removesuffix(".")
+    return None
 
 
 def _counted(entries: Sequence[str], total: int) -> str:

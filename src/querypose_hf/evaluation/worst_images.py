@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 
 from ..data.sample import read_image
+from ..files import find_file
 from ..inference.visualization import draw_poses
 from ..model.skeletons import Skeleton
 from .scoring import ImageError, KeypointEvaluation
@@ -44,7 +45,7 @@ class WorstImages:
     def figure(self, error: ImageError) -> str:
         """Annotated people on the left; on the right as many of the results with the highest scores."""
         record = self.records[error.image_id]
-        file = self.images_dir / record["file_name"]
+        file = find_file(self.images_dir, record["file_name"])
         image = read_image(file, str(file))
         size = (int(record.get("width", image.width)), int(record.get("height", image.height)))
         if image.size != size:

@@ -1,11 +1,12 @@
 """QueryPose model configuration."""
 
+import contextlib
 import copy
 import difflib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .code_files_querypose import HUB_ENTRIES, copy_code
-from .skeletons import COCO_17, SKELETONS, Skeleton
+from .skeletons import COCO_17, SKELETONS, Skeleton, warn_of_sides
 
 
 NECK_TYPES = ("fpn", "hrfpn", "hrfpn_lateral")
@@ -270,13 +271,14 @@ class QueryPoseConfig(PreTrainedConfig):
                 kwargs.pop(entry, None)
         super().__post_init__(**kwargs)
 
-    def _refuse_misspelt_fields(self, kwargs: dict[str, Any]) -> None:
+    @classmethod
+    def _refuse_misspelt_fields(cls, kwargs: dict[str, Any]) -> None:
         # Transformers keeps unknown arguments as attributes, so that `num_query=50` would pass unnoticed.
-        ours = [name for name in self.__dataclass_fields__ if name not in PreTrainedConfig.__dataclass_fields__]
-        known = {*PreTrainedConfig.__dataclass_fields__, *self.attribute_map, "num_labels"}
+        ours = [name for name in cls.__dataclass_fields__ if name not in PreTrainedConfig.__dataclass_fields__]
+        known = {*PreTrainedConfig.__dataclass_fields__, *cls.attribute_map, "num_labels"}
         for name, value in kwargs.items():
             close = difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
-            if close and name not in known:
+            if close and name not in {*known, *ours}:
                 raise ValueError(f"Unknown configuration field `{name}` (value {value!r}): did you mean `{close[0]}`?")
 
     def _complete_skeleton(self) -> None:
@@ -296,12 +298,57 @@ class QueryPoseConfig(PreTrainedConfig):
             if value is not None:  # JSON knows lists alone
                 value = [list(item) if isinstance(item, tuple) else item for item in value]
             setattr(self, f"keypoint_{field}", value)
+        warn_of_sides(self.keypoint_names, self.keypoint_flip_indices)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds a configuration from a dict; `kwargs` are overrides.
+
+        See [`~transformers.PreTrainedConfig.from_dict`], which would set overrides one by one without a check.
+        """
+        cls._refuse_misspelt_fields(kwargs)
+        known = {name for name in cls.__dataclass_fields__ if name not in PreTrainedConfig.__dataclass_fields__}
+        # overrides of a backbone change single fields of it
+        ours = {name: kwargs.pop(name) for name in known & kwargs.keys() if name != "backbone_config"}
+        result = super().from_dict({**config_dict, **ours}, **kwargs)
+        config = result[0] if isinstance(result, tuple) else result
+        config.validate()
+        return result
+
+    def update(self, config_dict: dict[str, Any]) -> None:
+        """Sets several fields. If they are wrong, none is set.
+
+        See [`~transformers.PreTrainedConfig.update`].
+        """
+        with self._all_or_nothing():
+            super().update(config_dict)
+
+    def update_from_string(self, update_str: str) -> None:
+        """Sets several fields, given as `"num_queries=50,dropout=0.1"`. If they are wrong, none is set.
+
+        See [`~transformers.PreTrainedConfig.update_from_string`].
+        """
+        with self._all_or_nothing():
+            super().update_from_string(update_str)
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        before = dict(self.__dict__)
+        try:
+            yield
+            self._complete_skeleton()
+            self.validate()
+        except Exception:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Saves the configuration, and the code that runs its model where this package is not installed.
 
         See [`~transformers.PreTrainedConfig.save_pretrained`].
         """
+        self.validate()
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".configuration_") as name:
@@ -320,12 +367,15 @@ class QueryPoseConfig(PreTrainedConfig):
     def validate_skeleton(self):
         """Checks names, parts, flip indices, sigmas and edges against `num_keypoints`."""
         count = self.num_keypoints
+        for field in ("num_keypoints", "keypoint_names", "keypoint_parts", "keypoint_sigmas", "keypoint_edges"):
+            if getattr(self, field) is None:
+                raise ValueError(f"`{field}` is None, which stands for a default only in a new configuration.")
         if count < 1:
             raise ValueError(f"`num_keypoints` must be at least 1, but is {count}.")
         if len(self.keypoint_names) != count:
             raise ValueError(
                 f"`keypoint_names` has {len(self.keypoint_names)} names, but `num_keypoints` is {count}: they must "
-                "agree."
+                "agree. `QueryPoseConfig.skeleton_fields(names)` gives all fields that other keypoints change."
             )
         if len(set(self.keypoint_names)) != count:
             twice = sorted({name for name in self.keypoint_names if list(self.keypoint_names).count(name) > 1})
@@ -415,8 +465,9 @@ class QueryPoseConfig(PreTrainedConfig):
             "focal_gamma": 0,
         }
         for field, minimum in least.items():
-            if not getattr(self, field) >= minimum:
-                raise ValueError(f"`{field}` must be at least {minimum}, but is {getattr(self, field)}.")
+            value = getattr(self, field)
+            if value is None or not value >= minimum:
+                raise ValueError(f"`{field}` must be at least {minimum}, but is {value}.")
         for field in ("d_model", "part_dim"):
             if getattr(self, field) % self.decoder_attention_heads:
                 raise ValueError(

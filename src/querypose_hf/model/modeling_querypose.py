@@ -179,6 +179,7 @@ class QueryPoseModel(QueryPosePreTrainedModel):
     _keys_to_ignore_on_load_unexpected = (r"^flow\.", r"^heatmap_head\.")
 
     def __init__(self, config: QueryPoseConfig):
+        config.validate()  # fields may have been set since it was made
         super().__init__(config)
         self.backbone = QueryPoseBackbone(config)
         self.neck = NECKS[config.neck_type](config, self.backbone.channels)

@@ -114,6 +114,26 @@ def flip_indices_from_names(keypoint_names: Sequence[str]) -> tuple[int, ...] | 
     return tuple(flipped)
 
 
+def warn_of_sides(keypoint_names: Sequence[str], flip_indices: Sequence[int] | None) -> None:
+    """Warns if `flip_indices` do not exchange keypoints whose names say that they are left and right."""
+    if flip_indices is None or len(flip_indices) != len(keypoint_names):
+        return
+    expected = flip_indices_from_names(keypoint_names)
+    wrong = [
+        name
+        for i, name in enumerate(keypoint_names)
+        if (expected is not None and flip_indices[i] != expected[i])
+        or (flip_indices[i] == i and _SIDE.search(_NEW_WORD.sub("_", name).lower()))
+    ]
+    if wrong:
+        warnings.warn(
+            f"flip indices {list(flip_indices)} do not exchange left and right as the names of the keypoints say "
+            f"({', '.join(wrong[:4])}{', ...' if len(wrong) > 4 else ''}): mirrored images would teach the model "
+            "wrong sides.",
+            stacklevel=2,
+        )
+
+
 def _tuple_of_tenths(values: str) -> tuple[float, ...]:
     return tuple(round(float(value) / 10, 6) for value in values.split())
 

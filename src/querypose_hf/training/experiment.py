@@ -4,7 +4,7 @@ The YAML files of `querypose train` hold it. Nothing here reads an image or buil
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -152,6 +152,10 @@ class ValidationSource(PredictionOptions, SourceSettings):
         if self.metric not in (None, "coco"):
             require(self, "metric", self.metric == FORMATS[self.format].metric, "'coco' for this format")
         require(self, "streaming", not self.streaming, "False: all images that a model is scored on are known before")
+
+    @property
+    def splits(self) -> Sequence[str]:
+        return (self.split,) if self.split is not None else ("validation", "val", "test")
 
     @property
     def protocol(self) -> str:

@@ -18,11 +18,12 @@ from ..data import (
     formats,
 )
 from ..data.formats import SourceSettings
+from ..data.pose_dataset import PoseDataset
 from .experiment import TrainingSource
 
 
 def open_source(settings: SourceSettings, place: str) -> Any:
-    """Opens a source: reads its annotations, but no images.
+    """Opens a source: reads its annotations and, of images to train on, some headers.
 
     Args:
         settings ([`SourceSettings`]): the source.
@@ -32,11 +33,13 @@ def open_source(settings: SourceSettings, place: str) -> Any:
         A map-style dataset, a `Subset` of one, or a [`HubPoseStream`].
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing or wrong.
+        FileNotFoundError, ValueError: a file is missing or wrong, or images have other sizes than their annotations.
     """
     options = settings if isinstance(settings, TrainingSource) else ReadingOptions()
     try:
         dataset = formats.open_source(settings, options)
+        if isinstance(settings, TrainingSource) and isinstance(dataset, PoseDataset) and len(dataset):
+            dataset.check_sizes()
         if isinstance(settings, TrainingSource) and settings.person_crops is not None and len(dataset):
             dataset = PersonCropDataset(dataset, settings.person_crops)
     except FileNotFoundError as error:
