@@ -106,6 +106,25 @@ def test_flags_come_after_the_file(config, tmp_path, capsys):
     assert [settings[name] for name in ("learning_rate", "batch_size", "seed", "log_every")] == [0.5, 3, 4, 9]
 
 
+def test_splits_of_a_yolo_dataset(tmp_path, monkeypatch):
+    experiments = []
+    monkeypatch.setattr(run, "run_experiment", lambda experiment, *_, **__: experiments.append(experiment) or {})
+    flags = ["--model", "r50", "--output", tmp_path / "run", "--format", "yolo", "--annotations", tmp_path / "a.yaml"]
+    for fields, more in (
+        ({"train": "a", "val": "b"}, []),
+        ({"train": "a", "val": None}, []),
+        ({"train": "a", "val": "b"}, ["--val-annotations", "b.yaml"]),
+    ):
+        (tmp_path / "a.yaml").write_text(yaml.safe_dump(fields))
+        assert train(*flags, *more) == 0
+    data = [experiment.data for experiment in experiments]
+    assert [list(one.train[0].splits) for one in data] == [["train"]] * 3
+    assert data[0].validation.annotations == str(tmp_path / "a.yaml") and data[0].validation.splits == ("val",)
+    assert data[1].validation is None
+    assert data[2].validation.annotations == "b.yaml"
+    assert data[2].validation.splits == ("validation", "val", "test")
+
+
 def test_resumed_goes_on_as_if_never_stopped(config, finished, tmp_path):
     # that a run which is killed leaves such a folder is tested with the loop, in tests/training/test_checkpoints.py
     folder = tmp_path / "run"

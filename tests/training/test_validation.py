@@ -66,6 +66,10 @@ class TestValidation:
         assert perfect_score(truth) == pytest.approx(1)
         del source["split"]  # by default it is the first there is of validation, val and test
         assert validation_of(source, tmp_path / "unused", category_ids=(4, 6), num_keypoints=3).ground_truth.images
+        for number in range(2):
+            (tmp_path / "labels" / "val" / f"{number}.txt").write_text("")
+        with pytest.raises(ValueError, match=r"`data.validation`: none of its 1 images has a person"):
+            validation_of(source, tmp_path / "unused", category_ids=(4, 6), num_keypoints=3)
         with pytest.raises(ValueError, match=r"`data.validation` has the categories .*; expected 1"):
             validation_of(source, tmp_path / "unused", num_keypoints=3)
 

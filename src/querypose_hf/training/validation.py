@@ -103,6 +103,8 @@ def _as_coco(dataset: Any, category_ids: Sequence[int], folder: Path) -> Mapping
             people += [
                 {**one, "image_id": image_id, "category_id": number_of[one["category_id"]]} for one in annotations
             ]
+    if not people:
+        raise ValueError(f"`data.validation`: none of its {len(images)} images has a person; expected at least one.")
     categories = [{"id": number, "name": str(number)} for number in category_ids]
     return {"images": images, "annotations": people, "categories": categories}
 
