@@ -92,6 +92,26 @@ def test_beyond_the_image_is_plain_background(tmp_path):
     assert (pixels[21:59, 31:69] == (255, 0, 0)).all()
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_other_aspect_ratios(rendered, in_memory):
+    crops = PersonCropDataset(
+        rendered, 48, context=1.25, least_keypoints=1, least_size=1, height=64, in_memory=in_memory
+    )
+    assert crops.sizes.tolist() == [[48, 64]] * len(crops)
+    for index in range(len(crops)):
+        sample = crops[index]
+        assert sample["image"].size == (48, 64)
+        [found] = sample["annotations"]
+        x, y, width, height = found["bbox"]
+        # the box is in the middle, and fills the crop but for the context on one of the axes
+        assert (x + width / 2, y + height / 2) == pytest.approx((24, 32))
+        assert max(width / 48, height / 64) == pytest.approx(1 / 1.25)
+    if not in_memory:
+        kept = PersonCropDataset(rendered, 48, context=1.25, least_keypoints=1, least_size=1, height=64)
+        for one, other in zip(crops, kept, strict=True):
+            assert np.array_equal(np.asarray(one["image"]), np.asarray(other["image"]))
+
+
 def test_what_cannot_be_cropped(source, rendered):
     with pytest.raises(ValueError, match="nobody in the dataset has 18 labelled keypoints"):
         PersonCropDataset(rendered, least_keypoints=18)
@@ -100,5 +120,7 @@ def test_what_cannot_be_cropped(source, rendered):
         PersonCropDataset(skipping)
     with pytest.raises(ValueError, match="`side` is 16"):
         PersonCropDataset(rendered, side=16)
+    with pytest.raises(ValueError, match="`height` is 16"):
+        PersonCropDataset(rendered, height=16)
     with pytest.raises(ValueError, match=r"`context` is 0\.5"):
         PersonCropDataset(rendered, context=0.5)

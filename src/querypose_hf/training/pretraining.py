@@ -21,7 +21,7 @@ from ..model.targets_querypose import QueryPoseTargets
 
 
 @dataclass
-class _PretrainingOutput(ModelOutput):
+class PretrainingOutput(ModelOutput):
     """Loss, and its terms by name."""
 
     loss: Tensor | None = None
@@ -64,7 +64,7 @@ class HeatmapPretraining(nn.Module):
         each = [[keypoint] for keypoint in range(logits.shape[1])]
         loss = part_attention_loss(maps[images], places - 0.5, counts, each)
         loss = loss / targets.number_of_people() / logits.shape[1]
-        return _PretrainingOutput(loss=loss, loss_dict={"loss_heatmap": loss})
+        return PretrainingOutput(loss=loss, loss_dict={"loss_heatmap": loss})
 
 
 class PosePretraining(nn.Module):
@@ -104,7 +104,7 @@ class PosePretraining(nn.Module):
         loss = QueryPoseLoss(config, self.model.flow)
         del loss.terms["class"]
         terms = loss([stage_prediction(found, stage) for stage in range(config.decoder_layers)], targets, sizes)
-        return _PretrainingOutput(loss=torch.stack(list(terms.values())).sum(), loss_dict=terms)
+        return PretrainingOutput(loss=torch.stack(list(terms.values())).sum(), loss_dict=terms)
 
     def _run_stages(
         self, decoder: QueryPoseDecoder, pooler: QueryPoseRoiPooler, targets: QueryPoseTargets

@@ -161,19 +161,27 @@ def build_model(settings: ModelSettings, config: QueryPoseConfig, weights: bool 
         # where everything was carried over, there is nothing else to report
         shown = str(carried) if carried.left_behind or carried.fresh or carried.carried_in_part else "all carried over"
         reports.append(f"Weights of {settings.checkpoint}: {shown}")
-    if settings.backbone_weights != "none":
-        name = settings.backbone_weights
-        is_file = settings.backbone_weights_are_a_file
-        report = load_backbone_weights(
-            model,
-            file=name if is_file else None,
-            checkpoint=None if is_file or name == "imagenet" else name,
-        )
-        reports.append(f"Backbone weights of {name}: {report}")
+    reports += load_backbone(settings, model)
     if settings.heatmap_pretrained is not None:
         report = load_heatmap_pretrained_hrnet(model, settings.heatmap_pretrained)
         reports.append(f"Backbone weights of {settings.heatmap_pretrained}: {report}")
     return model, reports
+
+
+def load_backbone(settings: ModelSettings, model: Any) -> list[str]:
+    """Fills a model's backbone with `backbone_weights`.
+
+    Returns:
+        `list[str]`: the report; empty for `"none"`.
+    """
+    name = settings.backbone_weights
+    if name == "none":
+        return []
+    is_file = settings.backbone_weights_are_a_file
+    report = load_backbone_weights(
+        model, file=name if is_file else None, checkpoint=None if is_file or name == "imagenet" else name
+    )
+    return [f"Backbone weights of {name}: {report}"]
 
 
 def build_image_processor(
