@@ -1,6 +1,7 @@
 """The `querypose` command."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -41,14 +42,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a `querypose` command; returns its exit status: 2 if it fails."""
+    """Runs a `querypose` command; returns its exit status: 1 if it skipped some of its inputs, 2 if it fails."""
     parser = build_parser()
     options = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text that can be printed
     if options.command is None:
         parser.print_help()
         return 0
     try:
-        options.run(options)
+        return options.run(options) or 0
     except UsageError as error:
         options.parser.print_usage(sys.stderr)
         print(f"{options.parser.prog}: error: {error}", file=sys.stderr)
@@ -56,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, ValueError, FloatingPointError) as error:
         print(f"{options.parser.prog}: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

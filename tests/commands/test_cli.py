@@ -160,7 +160,11 @@ def test_predict_refuses_before_it_writes(model, in_folder, capsys):
     before = sorted(in_folder.rglob("*"))
     cases = [
         (["missing.jpg", "--model", model], r"missing\.jpg: no such file; expected an image"),
-        ([image, "text.jpg", "--model", model], r"text\.jpg cannot be read; expected an image"),
+        ([image, "text.jpg", "--model", model, "--strict"], r"text\.jpg cannot be read; expected an image"),
+        (
+            ["text.jpg", "no.jpg", "--model", model],
+            r"none of the 2 sources can be used: text\.jpg cannot .*; no\.jpg: ",
+        ),
         ([image, "--model", model, "--threshold", "1.5"], "--threshold: expected a number from 0 to 1, got '1.5'"),
         ([image, "--model", model, "--threshold", "nan"], "--threshold: expected a number from 0 to 1, got 'nan'"),
         ([image, "--model", model, "--threshold", "high"], "--threshold: expected a number .* got 'high'"),
@@ -173,6 +177,67 @@ def test_predict_refuses_before_it_writes(model, in_folder, capsys):
     for arguments, message in cases:
         assert re.search(message, fails(capsys, "predict", *arguments)), arguments
     assert sorted(in_folder.rglob("*")) == before
+
+
+def damaged_images(folder):
+    """Two good images, and what folders have besides; the URL cannot be fetched."""
+    good = [make_image(folder / "a.png"), make_image(folder / "z.jpg", seed=1)]
+    (folder / "._z.jpg").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("no image")
+    content = good[0].read_bytes()
+    (folder / "cut.png").write_bytes(content[: len(content) // 2])
+    flipped = bytearray(content)
+    flipped[60:90] = bytes(30)
+    (folder / "flipped.png").write_bytes(flipped)
+    return good, ["._z.jpg", "cut.png", "empty.png", "flipped.png", "text.jpg"]
+
+
+def test_predict_skips_what_it_cannot_read(model, in_folder, capsys):
+    good, bad = damaged_images(in_folder / "photos")
+    arguments = ["--model", model, "--device", "cpu", "--threshold", "0.01"]
+    sources = ["photos", "missing.png", "nothing*.jpg", "http://127.0.0.1:9/a.jpg"]
+    assert main(["predict", *sources, *arguments, "--jsonl", "people.jsonl"]) == 1
+    said = capsys.readouterr().err
+    skipped = [line for line in said.splitlines() if line.startswith("skipped: ")]
+    for name in [*bad, "missing.png", "nothing*.jpg", "http://127.0.0.1:9/a.jpg"]:
+        assert sum(name in line for line in skipped) == 1, name
+    assert len(skipped) == len(bad) + 3
+    assert re.search(r"2 sources read, 0 of them without people; 8 skipped \(.*; .*; .*; and 5 more\)", said)
+    lines = [json.loads(line) for line in Path("people.jsonl").read_text().splitlines()]
+    assert [line["source"] for line in lines] == [str(Path("photos", path.name)) for path in good]
+    assert sorted(path.name for path in Path("outputs").iterdir()) == ["a_poses.jpg", "z_poses.jpg"]
+    assert main(["predict", *sources, *arguments, "--json"]) == 1
+    assert [entry["people"] for entry in json.loads(capsys.readouterr().out)] == [line["people"] for line in lines]
+
+    # with --strict what was found before the first bad image is kept
+    shown = ["photos/a.png", "photos/cut.png", "photos/z.jpg", *arguments, "--strict"]
+    assert main(["predict", *shown, "--jsonl", "people.jsonl"]) == 2
+    assert "photos/cut.png' cannot be decoded" in capsys.readouterr().err
+    assert [json.loads(line) for line in Path("people.jsonl").read_text().splitlines()] == [
+        {**lines[0], "source": "photos/a.png"}
+    ]
+    assert main(["predict", *shown, "--json"]) == 2
+    assert [entry["image"] for entry in json.loads(capsys.readouterr().out)] == ["photos/a.png"]
+
+
+def test_predict_of_an_image_too_wide_to_draw(model, in_folder, capsys):
+    PIL.Image.new("L", (66000, 20), 90).save("wide.png")
+    arguments = [str(make_image(in_folder / f"{200 * 'n'}.png")), "wide.png", "--model", model, "--device", "cpu"]
+    assert main(["predict", *arguments, "--jsonl", "people.jsonl"]) == 1
+    assert "read in part: wide.png: its people cannot be drawn" in capsys.readouterr().err
+    assert len(Path("people.jsonl").read_text().splitlines()) == 2
+
+
+def test_explain_skips_what_it_cannot_read(model, in_folder, capsys):
+    _, bad = damaged_images(in_folder / "photos")
+    sources = [str(Path("photos", name)) for name in ["a.png", *bad, "z.jpg"]]
+    arguments = ["explain", *sources, "--model", model, "--device", "cpu", "--top-k", "1", "--stages", "last"]
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    assert "2 images read" in said.err and "5 skipped" in said.err
+    assert len(said.out.splitlines()) == 2
+    assert main([*arguments, "--strict"]) == 2
 
 
 def test_predict_url_that_cannot_be_had(model, in_folder, capsys):

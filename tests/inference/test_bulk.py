@@ -3,6 +3,7 @@
 import json
 import re
 
+import PIL.Image
 import pytest
 from launching import run_two_processes
 from tiny import save_tiny_checkpoint
@@ -42,8 +43,10 @@ def read(folder):
 def test_people_of_a_folder(model, photos, tmp_path, capsys):
     arguments = ["predict", "--dataset", str(photos), "--model", model, "--device", "cpu", "--threshold", "0.01"]
     arguments += ["--output-parquet", str(tmp_path / "out"), "--rows-per-shard", "3", "--batch-size", "2"]
-    assert main(arguments) == 0
-    assert "8 images in " in capsys.readouterr().out
+    assert main(arguments) == 1  # one of them is no image
+    said = capsys.readouterr()
+    assert "8 images in " in said.out and "1 could not be read, 0 have no people" in said.out
+    assert "could not be read: " in said.err and "3b.png' cannot be decoded" in said.err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [*(f"people-0000{shard}-of-00003.parquet" for shard in range(3)), "settings.json"]
     rows = read(tmp_path / "out")
@@ -67,12 +70,39 @@ def test_people_of_a_folder(model, photos, tmp_path, capsys):
     lost = tmp_path / "out" / "people-00001-of-00003.parquet"
     kept = (tmp_path / "out" / "people-00000-of-00003.parquet").stat().st_mtime_ns
     lost.unlink()
-    assert main(arguments) == 0
-    assert "3 images in " in capsys.readouterr().out
+    assert main(arguments) == 1
+    assert re.search("3 images in .* 5 were there already, 1 could not be read", capsys.readouterr().out)
     assert read(tmp_path / "out")["path"] == rows["path"]
     assert (tmp_path / "out" / "people-00000-of-00003.parquet").stat().st_mtime_ns == kept
+    lost.unlink()
+    assert main([*arguments, "--strict"]) == 2
+    said = capsys.readouterr().err
+    assert "3b.png' cannot be decoded" in said and "Traceback" not in said
+    assert sorted(path.name for path in (tmp_path / "out").glob("people-*")) == [names[0], names[2]]
     assert main([*arguments, "--threshold", "0.5"]) == 2
     assert "holds results with threshold 0.01, and now it is 0.5" in capsys.readouterr().err
+
+
+def test_an_image_that_the_model_cannot_take_costs_no_other(model, photos, tmp_path, monkeypatch):
+    pose_estimator = pipeline("pose-estimation", model=model, device="cpu")
+    find, small = type(pose_estimator).__call__, (96, 80)
+
+    def with_little_memory(self, images, **options):
+        if any(image.size != small for image in images):
+            raise RuntimeError("out of memory")
+        return find(self, images, **options)
+
+    monkeypatch.setattr(type(pose_estimator), "__call__", with_little_memory)
+    files = [str(photos / "0.jpg"), str(tmp_path / "large.png"), str(photos / "1.jpg")]
+    PIL.Image.new("RGB", (200, 100)).save(files[1])
+    dataset = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image(decode=False))
+    report = predict_to_parquet(pose_estimator, dataset, tmp_path / "out", model_name="tiny", progress=False)
+    assert (report.images, report.unreadable, report.reasons) == (
+        3,
+        1,
+        (f"{files[1]}: its people cannot be found: out of memory",),
+    )
+    assert [row["error"] is None for row in read(tmp_path / "out")] == [True, False, True]
 
 
 def test_a_killed_run_leaves_whole_shards_and_goes_on(model, photos, tmp_path):

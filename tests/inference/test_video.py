@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,88 @@ def test_reader_decodes_no_further_than_asked(clip):
     before = threading.active_count()
     reader.close()
     assert threading.active_count() == before - 1
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    """A clip of 60 frames, the start of whose second third is overwritten."""
+    path = write_clip(tmp_path_factory.mktemp("damaged") / "damaged.mp4", panned_scene(60))
+    content = bytearray(path.read_bytes())
+    third = len(content) // 3
+    content[third : third + third // 2] = bytes(third // 2)
+    path.write_bytes(content)
+    return path
+
+
+def test_reader_goes_on_after_damage(damaged):
+    with VideoReader(damaged) as reader:
+        frames = list(reader)
+    assert len(reader.damage) > 2 and "Invalid data" in reader.damage[0]
+    assert len(frames) + len(reader.damage) == 60 and len(frames) > 20
+    assert frames[-1].index == 59  # frames that cannot be decoded count
+    with VideoReader(damaged, strict=True) as reader, pytest.raises(ValueError, match=r"damaged after \d+ frames: "):
+        list(reader)
+
+
+def test_reader_tells_a_file_that_breaks_off(tmp_path):
+    path = write_clip(tmp_path / "clip.mkv", panned_scene(60))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with VideoReader(path) as reader:
+        assert 0 < len(list(reader)) < 50
+    assert re.fullmatch(r"it breaks off after \d\.\d of 6\.0 seconds", reader.damage[-1])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "size"), [((4, 3), (214, 120)), ((1, 2), (160, 240)), ((1, 1), (160, 120)), ((999, 1), (160, 120))]
+)
+def test_pixels_become_square(tmp_path, ratio, size):
+    path, frames = tmp_path / "clip.mp4", panned_scene(3)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 160, 120, "yuv420p"
+        video.codec_context.sample_aspect_ratio = Fraction(*ratio)
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_image(picture)
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+    with VideoReader(path) as reader, VideoWriter(tmp_path / "out.mp4", 10) as writer:
+        width, height = reader.size
+        assert (abs(width - size[0]) <= 1, height) == (True, size[1])
+        for frame in reader:
+            assert frame.image.size == reader.size
+            assert difference(frame.image, frames[frame.index].resize(frame.image.size)) < 12
+            writer.write(frame.image, frame.time)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        video = container.streams.video[0]
+        assert video.sample_aspect_ratio in (None, 1)
+        assert (abs(video.width - size[0]) <= 1, video.height) == (True, size[1])
+
+
+def test_predict_keeps_what_it_found_in_a_damaged_video(model, damaged, tmp_path, capsys):
+    panned_scene(1)[0].save(tmp_path / "a.png")
+    arguments = ["predict", str(damaged), str(tmp_path / "a.png"), "--model", model, "--device", "cpu", "--save-video"]
+    arguments += ["--output", str(tmp_path / "out"), "--jsonl", str(tmp_path / "people.jsonl"), "--batch-size", "4"]
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"2 sources read, \d of them without people; 0 skipped, 1 read in part \(.*damaged in \d+", said)
+    lines = [json.loads(line) for line in (tmp_path / "people.jsonl").read_text().splitlines()]
+    assert lines[-1]["source"] == str(tmp_path / "a.png") and lines[-2]["frame"] == 59
+    with VideoReader(tmp_path / "out" / "damaged_poses.mp4") as reader:
+        assert len(list(reader)) == len(lines) - 1
+
+
+def test_predict_keeps_what_it_found_before_it_stops(model, tmp_path, capsys):
+    clip = write_clip(tmp_path / "clip.mkv", panned_scene(60))
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    arguments = ["predict", str(clip), "--model", model, "--device", "cpu", "--save-video", "--strict"]
+    arguments += ["--output", str(tmp_path / "out"), "--jsonl", str(tmp_path / "people.jsonl"), "--batch-size", "4"]
+    assert main(arguments) == 2
+    assert "breaks off after" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "people.jsonl").read_text().splitlines()]
+    assert len(lines) > 4 and [line["frame"] for line in lines] == list(range(len(lines)))
+    with VideoReader(tmp_path / "out" / "clip_poses.mp4") as reader:
+        assert len(list(reader)) == len(lines)
 
 
 @pytest.fixture
@@ -220,14 +303,19 @@ def test_writer_keeps_images_and_times(tmp_path):
             assert difference(frame.to_image().crop((0, 0, 161, 119)), picture) < 10
 
 
-def test_writer_leaves_nothing_half_written(tmp_path):
+def test_writer_keeps_what_was_written_before_an_error(tmp_path):
     path = tmp_path / "out.mp4"
     path.write_text("before")
-    with pytest.raises(RuntimeError), VideoWriter(path, 10) as writer:
-        writer.write(panned_scene(1)[0], 0)
+    with pytest.raises(RuntimeError), VideoWriter(path, 10):
         raise RuntimeError
     assert path.read_text() == "before"
+    with pytest.raises(RuntimeError), VideoWriter(path, 10) as writer:
+        for number, picture in enumerate(panned_scene(3)):
+            writer.write(picture, number / 10)
+        raise RuntimeError
     assert list(tmp_path.iterdir()) == [path]
+    with VideoReader(path) as reader:
+        assert len(list(reader)) == 3
     with pytest.raises(ValueError, match=r"written as \.mp4"):
         VideoWriter(tmp_path / "out.gif", 10)
 

@@ -2,13 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..inference.sources import check_image
 from .options import (
     about,
     add_device_option,
     add_model_option,
+    add_strict_option,
     add_threshold_option,
     count,
     device_of,
@@ -16,6 +17,13 @@ from .options import (
     threshold_of,
 )
 from .output import count_people, free_name
+from .tally import InputTally
+
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..inference.explanation import PersonAttention
 
 
 def add_parser(commands: Any) -> None:
@@ -29,6 +37,7 @@ def add_parser(commands: Any) -> None:
     add_model_option(parser)
     add_threshold_option(parser)
     add_device_option(parser)
+    add_strict_option(parser, "image")
     parser.add_argument("--top-k", type=count, metavar="N", help="at most so many people per image")
     parser.add_argument(
         "--stages", choices=("all", "last"), default="all", help="rows of panels to draw (%(default)s)"
@@ -37,10 +46,12 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=_explain)
 
 
-def _explain(options: argparse.Namespace) -> None:
+def _explain(options: argparse.Namespace) -> int:
     require_folder("--output", options.output)
-    for source in options.images:
-        check_image(source)
+    tally = InputTally(options.strict, "images")
+    sources = [source for source in options.images if tally.attempt(source, _check, source)]
+    if not sources:
+        tally.require_some()
     from tqdm.auto import tqdm
 
     from ..inference.loading import load_model
@@ -49,21 +60,38 @@ def _explain(options: argparse.Namespace) -> None:
     with about("--model"):
         model, image_processor = load_model(options.model, device=device)
     taken: set[str] = set()
-    for source in tqdm(options.images, desc="Explaining", unit="image", disable=len(options.images) == 1):
-        tqdm.write(_explain_image(options, model, image_processor, source, taken))
+    for source in tqdm(sources, desc="Explaining", unit="image", disable=len(sources) == 1):
+        found = tally.attempt(source, _explain_image, options, model, image_processor, source)
+        if found is not None:
+            tally.add(has_people=bool(found[1]))
+            tqdm.write(_draw(options, source, *found, taken))
+    return tally.finish()
 
 
-def _explain_image(options: argparse.Namespace, model: Any, image_processor: Any, source: str, taken: set[str]) -> str:
-    """Draws the people of one image; returns the line to print."""
-    import PIL.Image
+def _check(source: str) -> bool:
+    check_image(source)
+    return True
 
-    from ..files import replacing_file
+
+def _explain_image(
+    options: argparse.Namespace, model: Any, image_processor: Any, source: str
+) -> tuple["Image", list["PersonAttention"]]:
+    """The decoded image and its people."""
     from ..inference.explanation import explain_people
-    from ..inference.explanation_drawing import draw_part_attention, overlay_part_attention
-    from ..model.image_decoding_querypose import decode_image
+    from ..model.image_decoding_querypose import decode_pil_image
 
-    image = PIL.Image.fromarray(decode_image(source).permute(1, 2, 0).numpy())
+    image = decode_pil_image(source)
     people = explain_people(model, image_processor, image, threshold=threshold_of(options), top_k=options.top_k)
+    return image, people
+
+
+def _draw(
+    options: argparse.Namespace, source: str, image: "Image", people: list["PersonAttention"], taken: set[str]
+) -> str:
+    """Draws the people of one image; returns the line to print."""
+    from ..files import replacing_file
+    from ..inference.explanation_drawing import draw_part_attention, overlay_part_attention
+
     stages = [-1] if options.stages == "last" else None
     name = free_name(source, "_parts.png", taken)
     drawings = {name: overlay_part_attention(image, people)}

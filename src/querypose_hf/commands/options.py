@@ -51,6 +51,15 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="such as cpu or cuda:0; the first accelerator by default")
 
 
+def add_strict_option(parser: argparse.ArgumentParser, what: str = "input") -> None:
+    """Adds `--strict`."""
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help=f"stop at the first {what} that cannot be read; without it the others go on, and the exit status is 1",
+    )
+
+
 def device_of(options: argparse.Namespace) -> "torch.device":
     """The device of `--device`, or the first accelerator, else the CPU.
 

@@ -2,18 +2,24 @@
 
 import contextlib
 import json
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
-from ..files import replacing_file
+
+# bytes of a name that come from its source: file systems allow 255 in all
+_LONGEST_STEM = 200
 
 
 def free_name(source: str, ending: str, taken: set[str]) -> str:
     """The name of a file made from a source, such as `street_poses.jpg`, or `street_2_poses.jpg` if that is taken."""
     stem, number = Path(urlsplit(source).path if "://" in source else source).stem, 1
+    if len(os.fsencode(stem)) > _LONGEST_STEM:
+        stem = os.fsencode(stem)[:_LONGEST_STEM].decode("utf-8", "ignore")
     name = f"{stem}{ending}"
     while name in taken:
         number += 1
@@ -22,24 +28,61 @@ def free_name(source: str, ending: str, taken: set[str]) -> str:
     return name
 
 
-@contextlib.contextmanager
-def json_lines(place: str | None) -> Iterator[TextIO | None]:
-    """Opens the file that `--jsonl` names: None without the option, the standard output for `-`.
+class JsonLines:
+    """JSON lines in a file, or on the standard output for `-`. Each is there as soon as it is written.
 
-    The file appears at the end of the block.
+    The file is made, or the one before it emptied, with the first line, or at the end of the block if there are none:
+    a command that fails before leaves everything as it was.
     """
-    if place is None or place == "-":
-        yield None if place is None else sys.stdout
-        return
-    with replacing_file(place) as temporary, temporary.open("w", encoding="utf-8") as file:
-        yield file
+
+    def __init__(self, place: str):
+        self._place = place
+        self._opened = contextlib.ExitStack()
+        self._file: TextIO | None = sys.stdout if place == "-" else None
+
+    def __enter__(self) -> "JsonLines":
+        return self
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        if self._file is None and kind is None:
+            self._open()
+        self._opened.close()
+
+    def _open(self) -> TextIO:
+        Path(self._place).parent.mkdir(parents=True, exist_ok=True)
+        return self._opened.enter_context(Path(self._place).open("w", encoding="utf-8"))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Writes one line."""
+        if self._file is None:
+            self._file = self._open()
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
 
 
-def write_line(lines: TextIO | None, record: dict[str, Any]) -> None:
-    """Writes a JSON line, if there is a file for them."""
-    if lines is not None:
-        lines.write(json.dumps(record, allow_nan=False) + "\n")
-        lines.flush()
+class JsonList:
+    """A JSON list on the standard output, entry by entry. It is closed at the end of the block, after errors, too.
+
+    Nothing is printed if the block raises an error before the first entry.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __enter__(self) -> "JsonList":
+        return self
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        if self._count:
+            print("\n]", flush=True)
+        elif kind is None:
+            print("[]")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Prints one entry."""
+        print(",\n" if self._count else "[\n", textwrap.indent(json.dumps(record, indent=2), "  "), sep="", end="")
+        sys.stdout.flush()
+        self._count += 1
 
 
 def count_people(people: Sequence[Any] | set[Any]) -> str:

@@ -1,8 +1,7 @@
 """`querypose predict`: finds people in images and videos."""
 
 import argparse
-import json
-import sys
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,14 @@ from . import predict_dataset, predict_video
 from .options import (
     add_device_option,
     add_model_option,
+    add_strict_option,
     add_threshold_option,
     load_pipeline,
     require_folder,
     threshold_of,
 )
-from .output import corners, count_people, free_name, json_lines, write_line
+from .output import JsonLines, JsonList, corners, count_people, free_name
+from .tally import InputTally
 
 
 def add_parser(commands: Any) -> None:
@@ -39,6 +40,7 @@ def add_parser(commands: Any) -> None:
     add_model_option(parser)
     add_threshold_option(parser)
     add_device_option(parser)
+    add_strict_option(parser)
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for drawn images (%(default)s)")
     parser.add_argument("--json", action="store_true", help='print JSON: "image", "drawn" and "people" of each image')
     parser.add_argument(
@@ -49,16 +51,15 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=_predict)
 
 
-def _predict(options: argparse.Namespace) -> None:
+def _predict(options: argparse.Namespace) -> int:
     options.threshold = threshold_of(options)
     if options.dataset is not None or options.output_parquet is not None:
-        predict_dataset.run(options)
-        return
+        return predict_dataset.run(options)
     require_folder("--output", options.output)
-    sources = expand_sources(options.images) or [str(SAMPLE_IMAGE)]
-    for source in sources:
-        if not is_video(source):
-            check_image(source)
+    tally = InputTally(options.strict)
+    sources: list[str] = []
+    for source in options.images or [str(SAMPLE_IMAGE)]:
+        sources += tally.attempt(source, expand_sources, [source]) or []
     videos = [source for source in sources if is_video(source)]
     if options.json and videos:
         raise UsageError(f"--json is for images; --jsonl writes every frame of a video such as {videos[0]}.")
@@ -67,49 +68,73 @@ def _predict(options: argparse.Namespace) -> None:
     if options.jsonl not in (None, "-") and Path(options.jsonl).is_dir():
         raise UsageError(f"--jsonl must be a file, but {options.jsonl} is a folder.")
     predict_video.check_options(options, videos)
-    _find_people(options, sources)
+    # headers first, so that what is no image is told at once, and without a model where there is nothing else
+    sources = [source for source in sources if tally.attempt(source, _check, source)]
+    if sources:
+        _find_people(options, sources, tally)
+    return tally.finish()
 
 
-def _find_people(options: argparse.Namespace, sources: Sequence[str]) -> None:
+def _check(source: str) -> bool:
+    if is_video(source):
+        predict_video.check_video(source)
+    else:
+        check_image(source)
+    return True
+
+
+def _find_people(options: argparse.Namespace, sources: Sequence[str], tally: InputTally) -> None:
     from tqdm.auto import tqdm
 
     pose_estimator = load_pipeline(options)
-    results = []
     # a drawn image must replace neither another one nor an image that is read
     taken = {Path(source).name for source in sources if Path(source).resolve().parent == options.output.resolve()}
-    with json_lines(options.jsonl) as lines:
+    with contextlib.ExitStack() as opened:
+        lines = None if options.jsonl is None else opened.enter_context(JsonLines(options.jsonl))
+        results = opened.enter_context(JsonList()) if options.json else None
         for source in tqdm(sources, desc="Finding people", unit="source", disable=len(sources) == 1):
             if is_video(source):
                 drawn = options.output / free_name(source, "_poses.mp4", taken) if options.save_video else None
-                predict_video.run(options, pose_estimator, source, drawn, lines)
+                predict_video.run(options, pose_estimator, source, drawn, lines, tally)
                 continue
+            found = tally.attempt(source, _find_people_in_image, pose_estimator, source, options.threshold)
+            if found is None:
+                continue
+            image, people = found
             drawn = options.output / free_name(source, "_poses.jpg", taken)
-            people = _find_people_in_image(pose_estimator, source, options.threshold, drawn)
-            write_line(lines, {"source": source, "drawn": str(drawn), "people": people})
-            if options.json:
-                results.append({"image": source, "drawn": str(drawn), "people": people})
+            tally.add(has_people=bool(people))
+            try:
+                _draw(pose_estimator, image, people, options.threshold, drawn)
+            except OSError as error:
+                if error.errno is not None:  # of the disk, not of the image, such as one too large for JPEG
+                    raise
+                tally.add_in_part(f"{source}: its people cannot be drawn: {error}")
+            if lines is not None:
+                lines.write({"source": source, "drawn": str(drawn), "people": people})
+            if results is not None:
+                results.write({"image": source, "drawn": str(drawn), "people": people})
             elif options.jsonl != "-":
                 # a plain `print` would break the progress bar
                 tqdm.write(_describe_people(source, drawn, people))
-    if options.json:
-        json.dump(results, sys.stdout, indent=2)
-        print()
+        tally.require_some()
 
 
-def _find_people_in_image(pose_estimator: Any, source: str, threshold: float, drawn: Path) -> list[dict[str, Any]]:
-    import PIL.Image
+def _find_people_in_image(pose_estimator: Any, source: str, threshold: float) -> tuple[Any, list[dict[str, Any]]]:
+    """The decoded image and its people."""
+    from ..model.image_decoding_querypose import decode_pil_image
 
+    image = decode_pil_image(source)
+    return image, pose_estimator(image, threshold=threshold)
+
+
+def _draw(pose_estimator: Any, image: Any, people: Sequence[dict[str, Any]], threshold: float, drawn: Path) -> None:
     from ..files import replacing_file
     from ..inference.visualization import draw_poses, keypoint_threshold_for
-    from ..model.image_decoding_querypose import decode_image
 
-    image = PIL.Image.fromarray(decode_image(source).permute(1, 2, 0).numpy())
-    people = pose_estimator(image, threshold=threshold)
     edges = pose_estimator.model.config.keypoint_edges
     with replacing_file(drawn) as temporary:
         with_people = draw_poses(image, people, edges=edges, keypoint_threshold=keypoint_threshold_for(threshold))
         with_people.save(temporary, quality=92)
-    return people
 
 
 def _describe_people(source: str, drawn: Path, people: Sequence[dict[str, Any]]) -> str:

@@ -1,12 +1,14 @@
 """What `querypose predict --dataset` does."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from .. import settings
 from ..inference.options import BulkOptions
 from ..settings import UsageError
 from .options import load_pipeline, require_folder
+from .tally import FAILED, SOME_SKIPPED
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -15,12 +17,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output-parquet", type=Path, metavar="DIR", help="folder for its people; a run resumes there")
     group.add_argument("--split", help="such as train")
     group.add_argument("--image-column", help="column of the images; the first one that holds images by default")
-    # --batch-size is there for videos already
-    settings.add_options(group, BulkOptions, leave_out=("batch_size",))
+    # --batch-size is there for videos already, --strict for all
+    settings.add_options(group, BulkOptions, leave_out=("batch_size", "strict"))
 
 
-def run(options: argparse.Namespace) -> None:
-    """Finds the people of a dataset; under `accelerate launch`, this process's share of them."""
+def run(options: argparse.Namespace) -> int:
+    """Finds the people of a dataset; under `accelerate launch`, this process's share of them.
+
+    Returns the exit status. That of several processes is 0 even if images were skipped: launchers stop all processes
+    where one ends otherwise.
+    """
     _check_options(options)
     bulk_options = settings.from_options(BulkOptions, options, threshold=options.threshold)
     from ..inference.bulk import predict_to_parquet
@@ -35,8 +41,15 @@ def run(options: argparse.Namespace) -> None:
     process = f"process {rank() + 1} of {world_size()}: " if world_size() > 1 else ""
     print(
         f"{process}{report.images} images in {report.seconds:.1f} s ({report.images_per_second:.2f} per second), "
-        f"{report.skipped} were there already, {report.unreadable} could not be read"
+        f"{report.skipped} were there already, {report.unreadable} could not be read, {report.empty} have no people"
     )
+    if not report.unreadable:
+        return 0
+    more = report.unreadable - len(report.reasons)
+    print("could not be read: " + "; ".join(report.reasons) + (f"; and {more} more" if more else ""), file=sys.stderr)
+    if world_size() > 1:
+        return 0
+    return FAILED if report.unreadable == report.images + report.skipped else SOME_SKIPPED
 
 
 def _check_options(options: argparse.Namespace) -> None:

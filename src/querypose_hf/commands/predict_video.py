@@ -5,12 +5,13 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from .. import settings
 from ..inference.options import VideoOptions
 from ..settings import UsageError
-from .output import corners, count_people, write_line
+from .output import JsonLines, corners, count_people
+from .tally import InputTally
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,20 +21,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_options(options: argparse.Namespace, videos: Sequence[str]) -> None:
-    """Raises an error if options or videos cannot be used; opens each video file once."""
+    """Raises an error if options cannot be used, or a package is missing that videos need."""
     video_options = _video_options(options)
     if options.save_video and not videos:
         raise UsageError("--save-video needs a video, a stream or a webcam, but IMAGE names none.")
     if not videos:
         return
     from ..inference.tracking import PersonTracker
-    from ..inference.video import VideoReader
+    from ..inference.video import import_av
 
-    for video in videos:
-        if not (video.isdecimal() or "://" in video):
-            VideoReader(video).close()
+    import_av()
     if video_options.track:
         PersonTracker(options.threshold)
+
+
+def check_video(source: str) -> None:
+    """Raises an error if a video file cannot be opened; streams and webcams are not tried."""
+    from ..inference.video import VideoReader
+
+    if not (source.isdecimal() or "://" in source):
+        VideoReader(source).close()
 
 
 def _video_options(options: argparse.Namespace) -> VideoOptions:
@@ -41,9 +48,17 @@ def _video_options(options: argparse.Namespace) -> VideoOptions:
 
 
 def run(
-    options: argparse.Namespace, pose_estimator: Any, source: str, drawn: Path | None, lines: TextIO | None
+    options: argparse.Namespace,
+    pose_estimator: Any,
+    source: str,
+    drawn: Path | None,
+    lines: JsonLines | None,
+    tally: InputTally,
 ) -> None:
-    """Finds and follows the people of one video. Ctrl-C ends the video early; what was found so far is kept."""
+    """Finds and follows the people of one video.
+
+    Ctrl-C or an error ends the video early; what was found so far is kept.
+    """
     from tqdm.auto import tqdm
 
     from ..inference.tracking import find_people_in_video
@@ -51,32 +66,46 @@ def run(
     from ..inference.visualization import draw_poses, keypoint_threshold_for
 
     seen: set[int] = set()
-    count = 0
+    count = with_people = 0
+    skipped = len(tally.skipped)
     edges = pose_estimator.model.config.keypoint_edges
     keypoint_threshold = keypoint_threshold_for(options.threshold)
     with contextlib.ExitStack() as opened:
-        reader = opened.enter_context(VideoReader(source))
+        reader = tally.attempt(source, lambda: VideoReader(source, strict=options.strict))
+        if reader is None:
+            return
+        opened.enter_context(reader)
         writer = None if drawn is None else opened.enter_context(VideoWriter(drawn, reader.frame_rate))
         total = min(filter(None, (reader.num_frames, options.max_frames)), default=None)
         progress = opened.enter_context(tqdm(total=total, desc=Path(source).name, unit="frame"))
         found = find_people_in_video(pose_estimator, reader, _video_options(options))
         try:
-            for frame, people in found:
+            for frame, people in tally.items(source, found):
                 time = round(frame.time, 6)
-                write_line(lines, {"source": source, "frame": frame.index, "time": time, "people": people})
+                if lines is not None:
+                    lines.write({"source": source, "frame": frame.index, "time": time, "people": people})
                 if writer is not None:
                     image = draw_poses(frame.image, people, edges=edges, keypoint_threshold=keypoint_threshold)
                     writer.write(image, frame.time)
                 if lines is None and writer is None:
                     tqdm.write(_describe_frame(frame.index, frame.time, people))
                 count += 1
+                with_people += bool(people)
                 seen |= {person["track_id"] for person in people if person.get("track_id") is not None}
                 progress.update()
                 progress.set_postfix(people=len(people))
         except KeyboardInterrupt:
             tqdm.write(f"{source}: stopped", file=sys.stderr)
+        else:
+            if not count and len(tally.skipped) == skipped:
+                tally.skip(source, ValueError("the video holds no frames"))
+    if not count:
+        return
+    tally.add(has_people=with_people > 0)
+    if reader.damage:
+        tally.add_in_part(f"{source}: damaged in {len(reader.damage)} places: {reader.damage[0]}")
     followed = f", {count_people(seen)} followed" if options.track else ""
-    place = "" if drawn is None or not count else f", drawn to {drawn}"
+    place = "" if drawn is None else f", drawn to {drawn}"
     tqdm.write(f"{source}: {count} frames{followed}{place}", file=sys.stderr if options.jsonl == "-" else sys.stdout)
 
 

@@ -9,8 +9,8 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import PIL.Image
 from tqdm.auto import tqdm
 
 from ..files import read_json, replacing_file, write_json
-from ..model.image_decoding_querypose import decode_image
+from ..model.image_decoding_querypose import decode_pil_image
 from ..processes import rank, world_size
 from .image_dataset import import_from_data_extra
 from .loading import fingerprint
@@ -26,6 +26,7 @@ from .options import BulkOptions
 
 
 _SETTINGS = "settings.json"
+_LISTED = 3  # reasons why images could not be read
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,17 @@ class BulkReport:
     Attributes:
         images (`int`): images that this run looked at.
         skipped (`int`): rows of shards that an earlier run wrote.
-        unreadable (`int`): those of `images` that could not be read; their rows say why.
+        unreadable (`int`): images that could not be read, now or in those shards; their rows say why.
+        empty (`int`): images without people, now or in those shards.
+        reasons (`tuple[str, ...]`): why the first images could not be read.
         seconds (`float`): how long it took, without loading the model.
     """
 
     images: int
     skipped: int
     unreadable: int
+    empty: int
+    reasons: tuple[str, ...]
     seconds: float
 
     @property
@@ -74,7 +79,7 @@ def predict_to_parquet(
 
     Raises:
         ImportError: PyArrow is not installed.
-        ValueError: `output_dir` holds results of other settings.
+        ValueError: `output_dir` holds results of other settings; or an image cannot be read and `strict` is set.
 
     Example:
 
@@ -103,7 +108,8 @@ def predict_to_parquet(
     ]
     number, count = rank(), world_size()
     own = list(enumerate(shards))[number::count]
-    images = skipped = unreadable = 0
+    images = skipped = 0
+    tally = _Tally()
     start = time.perf_counter()
     title = "Finding people" if count == 1 else f"Finding people, process {number + 1} of {count}"
     total = sum(len(rows) for _, rows in own)
@@ -111,27 +117,58 @@ def predict_to_parquet(
         for shard, rows in own:
             path = output_dir / f"people-{shard:05d}-of-{len(shards):05d}.parquet"
             if path.exists():
+                tally.add_file(path)
                 skipped += len(rows)
                 bar.update(len(rows))
                 continue
-            unreadable += _write_shard(path, _found_people(pose_estimator, dataset, rows, options), bar)
+            _write_shard(path, _found_people(pose_estimator, dataset, rows, options), bar, tally)
             images += len(rows)
-    return BulkReport(images, skipped, unreadable, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return BulkReport(images, skipped, tally.unreadable, tally.empty, tuple(tally.reasons), seconds)
 
 
-def _write_shard(path: Path, batches: Iterator[list[dict[str, Any]]], bar: Any) -> int:
-    """Writes the rows of one shard, batch by batch; returns how many images could not be read."""
+@dataclass
+class _Tally:
+    """How many images could not be read, or have no people."""
+
+    unreadable: int = 0
+    empty: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        for row in rows:
+            if row["error"] is None:
+                self.empty += not row["people"]
+                continue
+            self.unreadable += 1
+            if len(self.reasons) < _LISTED:
+                self.reasons.append(_reason(row))
+
+    def add_file(self, path: Path) -> None:
+        """Counts the rows of a shard."""
+        from pyarrow.parquet import ParquetFile
+
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["index", "path", "people.list.element.score", "error"]):
+                self.add(batch.to_pylist())
+
+
+def _reason(row: dict[str, Any]) -> str:
+    name = f"row {row['index']}" if row["path"] is None else row["path"]
+    return row["error"] if name in row["error"] else f"{name}: {row['error']}"
+
+
+def _write_shard(path: Path, batches: Iterator[list[dict[str, Any]]], bar: Any, tally: _Tally) -> None:
+    """Writes the rows of one shard, batch by batch."""
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
     schema = _schema()
-    unreadable = 0
     with replacing_file(path) as temporary, ParquetWriter(temporary, schema, compression="zstd") as writer:
         for rows in batches:
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
-            unreadable += sum(row["error"] is not None for row in rows)
+            tally.add(rows)
             bar.update(len(rows))
-    return unreadable
 
 
 def _found_people(
@@ -142,24 +179,43 @@ def _found_people(
         found = [_read_image(dataset, index) for index in rows[first : first + options.batch_size]]
         readable = [(row, image) for row, image in found if image is not None]
         if readable:
-            people_of_images = pose_estimator(
-                [image for _, image in readable], threshold=options.threshold, batch_size=len(readable)
-            )
-            for (row, _), people in zip(readable, people_of_images, strict=True):
-                row["people"] = [_person_row(person) for person in people]
-        yield [row for row, _ in found]
+            _find_people(pose_estimator, readable, options.threshold)
+        rows_of_batch = [row for row, _ in found]
+        if options.strict:
+            for row in rows_of_batch:
+                if row["error"] is not None:
+                    raise ValueError(_reason(row))
+        yield rows_of_batch
+
+
+def _find_people(
+    pose_estimator: Any, images: Sequence[tuple[dict[str, Any], PIL.Image.Image]], threshold: float
+) -> None:
+    """Writes the people of a batch of images into their rows."""
+    try:
+        found = pose_estimator([image for _, image in images], threshold=threshold, batch_size=len(images))
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        if len(images) == 1:
+            images[0][0]["error"] = f"its people cannot be found: {error}"
+            return
+        for each in images:  # one image, such as one that is too large for the memory, must not cost the others
+            _find_people(pose_estimator, [each], threshold)
+        return
+    for (row, _), people in zip(images, found, strict=True):
+        row["people"] = [_person_row(person) for person in people]
 
 
 def _read_image(dataset: Any, index: int) -> tuple[dict[str, Any], PIL.Image.Image | None]:
     """The table's row of an image, without people, and the image, unless it cannot be read."""
-    entry = dataset[index]["image"] or {}
-    row: dict[str, Any] = {"index": index, "path": entry.get("path")}
+    row: dict[str, Any] = {"index": index, "path": None}
     row.update(width=None, height=None, people=[], error=None)
     try:
+        entry = dataset[index]["image"] or {}
+        row["path"] = entry.get("path")
         source = entry.get("path") if entry.get("bytes") is None else PIL.Image.open(io.BytesIO(entry["bytes"]))
-        image = PIL.Image.fromarray(decode_image(source).permute(1, 2, 0).numpy())
-    except (OSError, SyntaxError, TypeError, ValueError, PIL.Image.DecompressionBombError) as error:
-        row["error"] = str(error)  # one bad file must not end a run of days
+        image = decode_pil_image(source)
+    except Exception as error:  # one bad file must not end a run of days
+        row["error"] = str(error) or type(error).__name__
         return row, None
     row["width"], row["height"] = image.size
     return row, image

@@ -38,11 +38,13 @@ class BulkOptions:
         threshold (`float`): least score of a person.
         batch_size (`int`): images per forward pass.
         rows_per_shard (`int`): images per file; a kill costs at most so many.
+        strict (`bool`): raise an error at the first image that cannot be read.
     """
 
     threshold: float = 0.3
     batch_size: int = option(8, "images per forward pass")
     rows_per_shard: int = option(1024, "images per file")
+    strict: bool = option(False, "stop at the first image that cannot be read")
 
     def __post_init__(self) -> None:
         require(self, "batch_size", self.batch_size >= 1, "at least 1")

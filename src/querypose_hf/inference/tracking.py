@@ -1,6 +1,6 @@
 """People in videos, followed from frame to frame by ByteTrack of Roboflow's `trackers` (extra `video`)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -123,8 +123,24 @@ def find_people_in_video(
     tracker = PersonTracker(options.threshold, frame_rate=float(reader.frame_rate)) if options.track else None
     threshold = options.threshold if tracker is None else tracker.lowest_score
     batch_size = 1 if reader.is_live else options.batch_size
-    frames = islice(reader, options.max_frames)
-    while batch := list(islice(frames, batch_size)):
+    for batch in _batches(islice(reader, options.max_frames), batch_size):
         found = pose_estimator([frame.image for frame in batch], threshold=threshold, batch_size=batch_size)
         for frame, people in zip(batch, found, strict=True):
             yield frame, people if tracker is None else tracker.update(people, frame.time)
+
+
+def _batches(frames: Iterable[VideoFrame], size: int) -> Iterator[list[VideoFrame]]:
+    """The frames in batches; those before an error come before the error."""
+    batch: list[VideoFrame] = []
+    try:
+        for frame in frames:
+            batch.append(frame)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except (OSError, ValueError):
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch

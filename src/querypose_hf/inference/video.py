@@ -19,6 +19,9 @@ from .sources import STREAM_SCHEMES
 
 _WEBCAMS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 _TIME_BASE = Fraction(1, 90_000)  # of MPEG: every usual frame rate is a whole number of these
+_MOST_OBLONG = 8  # a pixel of a greater ratio of width and height is a damaged header's
+_SHORT_BY = 0.1  # of its length; a file that ends earlier breaks off
+_MOST_FAILURES = 100  # in a row, after which the rest of a file is given up
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class VideoFrame:
     Attributes:
         index (`int`): from 0; dropped frames of a live stream count, too.
         time (`float`): seconds since the first frame.
-        image (`PIL.Image.Image`): RGB, turned upright.
+        image (`PIL.Image.Image`): RGB, in square pixels, turned upright.
     """
 
     index: int
@@ -40,22 +43,26 @@ class VideoReader:
     """Reads the frames of a video file, a network stream or a webcam.
 
     A thread decodes up to `ahead` frames before they are asked for. A live source drops the oldest of these when more
-    arrive; a file waits.
+    arrive; a file waits. Where pixels are not square, frames are stretched until they are. Frames that cannot be
+    decoded are left out, but counted.
 
     Args:
         source (`str`, `os.PathLike` or `int`): a file, a URL that FFmpeg can open, or a webcam's number.
         ahead (`int`, *optional*, defaults to 8): how many decoded frames may wait.
+        strict (`bool`, *optional*, defaults to `False`): raise an error at the first frame that cannot be decoded.
 
     Attributes:
-        size (`tuple[int, int]`): width and height in pixels, before a frame is turned upright.
+        size (`tuple[int, int]`): width and height in square pixels, before a frame is turned upright.
         frame_rate (`fractions.Fraction`): frames per second, on average; 30 where the source does not say.
         num_frames (`int` or `None`): as the file says or its length suggests; None where it is not known.
         is_live (`bool`): whether the source is a stream or a webcam.
+        damage (`list[str]`): what could not be read so far: a reason for each frame, and whether the file breaks off.
 
     Raises:
         ImportError: PyAV is not installed.
         FileNotFoundError: there is no such file or webcam.
-        ValueError: the source is no video, or, while reading, a frame cannot be decoded.
+        ValueError: the source is no video, or, while reading, no frame can be decoded, or not the next one and
+            `strict` is set, or the source breaks off.
 
     Example:
 
@@ -66,12 +73,13 @@ class VideoReader:
     ```
     """
 
-    def __init__(self, source: str | os.PathLike | int, *, ahead: int = 8):
+    def __init__(self, source: str | os.PathLike | int, *, ahead: int = 8, strict: bool = False):
         if ahead < 1:
             raise ValueError(f"`ahead` must be at least 1, but is {ahead}.")
-        av = _import_av()
+        av = import_av()
         self.source = source
-        self._ahead = ahead
+        self.strict = strict
+        self.damage: list[str] = []
         self._av = av
         name, container_format = _place_of(source)
         self.is_live = container_format is not None or name.startswith(STREAM_SCHEMES)
@@ -89,7 +97,7 @@ class VideoReader:
             raise ValueError(f"{source} cannot be opened as a video: it holds no images.")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
-        self.size = (self._stream.width, self._stream.height)
+        self.size = self._in_square_pixels(self._stream.width, self._stream.height)
         self.frame_rate = Fraction(self._stream.average_rate or self._stream.base_rate or 30)
         self.num_frames = None if self.is_live else self._count_frames()
         self._waiting: queue.Queue[VideoFrame | Exception | None] = queue.Queue(maxsize=ahead)
@@ -129,26 +137,84 @@ class VideoReader:
                 raise item
             yield item
 
+    def _in_square_pixels(self, width: int, height: int) -> tuple[int, int]:
+        """The size of a frame whose pixels are made square: one side grows, none shrinks."""
+        ratio = self._stream.sample_aspect_ratio
+        if not ratio or not 1 / _MOST_OBLONG <= ratio <= _MOST_OBLONG:
+            return width, height
+        return (round(width * ratio), height) if ratio >= 1 else (width, round(height / ratio))
+
+    def _length(self) -> float | None:
+        """Seconds that the file says it lasts; None where it does not say, or where that may be its sound's length."""
+        if self._stream.duration and self._stream.time_base:
+            return float(self._stream.duration * self._stream.time_base)
+        if self._container.duration and len(self._container.streams) == 1:
+            return self._container.duration / self._av.time_base
+        return None
+
     def _decode(self) -> None:
-        index, start = 0, None
+        index, start, end = 0, None, 0.0
         try:
-            for frame in self._container.decode(self._stream):
-                time = frame.time if frame.time is not None else float(index / self.frame_rate)
-                start = time if start is None else start
-                image = frame.to_image()
-                if frame.rotation % 360:
-                    image = image.rotate(frame.rotation, expand=True)
-                if not self._put(VideoFrame(index, time - start, image)):
+            for frame in self._frames():
+                image = None if frame is None else self._image_of(frame)
+                if frame is not None and image is not None:
+                    time = frame.time if frame.time is not None else float(index / self.frame_rate)
+                    start = time if start is None else start
+                    end = max(end, time - start)
+                    if not self._put(VideoFrame(index, time - start, image)):
+                        return
+                elif self.strict:
+                    raise ValueError(f"{self.source}: damaged after {index} frames: {self.damage[0]}")
+                elif self._stopped.is_set():
                     return
                 index += 1
+            if start is None and self.damage:
+                raise ValueError(f"{self.source}: no frame can be decoded: {self.damage[0]}")
+            length = None if self.is_live else self._length()
+            if length is not None and length - end > max(_SHORT_BY * length, 1 + 1 / float(self.frame_rate)):
+                self.damage.append(f"it breaks off after {end:.1f} of {length:.1f} seconds")
+                if self.strict:
+                    raise ValueError(f"{self.source}: {self.damage[-1]}")
             self._put(None)
         except Exception as error:
             # every error must reach the reader, who would wait for ever
             if isinstance(error, self._av.FFmpegError):
-                broken = ValueError(f"{self.source}: the frame after {index} others cannot be decoded: {error}")
+                broken = ValueError(f"{self.source}: breaks off after {index} frames: {error}")
                 broken.__cause__ = error
                 error = broken
             self._put(error)
+
+    def _frames(self) -> Iterator[Any]:
+        """FFmpeg's frames, and None for each that cannot be decoded."""
+        failures = 0
+        while True:
+            try:
+                for packet in self._container.demux(self._stream):
+                    try:
+                        frames = packet.decode()
+                    except self._av.FFmpegError as error:
+                        self.damage.append(str(error))
+                        yield None
+                        continue
+                    failures = 0
+                    yield from frames
+                return
+            except self._av.InvalidDataError as error:
+                failures += 1
+                if self.is_live or failures > _MOST_FAILURES:
+                    raise
+                self.damage.append(str(error))  # what follows may be whole
+                yield None
+
+    def _image_of(self, frame: Any) -> PIL.Image.Image | None:
+        """A frame as an upright image, or None if it cannot be made into one."""
+        width, height = self._in_square_pixels(frame.width, frame.height)
+        try:
+            image = frame.to_image(width=width, height=height)
+        except (self._av.FFmpegError, MemoryError, ValueError) as error:
+            self.damage.append(str(error))
+            return None
+        return image.rotate(frame.rotation, expand=True) if frame.rotation % 360 else image
 
     def _put(self, item: VideoFrame | Exception | None) -> bool:
         """Hands an item to the reader; False once the reader is closed."""
@@ -168,8 +234,8 @@ class VideoReader:
 class VideoWriter:
     """Writes images as an MP4 video (H.264 where FFmpeg has it, else MPEG-4), without sound.
 
-    The file appears, or replaces the one before it, at the end of the `with` block, unless the block raises an error
-    or no image was written.
+    The file appears, or replaces the one before it, at the end of the `with` block, with all images that were written
+    until then, also if the block raises an error; unless no image was written. Its pixels are square.
 
     Args:
         path (`str` or `os.PathLike`): ends in `.mp4`; missing folders are made.
@@ -190,7 +256,7 @@ class VideoWriter:
             raise ValueError(f"a video is written as .mp4, but the path is {self.path}.")
         if frame_rate <= 0:
             raise ValueError(f"`frame_rate` must be above 0, but is {frame_rate}.")
-        self._av = _import_av()
+        self._av = import_av()
         self.frame_rate = Fraction(frame_rate).limit_denominator(1001)
         self._opened = contextlib.ExitStack()  # of the file, from the first image on
         self._stream: Any = None
@@ -200,11 +266,15 @@ class VideoWriter:
         return self
 
     def __exit__(self, kind: Any, *error: Any) -> None:
-        if kind is not None or self._stream is None:
+        if self._stream is None:
             self._opened.__exit__(kind, *error)
             return
-        with self._opened:
-            self._container.mux(self._stream.encode())
+        try:
+            with self._opened:
+                self._container.mux(self._stream.encode())
+        except Exception:
+            if kind is None:  # else what the block raised says more
+                raise
 
     def write(self, image: PIL.Image.Image, time: float) -> None:
         """Adds an image.
@@ -221,6 +291,7 @@ class VideoWriter:
             # 4:2:0 colours need even sides
             self._stream.width, self._stream.height = (side + side % 2 for side in image.size)
             self._stream.pix_fmt = "yuv420p"
+            self._stream.codec_context.sample_aspect_ratio = Fraction(1)
             self._stream.codec_context.time_base = _TIME_BASE
             self._size = image.size
         if image.size != self._size:
@@ -246,7 +317,12 @@ def _place_of(source: str | os.PathLike | int) -> tuple[str, str | None]:
     return place.format(int(name)), container_format
 
 
-def _import_av() -> Any:
+def import_av() -> Any:
+    """PyAV.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     try:
         import av
     except ImportError as error:

@@ -1,0 +1,124 @@
+"""What became of each input of a command: read, without people, skipped; and the exit status that says so."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+
+#: Exit statuses: some inputs were skipped; nothing could be done.
+SOME_SKIPPED, FAILED = 1, 2
+
+_Value = TypeVar("_Value")
+# what reading an input, or finding people in it, raises where the input is at fault
+_INPUT_ERRORS = (OSError, ValueError, TypeError, RuntimeError, MemoryError)
+_LISTED = 3
+
+
+class InputTally:
+    """Counts the inputs of a command, and goes on where one of them cannot be used.
+
+    Args:
+        strict (`bool`): raise the first error of an input.
+        noun (`str`): what an input is, in the plural.
+
+    Attributes:
+        read (`int`): inputs that were read, at least in part.
+        empty (`int`): those of them without people.
+        skipped (`list[str]`): why the others were not.
+        in_part (`list[str]`): which of those read are damaged.
+    """
+
+    def __init__(self, strict: bool, noun: str = "sources"):
+        self.strict = strict
+        self.noun = noun
+        self.read = 0
+        self.empty = 0
+        self.skipped: list[str] = []
+        self.in_part: list[str] = []
+        self._errors: list[Exception] = []
+
+    def attempt(self, source: str, function: Callable[..., _Value], *arguments: Any) -> _Value | None:
+        """What `function(*arguments)` returns, or None if it raises an error; the source is skipped then.
+
+        Raises:
+            OSError, ValueError, TypeError, RuntimeError, MemoryError: with `strict`.
+        """
+        try:
+            return function(*arguments)
+        except _INPUT_ERRORS as error:
+            self.skip(source, error)
+            return None
+
+    def items(self, source: str, items: Iterable[_Value]) -> Iterator[_Value]:
+        """The items of a source up to an error. A source with an item before the error counts as read in part.
+
+        Raises:
+            OSError, ValueError, TypeError, RuntimeError, MemoryError: with `strict`.
+        """
+        count = 0
+        try:
+            for item in items:
+                count += 1
+                yield item
+        except _INPUT_ERRORS as error:
+            if not count or self.strict:
+                self.skip(source, error)
+            else:
+                self.add_in_part(_described(source, error))
+
+    def add(self, has_people: bool) -> None:
+        """Counts an input that was read."""
+        self.read += 1
+        self.empty += not has_people
+
+    def add_in_part(self, reason: str) -> None:
+        """Notes that an input is damaged. It counts as read."""
+        self.in_part.append(reason)
+        _say(f"read in part: {reason}")
+
+    def require_some(self) -> None:
+        """Raises the error of the only input, or one that names the first reasons, if nothing was read.
+
+        Raises:
+            ValueError, OSError: every input was skipped.
+        """
+        if self.read or not self._errors:
+            return
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        raise ValueError(f"none of the {len(self._errors)} {self.noun} can be used: {_first(self.skipped)}")
+
+    def finish(self) -> int:
+        """Prints the counts, where there are several inputs or something is amiss; returns the exit status."""
+        self.require_some()
+        amiss = self.skipped + self.in_part
+        if self.read > 1 or amiss:
+            counts = f"{self.read} {self.noun} read, {self.empty} of them without people; {len(self.skipped)} skipped"
+            counts += f", {len(self.in_part)} read in part" if self.in_part else ""
+            _say(f"{counts} ({_first(amiss)})" if amiss else counts)
+        return SOME_SKIPPED if amiss else 0
+
+    def skip(self, source: str, error: Exception) -> None:
+        """Counts an input as skipped; with `strict` raises the error."""
+        if self.strict:
+            raise error
+        self._errors.append(error)
+        self.skipped.append(_described(source, error))
+        _say(f"skipped: {self.skipped[-1]}")
+
+
+def _described(source: str, error: Exception) -> str:
+    said = str(error) or type(error).__name__
+    return said if source in said else f"{source}: {said}"
+
+
+def _first(reasons: list[str]) -> str:
+    more = f"; and {len(reasons) - _LISTED} more" if len(reasons) > _LISTED else ""
+    return "; ".join(reasons[:_LISTED]) + more
+
+
+def _say(text: str) -> None:
+    from tqdm.auto import tqdm
+
+    # a plain `print` would break a progress bar
+    tqdm.write(text, file=sys.stderr)
