@@ -65,7 +65,8 @@ def explain_people(
         stage alone is there, because the boxes of the others are not known.
 
     Raises:
-        ValueError: the model is in training mode, where only matched queries have attention maps.
+        ValueError: the model is in training mode, where only matched queries have attention maps, or its system has no
+            part attention maps.
 
     Example:
 
@@ -76,6 +77,11 @@ def explain_people(
     """
     if model.training:
         raise ValueError("`model` must be in evaluation mode: call `model.eval()`.")
+    if not model.config.has_part_attention:
+        raise ValueError(
+            f"`model` has no part attention maps: `keypoint_query` is {model.config.keypoint_query!r} and "
+            f"`keypoint_interaction` {model.config.keypoint_interaction!r}; expected 'part' and 'spatial_attention'."
+        )
     pixels = decode_image(image)
     height, width = pixels.shape[-2:]
     batch = image_processor(pixels, input_data_format="channels_first", return_tensors="pt")

@@ -63,7 +63,7 @@ class QueryPoseBoxLayer(GradientCheckpointingLayer):
         """
         attended, weights = self.self_attn(queries, output_attentions)
         queries = self.self_attn_norm(queries + self.dropout(attended))
-        interaction = self.interaction(queries.flatten(0, 1), roi_features).view_as(queries)
+        interaction = self.interaction(queries.flatten(0, 1)[:, None], roi_features).view_as(queries)
         queries = self.interaction_norm(queries + self.dropout(interaction))
         queries = self.ffn_norm(queries + self.dropout(self.ffn(queries)))
         logits = self.class_head(self.class_branch(queries))

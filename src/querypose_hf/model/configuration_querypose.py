@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .code_files_querypose import HUB_ENTRIES, copy_code
-from .skeletons import COCO_17, SKELETONS, Skeleton, warn_of_sides
+from .skeletons import COCO_17, SKELETONS, Skeleton, grouping, warn_of_sides
 
 
 NECK_TYPES = ("fpn", "hrfpn", "hrfpn_lateral")
@@ -24,6 +24,9 @@ KEYPOINT_ORIGINS = ("box", "attention")
 KEYPOINT_CONFIDENCES = ("deviation", "attention")
 CLASS_TARGETS = ("person", "oks")
 QUERY_FEEDBACKS = ("always", "selected", "training", "never")
+KEYPOINT_QUERIES = ("part", "instance", "none")
+KEYPOINT_INTERACTIONS = ("spatial_attention", "self_attention", "dynamic_channel", "dynamic_spatial", "pooling")
+PART_ITERATIONS = ("selective", "sum", "concatenation", "none")
 
 
 def _timm_backbone(name: str, **kwargs: Any) -> dict[str, Any]:
@@ -99,9 +102,10 @@ class QueryPoseConfig(PreTrainedConfig):
         pooler_sampling_ratio (`int`, defaults to 2): RoIAlign samples per bin and direction.
         num_keypoints (`int`, *optional*): number K of keypoints. Defaults to the number of names, else to 17.
         keypoint_names (`list[str]`, *optional*): defaults to COCO's for 17 keypoints.
-        keypoint_parts (`list[list[int]]`, *optional*):
-            The paper's parts: groups of keypoint indices, every keypoint in exactly one (Section 3.2, Figure 4).
-            Defaults to Figure 4(c) for COCO and to one part per keypoint for other names.
+        keypoint_parts (`list[list[int]]` or `str`, *optional*):
+            The paper's parts: groups of keypoint indices, every keypoint in exactly one (Section 3.2), or one of `"a"`
+            to `"d"`, the groupings of Figure 4, for COCO's and CrowdPose's keypoints. Defaults to Figure 4(c) for
+            these and to one part per keypoint, `"a"`, for other names.
         keypoint_flip_indices (`list[int]`, *optional*):
             Index of each keypoint's mirror image. Derived from left and right in the names where they tell.
         keypoint_sigmas (`list[float]`, *optional*):
@@ -110,9 +114,19 @@ class QueryPoseConfig(PreTrainedConfig):
         keypoint_edges (`list[list[int]]`, *optional*): limbs to draw, pairs of keypoint indices.
         part_dim (`int`, defaults to 128): width d_p of the part queries.
         num_pose_convs (`int`, defaults to 6): 3x3 convolutions of the keypoint decoder, at least 2.
+        keypoint_query (`str`, defaults to `"part"`):
+            What keypoints are found from: `"part"`, a query for each part; `"instance"`, the instance query, which
+            then feeds back; or `"none"`, the mean of the keypoint features, the baseline. This and the next two fields
+            choose the systems of the paper's Tables 1 and 2; the defaults are the published model.
+        keypoint_interaction (`str`, *optional*, defaults to `"spatial_attention"`):
+            How these queries read the keypoint features: `"spatial_attention"` (SPEGM), `"self_attention"`,
+            `"dynamic_channel"` or `"dynamic_spatial"`; for `keypoint_query="none"` it is `"pooling"`.
+        part_iteration (`str`, defaults to `"selective"`):
+            How part queries of the stage before enter: `"selective"` (SIM), `"sum"`, `"concatenation"`, or `"none"`:
+            each stage starts from the learned table.
         pose_query_interaction (`str`, defaults to `"dynamic"`):
             `"dynamic"` is the full version, in which the instance query interacts with the keypoint features;
-            `"none"` the light one.
+            `"none"` the light one. Without effect where there are no part queries.
         query_feedback (`str`, defaults to `"always"`):
             Which updated instance queries of the full version go on to the next stage's box layer:
 
@@ -211,7 +225,7 @@ class QueryPoseConfig(PreTrainedConfig):
     pooler_sampling_ratio: int = 2
     num_keypoints: int | None = None
     keypoint_names: list[str] | tuple[str, ...] | None = None
-    keypoint_parts: list[list[int] | tuple[int, ...]] | tuple[list[int] | tuple[int, ...], ...] | None = None
+    keypoint_parts: str | list[list[int] | tuple[int, ...]] | tuple[list[int] | tuple[int, ...], ...] | None = None
     keypoint_flip_indices: list[int] | tuple[int, ...] | None = None
     keypoint_sigmas: list[float | int] | tuple[float | int, ...] | None = None
     keypoint_edges: list[list[int] | tuple[int, ...]] | tuple[list[int] | tuple[int, ...], ...] | None = None
@@ -221,6 +235,9 @@ class QueryPoseConfig(PreTrainedConfig):
     keypoint_origin: str = "box"
     attention_sharpness: float | int = 1.0
     keypoint_confidence: str = "deviation"
+    keypoint_query: str = "part"
+    keypoint_interaction: str | None = None
+    part_iteration: str = "selective"
     pose_query_interaction: str = "dynamic"
     query_feedback: str = "always"
     feedback_threshold: float | int = 0.1
@@ -260,6 +277,8 @@ class QueryPoseConfig(PreTrainedConfig):
         self.backbone_kwargs = dict(self.backbone_kwargs or {})
         if self.frozen_backbone_stages is None:
             self.frozen_backbone_stages = 0
+        if self.keypoint_interaction is None:
+            self.keypoint_interaction = "pooling" if self.keypoint_query == "none" else "spatial_attention"
         self._complete_skeleton()
         if self.id2label is None and kwargs.get("num_labels") in (None, 1):
             self.id2label = {0: "person"}
@@ -288,6 +307,8 @@ class QueryPoseConfig(PreTrainedConfig):
             names = COCO_17.keypoint_names
         else:
             names = [f"keypoint_{i}" for i in range(self.num_keypoints)]
+        if isinstance(self.keypoint_parts, str):
+            self.keypoint_parts = grouping(self.keypoint_parts, names)
         default = Skeleton.from_names(names, sigmas=self.keypoint_sigmas)
         if self.num_keypoints is None:
             self.num_keypoints = len(names)
@@ -423,6 +444,9 @@ class QueryPoseConfig(PreTrainedConfig):
     def validate_choices(self):
         """Checks the fields that name one of several behaviours."""
         for field, choices in (
+            ("keypoint_query", KEYPOINT_QUERIES),
+            ("keypoint_interaction", KEYPOINT_INTERACTIONS),
+            ("part_iteration", PART_ITERATIONS),
             ("pose_query_interaction", POSE_QUERY_INTERACTIONS),
             ("query_feedback", QUERY_FEEDBACKS),
             ("keypoint_origin", KEYPOINT_ORIGINS),
@@ -432,6 +456,24 @@ class QueryPoseConfig(PreTrainedConfig):
         ):
             if getattr(self, field) not in choices:
                 raise ValueError(f"`{field}` must be one of {choices}, but is {getattr(self, field)!r}.")
+        if (self.keypoint_query == "none") != (self.keypoint_interaction == "pooling"):
+            raise ValueError(
+                f"`keypoint_interaction` is {self.keypoint_interaction!r} and `keypoint_query` is "
+                f"{self.keypoint_query!r}; expected 'pooling' with 'none', and with no other."
+            )
+        if not self.has_part_attention:
+            for field, off in (
+                ("keypoint_origin", "box"),
+                ("keypoint_confidence", "deviation"),
+                ("part_attention_loss_coefficient", 0),
+                ("part_position_encoding", False),
+            ):
+                if getattr(self, field) != off:
+                    raise ValueError(
+                        f"`{field}` is {getattr(self, field)!r}, which needs part attention maps; expected {off!r} "
+                        f"with `keypoint_query` {self.keypoint_query!r} and `keypoint_interaction` "
+                        f"{self.keypoint_interaction!r}."
+                    )
 
     def validate_sizes(self):
         """Checks numbers against their ranges."""
@@ -493,6 +535,18 @@ class QueryPoseConfig(PreTrainedConfig):
     def num_parts(self) -> int:
         """Number M of parts."""
         return len(self.keypoint_parts)
+
+    @property
+    def has_part_attention(self) -> bool:
+        """Whether each part has an attention map over its RoI."""
+        return self.keypoint_query == "part" and self.keypoint_interaction == "spatial_attention"
+
+    @property
+    def updates_queries(self) -> bool:
+        """Whether the keypoint decoder updates the instance queries; `query_feedback` says where they go."""
+        if self.keypoint_query == "part":
+            return self.pose_query_interaction == "dynamic"
+        return self.keypoint_query == "instance"
 
     @property
     def skeleton(self) -> Skeleton:

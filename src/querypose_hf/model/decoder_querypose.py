@@ -17,7 +17,7 @@ from .box_layer_querypose import QueryPoseBoxLayer, apply_box_deltas
 from .configuration_querypose import QueryPoseConfig
 from .denoising_querypose import NoisyBoxes
 from .initialization_querypose import start_from
-from .keypoint_layer_querypose import QueryPoseKeypointLayer
+from .keypoint_layer_querypose import KEYPOINT_LAYERS
 from .matching_querypose import Matches, QueryPoseHungarianMatcher
 from .people_querypose import class_scores, clip_boxes, person_scores
 from .rois_querypose import QueryPoseRoiPooler
@@ -175,18 +175,22 @@ class QueryPoseDecoder(nn.Module):
         self.matcher = QueryPoseHungarianMatcher(config)
         self.instance_queries = nn.Parameter(torch.empty(config.num_queries, config.d_model))
         self.initial_boxes = nn.Parameter(torch.empty(config.num_queries, 4))
-        self.part_queries = nn.Parameter(torch.empty(config.num_parts, config.part_dim))
+        if config.keypoint_query == "part":
+            self.part_queries = nn.Parameter(torch.empty(config.num_parts, config.part_dim))
+        else:  # none to learn
+            self.register_buffer("part_queries", torch.empty(0, config.part_dim), persistent=False)
         oks_constants = torch.tensor(config.keypoint_sigmas, dtype=torch.float32)
         self.register_buffer("oks_constants", oks_constants, persistent=False)
         self.box_layers = nn.ModuleList([QueryPoseBoxLayer(config) for _ in range(config.decoder_layers)])
-        self.keypoint_layers = nn.ModuleList([QueryPoseKeypointLayer(config) for _ in range(config.decoder_layers)])
+        keypoint_layer = KEYPOINT_LAYERS[config.keypoint_query]
+        self.keypoint_layers = nn.ModuleList([keypoint_layer(config) for _ in range(config.decoder_layers)])
         start_from(self.modules(), weight="xavier")
 
     @property
     def feeds_back(self) -> bool:
         """Whether a stage's keypoint layer changes the next stage's instance queries (Figure 3)."""
         feedback = self.config.query_feedback
-        if self.config.pose_query_interaction == "none":
+        if not self.config.updates_queries:
             return False
         return feedback in ("always", "selected") or (feedback == "training" and self.training)
 
@@ -242,9 +246,10 @@ class QueryPoseDecoder(nn.Module):
             keypoint_stages += self.keypoint_stages(pooler, rest, rows_of_stages, part_queries, keeps_maps)
         else:
             keypoint_stages += self.decode(pooler, rest, selection, part_queries, keeps_maps)
-        updated, part_queries = self.feed_back(keypoint_stages[-1], queries, part_queries)
+        last = keypoint_stages[-1]
         if self.feeds_back:
-            hidden_states[-1] = updated
+            hidden_states[-1] = lay_out(last.queries, last.rows, queries.flatten(0, 1)).view_as(queries)
+        part_queries = lay_out(last.part_queries, last.rows, part_queries)
         noisy_boxes = None
         if targets is not None and self.training and self.config.num_denoising:
             noisy_boxes = self.refine_noisy_boxes(pooler, targets)
@@ -270,7 +275,9 @@ class QueryPoseDecoder(nn.Module):
                 `found`.
         """
         updated = lay_out(found.queries, found.rows, queries.flatten(0, 1), fed_back)
-        return updated.view_as(queries), lay_out(found.part_queries, found.rows, part_queries, fed_back)
+        if self.config.part_iteration != "none":
+            part_queries = lay_out(found.part_queries, found.rows, part_queries, fed_back)
+        return updated.view_as(queries), part_queries
 
     def rows_to_feed_back(
         self, found: BoxStage, matches: Sequence[Matches], selection: QuerySelection
@@ -366,11 +373,12 @@ class QueryPoseDecoder(nn.Module):
             keeps_maps (`bool`): keep the part attention maps.
         """
         stages: list[KeypointStage] = []
+        carries = self.config.part_iteration != "none"
         for (number, boxes), rows in zip(box_stages, rows_of_stages, strict=True):
-            if stages and stages[-1].rows is rows:  # the same queries as before: nothing need be laid out
+            if stages and carries and stages[-1].rows is rows:  # the same queries as before: nothing to lay out
                 chosen = stages[-1].part_queries
             else:
-                if stages:
+                if stages and carries:
                     part_queries = lay_out(stages[-1].part_queries, stages[-1].rows, part_queries)
                 chosen = take_rows(part_queries, rows)
             stages.append(self.keypoint_stage(number, pooler, boxes, chosen, rows, keeps_maps))

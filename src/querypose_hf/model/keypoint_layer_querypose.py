@@ -1,6 +1,9 @@
 """One stage of the keypoint decoder (Sections 3.2 and 3.3, Figure 2), and the pieces it is made of.
 
-R is the number of RoIs, d and d_p the widths of instance and part queries, M the number of parts, K of keypoints.
+The configuration chooses the pieces by name, from the plain dicts below, and so each system of the paper's Tables 1 to
+3. R is the number of RoIs, d and d_p the widths of instance and part queries, M the number of parts, K of keypoints. F
+are the keypoint features `(R, d, 14, 14)`, T the number of queries of a RoI (M parts, or 1 instance) and w their
+width.
 """
 
 import itertools
@@ -45,20 +48,23 @@ class QueryPosePartBatchNorm(nn.BatchNorm2d):
         return super().forward(features)
 
 
-class QueryPoseSpatialPartEmbedding(nn.Module):
-    """SPEGM: each part has an attention map over the RoI, and its embedding is what that map gathers (Section 3.2)."""
+class QueryPoseSpatialAttention(nn.Module):
+    """SPEGM: each query has an attention map over the RoI, and its embedding is what that map gathers (Section 3.2).
 
-    def __init__(self, config: QueryPoseConfig):
+    The maps come from the features alone; the queries that it is given are not read.
+    """
+
+    def __init__(self, config: QueryPoseConfig, num_queries: int, query_dim: int):
         super().__init__()
         self.upsample = nn.ConvTranspose2d(config.d_model, config.d_model, 4, stride=2, padding=1, bias=False)
         self.upsample_norm = QueryPosePartBatchNorm(config.d_model)
-        self.attention_conv = nn.Conv2d(config.d_model, config.num_parts, 3, padding=1)
+        self.attention_conv = nn.Conv2d(config.d_model, num_queries, 3, padding=1)
         start_from([self.attention_conv], bias=0.0)
-        self.projection = nn.Linear(config.d_model, config.part_dim)
+        self.projection = nn.Linear(config.d_model, query_dim)
         self.encodes_position = config.part_position_encoding
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Keypoint features `(R, d, 14, 14)` to part embeddings `(R, M, d_p)` and attention maps `(R, M, 28, 28)`."""
+    def forward(self, features: Tensor, queries: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """F to embeddings `(R, T, w)` and attention maps `(R, T, 28, 28)`."""
         features = nn.functional.relu(self.upsample_norm(self.upsample(features)), inplace=True)
         maps = self.attention_conv(features)
         attention = maps.flatten(2).softmax(dim=-1)
@@ -68,6 +74,51 @@ class QueryPoseSpatialPartEmbedding(nn.Module):
             positions = sine_encoding(height, width, features.shape[1], maps.device)
             embeddings = embeddings + attention.to(features.dtype) @ positions.to(features.dtype)
         return self.projection(embeddings), attention.view_as(maps)
+
+
+class QueryPoseFeatureSelfAttention(nn.Module):
+    """Self-attention over the queries and the features of their RoI together; the queries are kept (Table 1)."""
+
+    def __init__(self, config: QueryPoseConfig, num_queries: int, query_dim: int):
+        super().__init__()
+        self.projection = nn.Linear(config.d_model, query_dim)
+        self.self_attn = QueryPoseSelfAttention(config, query_dim)
+
+    def forward(self, features: Tensor, queries: Tensor) -> tuple[Tensor, None]:
+        """F and queries `(R, T, w)` to embeddings `(R, T, w)`."""
+        height, width = features.shape[-2:]
+        positions = sine_encoding(height, width, features.shape[1], features.device).to(features.dtype)
+        tokens = self.projection(features.flatten(2).transpose(1, 2) + positions)
+        attended, _ = self.self_attn(torch.cat([queries, tokens], dim=1))
+        return attended[:, : queries.shape[1]], None
+
+
+class QueryPoseDynamicEmbedding(QueryPoseDynamicInteraction):
+    """The dynamic interaction of queries with the features of their RoI (Table 1)."""
+
+    over = "channels"
+
+    def __init__(self, config: QueryPoseConfig, num_queries: int, query_dim: int):
+        super().__init__(config, config.pose_pooler_resolution**2, query_dim, self.over)
+
+    def forward(self, features: Tensor, queries: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        """F and queries `(R, T, w)` to embeddings `(R, T, w)`."""
+        return super().forward(queries, features), None
+
+
+class QueryPoseSpatialDynamicEmbedding(QueryPoseDynamicEmbedding):
+    """The same over positions: each query mixes the positions of the RoI, not its channels."""
+
+    over = "positions"
+
+
+#: How queries read F, by `keypoint_interaction`; `"pooling"`, the baseline's, needs no queries.
+KEYPOINT_INTERACTIONS = {
+    "spatial_attention": QueryPoseSpatialAttention,
+    "self_attention": QueryPoseFeatureSelfAttention,
+    "dynamic_channel": QueryPoseDynamicEmbedding,
+    "dynamic_spatial": QueryPoseSpatialDynamicEmbedding,
+}
 
 
 class QueryPosePartProjection(nn.Module):
@@ -98,53 +149,89 @@ class QueryPoseSelectiveIteration(nn.Module):
         return embedding_gate * embeddings + query_gate * part_queries
 
 
-class QueryPoseKeypointLinear(nn.Module):
-    """One linear layer per part from its query to its keypoints' x and y, laid out by keypoint.
+class QueryPoseSumIteration(nn.Module):
+    """Adds part queries to new part embeddings (Table 2)."""
 
-    Row (k, c) of the weight makes coordinate c of keypoint k from the query of the part that k belongs to. So one
-    product serves all parts, and the output is in keypoint order.
+    def __init__(self, config: QueryPoseConfig):
+        super().__init__()
+
+    def forward(self, embeddings: Tensor, part_queries: Tensor) -> Tensor:
+        return embeddings + part_queries
+
+
+class QueryPoseConcatenationIteration(nn.Module):
+    """A linear layer on part embeddings and part queries beside each other (Table 2)."""
+
+    def __init__(self, config: QueryPoseConfig):
+        super().__init__()
+        self.projection = nn.Linear(2 * config.part_dim, config.part_dim)
+
+    def forward(self, embeddings: Tensor, part_queries: Tensor) -> Tensor:
+        return self.projection(torch.cat([embeddings, part_queries], dim=-1))
+
+
+#: How a stage mixes part queries with new part embeddings, by `part_iteration`. With `"none"` the part queries are the
+#: learned table in each stage: nothing is carried on.
+PART_ITERATIONS = {
+    "selective": QueryPoseSelectiveIteration,
+    "sum": QueryPoseSumIteration,
+    "concatenation": QueryPoseConcatenationIteration,
+    "none": QueryPoseSumIteration,
+}
+
+
+class QueryPoseKeypointLinear(nn.Module):
+    """One linear layer per query of a RoI to its keypoints' x and y, laid out by keypoint.
+
+    Row (k, c) of the weight makes coordinate c of keypoint k from the query that k belongs to, its part's. So one
+    product serves all, and the output is in keypoint order.
+
+    Args:
+        config ([`QueryPoseConfig`])
+        parts (`list[list[int]]`): the keypoints of each query.
+        query_dim (`int`): width w of the queries.
     """
 
     starts_at_zero = False
 
-    def __init__(self, config: QueryPoseConfig):
+    def __init__(self, config: QueryPoseConfig, parts: list[list[int]], query_dim: int):
         super().__init__()
-        self.parts = [list(part) for part in config.keypoint_parts]
-        self.weight = nn.Parameter(torch.empty(config.num_keypoints, 2, config.part_dim))
+        self.parts = [list(part) for part in parts]
+        self.weight = nn.Parameter(torch.empty(config.num_keypoints, 2, query_dim))
         self.bias = nn.Parameter(torch.empty(config.num_keypoints, 2))
         self.register_buffer("part_of_keypoint", self.find_parts(), persistent=False)
 
     def find_parts(self) -> Tensor:
-        """Index of the part that each keypoint belongs to."""
+        """Index of the query that each keypoint belongs to."""
         part_of = {keypoint: part for part, keypoints in enumerate(self.parts) for keypoint in keypoints}
         return torch.tensor([part_of[keypoint] for keypoint in range(len(part_of))])
 
-    def prepare(self, part_queries: Tensor) -> Tensor:
-        """What is done to the part queries first: nothing here."""
-        return part_queries
+    def prepare(self, queries: Tensor) -> Tensor:
+        """What is done to the queries first: nothing here."""
+        return queries
 
-    def forward(self, part_queries: Tensor) -> Tensor:
-        """Part queries `(R, M, d_p)` to `(R, K, 2)`."""
-        dtype = coordinate_dtype(part_queries.dtype)
-        with torch.autocast(device_type=part_queries.device.type, enabled=False):
-            by_keypoint = self.prepare(part_queries.to(dtype))[:, self.part_of_keypoint]
+    def forward(self, queries: Tensor) -> Tensor:
+        """Queries `(R, T, w)` to `(R, K, 2)`."""
+        dtype = coordinate_dtype(queries.dtype)
+        with torch.autocast(device_type=queries.device.type, enabled=False):
+            by_keypoint = self.prepare(queries.to(dtype))[:, self.part_of_keypoint]
             return torch.einsum("rkd,kcd->rkc", by_keypoint, self.weight.to(dtype)) + self.bias.to(dtype)
 
 
 class QueryPoseCoordinateHead(QueryPoseKeypointLinear):
-    """Keypoints relative to the box: its centre is 0, its sides are 1. Takes L2-normalised part queries."""
+    """Keypoints relative to the box: its centre is 0, its sides are 1. Takes L2-normalised queries."""
 
-    def __init__(self, config: QueryPoseConfig):
-        super().__init__(config)
+    def __init__(self, config: QueryPoseConfig, parts: list[list[int]], query_dim: int):
+        super().__init__(config, parts, query_dim)
         self.sharpness = config.attention_sharpness
 
-    def prepare(self, part_queries: Tensor) -> Tensor:
+    def prepare(self, queries: Tensor) -> Tensor:
         # the paper divides by the norm as it is; the bound only keeps a query of zeros from becoming NaN
-        return nn.functional.normalize(part_queries, dim=-1, eps=torch.finfo(part_queries.dtype).tiny)
+        return nn.functional.normalize(queries, dim=-1, eps=torch.finfo(queries.dtype).tiny)
 
-    def keypoints(self, part_queries: Tensor, attention_maps: Tensor) -> Tensor:
-        """Part queries `(R, M, d_p)` and attention maps `(R, M, 28, 28)` to keypoints `(R, K, 2)`."""
-        return self(part_queries)
+    def keypoints(self, queries: Tensor, attention_maps: Tensor | None) -> Tensor:
+        """Queries `(R, T, w)` and their attention maps `(R, T, 28, 28)` to keypoints `(R, K, 2)`."""
+        return self(queries)
 
 
 class QueryPoseAttentionOffsetHead(QueryPoseCoordinateHead):
@@ -152,12 +239,13 @@ class QueryPoseAttentionOffsetHead(QueryPoseCoordinateHead):
 
     starts_at_zero = True
 
-    def keypoints(self, part_queries: Tensor, attention_maps: Tensor) -> Tensor:
+    def keypoints(self, queries: Tensor, attention_maps: Tensor | None) -> Tensor:
+        assert attention_maps is not None
         centers = attention_centers(attention_maps, self.sharpness)
-        return self(part_queries) + centers[:, self.part_of_keypoint]
+        return self(queries) + centers[:, self.part_of_keypoint]
 
 
-#: The pieces of a keypoint layer, by the configuration's values.
+#: What coordinates are relative to, by `keypoint_origin`.
 COORDINATE_HEADS = {"box": QueryPoseCoordinateHead, "attention": QueryPoseAttentionOffsetHead}
 
 
@@ -165,22 +253,23 @@ class KeypointLayerOutput(NamedTuple):
     """What a keypoint layer makes of R RoIs.
 
     Attributes:
-        queries (`Tensor` of shape `(R, d)`): instance queries, updated in the full version.
-        part_queries (`Tensor` of shape `(R, M, d_p)`)
+        queries (`Tensor` of shape `(R, d)`): instance queries, updated where the system does so.
+        part_queries (`Tensor` of shape `(R, M, d_p)`): none, M = 0, in systems without part queries.
         keypoints (`Tensor` of shape `(R, K, 2)`): x, y relative to the box: its centre is 0, its sides are 1.
         sigmas (`Tensor` of shape `(R, K, 2)`): predicted deviations in the same units.
-        attention_maps (`Tensor` of shape `(R, M, 28, 28)`): of the parts over the RoI, each sums to 1.
+        attention_maps (`Tensor` of shape `(R, T, 28, 28)`, *optional*): over the RoI, each sums to 1; with spatial
+            attention alone.
     """
 
     queries: Tensor
     part_queries: Tensor
     keypoints: Tensor
     sigmas: Tensor
-    attention_maps: Tensor
+    attention_maps: Tensor | None
 
 
-class QueryPoseKeypointLayer(nn.Module):
-    """One stage of the keypoint decoder: with an `interaction` the full version, without one the light version."""
+class QueryPosePartKeypointLayer(nn.Module):
+    """Keypoints from part queries, the paper's system; the full version has an `interaction`, the light one none."""
 
     def __init__(self, config: QueryPoseConfig):
         super().__init__()
@@ -192,15 +281,16 @@ class QueryPoseKeypointLayer(nn.Module):
             self.interaction_norm = nn.LayerNorm(config.d_model)
             self.instance_ffn = QueryPoseFeedForward(config, config.d_model)
             self.instance_ffn_norm = nn.LayerNorm(config.d_model)
-        self.part_embedding = QueryPoseSpatialPartEmbedding(config)
+        embedding = KEYPOINT_INTERACTIONS[config.keypoint_interaction]
+        self.part_embedding = embedding(config, config.num_parts, config.part_dim)
         self.query_projection = QueryPosePartProjection(config)
-        self.iteration = QueryPoseSelectiveIteration(config)
+        self.iteration = PART_ITERATIONS[config.part_iteration](config)
         self.self_attn = QueryPoseSelfAttention(config, config.part_dim)
         self.self_attn_norm = nn.LayerNorm(config.part_dim)
         self.part_ffn = QueryPoseFeedForward(config, config.part_dim)
         self.part_ffn_norm = nn.LayerNorm(config.part_dim)
-        self.keypoint_head = COORDINATE_HEADS[config.keypoint_origin](config)
-        self.sigma_head = QueryPoseKeypointLinear(config)
+        self.keypoint_head = COORDINATE_HEADS[config.keypoint_origin](config, config.keypoint_parts, config.part_dim)
+        self.sigma_head = QueryPoseKeypointLinear(config, config.keypoint_parts, config.part_dim)
 
     def forward(self, queries: Tensor, part_queries: Tensor, roi_features: Tensor) -> KeypointLayerOutput:
         """
@@ -211,9 +301,9 @@ class QueryPoseKeypointLayer(nn.Module):
         """
         features = self.conv_stack(roi_features)
         queries = self.update_queries(queries, features)
-        embeddings, attention_maps = self.part_embedding(features)
-        embeddings = embeddings + self.query_projection(queries)
-        part_queries = self.iteration(embeddings, part_queries)
+        instance = self.query_projection(queries)
+        embeddings, attention_maps = self.part_embedding(features, part_queries + instance)
+        part_queries = self.iteration(embeddings + instance, part_queries)
         part_queries = self.self_attn_norm(part_queries + self.dropout(self.self_attn(part_queries)[0]))
         part_queries = self.part_ffn_norm(part_queries + self.dropout(self.part_ffn(part_queries)))
         keypoints = self.keypoint_head.keypoints(part_queries, attention_maps)
@@ -224,5 +314,56 @@ class QueryPoseKeypointLayer(nn.Module):
         """Instance queries `(R, d)` after interacting with the keypoint features; in the light version as they are."""
         if self.interaction is None:
             return queries
-        queries = self.interaction_norm(queries + self.dropout(self.interaction(queries, features)))
+        queries = self.interaction_norm(queries + self.dropout(self.interaction(queries[:, None], features)[:, 0]))
         return self.instance_ffn_norm(queries + self.dropout(self.instance_ffn(queries)))
+
+
+class QueryPoseInstanceKeypointLayer(nn.Module):
+    """Keypoints from the instance query, which reads the keypoint features itself (Table 1)."""
+
+    def __init__(self, config: QueryPoseConfig):
+        super().__init__()
+        everything = [list(range(config.num_keypoints))]
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv_stack = QueryPoseConvStack(config)
+        self.interaction = KEYPOINT_INTERACTIONS[config.keypoint_interaction](config, 1, config.d_model)
+        self.interaction_norm = nn.LayerNorm(config.d_model)
+        self.instance_ffn = QueryPoseFeedForward(config, config.d_model)
+        self.instance_ffn_norm = nn.LayerNorm(config.d_model)
+        self.keypoint_head = QueryPoseCoordinateHead(config, everything, config.d_model)
+        self.sigma_head = QueryPoseKeypointLinear(config, everything, config.d_model)
+
+    def forward(self, queries: Tensor, part_queries: Tensor, roi_features: Tensor) -> KeypointLayerOutput:
+        """See [`QueryPosePartKeypointLayer.forward`]; `part_queries` are none."""
+        features = self.conv_stack(roi_features)
+        embeddings, attention_maps = self.interaction(features, queries[:, None])
+        queries = self.interaction_norm(queries + self.dropout(embeddings[:, 0]))
+        queries = self.instance_ffn_norm(queries + self.dropout(self.instance_ffn(queries)))
+        keypoints = self.keypoint_head(queries[:, None])
+        sigmas = self.sigma_head(queries[:, None]).sigmoid()
+        return KeypointLayerOutput(queries, part_queries, keypoints, sigmas, attention_maps)
+
+
+class QueryPosePooledKeypointLayer(nn.Module):
+    """The paper's baseline: keypoints from the mean of the keypoint features, without any query (Table 2)."""
+
+    def __init__(self, config: QueryPoseConfig):
+        super().__init__()
+        everything = [list(range(config.num_keypoints))]
+        self.conv_stack = QueryPoseConvStack(config)
+        self.keypoint_head = QueryPoseCoordinateHead(config, everything, config.d_model)
+        self.sigma_head = QueryPoseKeypointLinear(config, everything, config.d_model)
+
+    def forward(self, queries: Tensor, part_queries: Tensor, roi_features: Tensor) -> KeypointLayerOutput:
+        """See [`QueryPosePartKeypointLayer.forward`]; `queries` are handed on, `part_queries` are none."""
+        pooled = self.conv_stack(roi_features).mean(dim=(-2, -1))[:, None]
+        keypoints, sigmas = self.keypoint_head(pooled), self.sigma_head(pooled).sigmoid()
+        return KeypointLayerOutput(queries, part_queries, keypoints, sigmas, None)
+
+
+#: What keypoints are found from, by `keypoint_query`.
+KEYPOINT_LAYERS = {
+    "part": QueryPosePartKeypointLayer,
+    "instance": QueryPoseInstanceKeypointLayer,
+    "none": QueryPosePooledKeypointLayer,
+}

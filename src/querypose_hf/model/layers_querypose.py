@@ -87,27 +87,38 @@ class QueryPoseFeedForward(nn.Module):
 
 
 class QueryPoseDynamicInteraction(nn.Module):
-    """Filters each RoI with two matrices that its own query makes (Sparse R-CNN's dynamic head)."""
+    """Filters RoI features with two matrices that each query makes (Sparse R-CNN's dynamic head).
 
-    def __init__(self, config: QueryPoseConfig, num_positions: int):
+    Args:
+        config ([`QueryPoseConfig`])
+        num_positions (`int`): positions P of the RoI features.
+        query_dim (`int`, *optional*): width of the queries; by default `d_model`.
+        over (`str`): what the matrices mix, `"channels"` as in Sparse R-CNN, or `"positions"` (Table 1).
+    """
+
+    def __init__(
+        self, config: QueryPoseConfig, num_positions: int, query_dim: int | None = None, over: str = "channels"
+    ):
         super().__init__()
-        self.d_model = config.d_model
+        query_dim = config.d_model if query_dim is None else query_dim
+        self.mixes_positions = over == "positions"
+        self.mixed_dim = num_positions if self.mixes_positions else config.d_model
         self.dynamic_dim = config.dynamic_dim
-        self.dynamic_layer = nn.Linear(config.d_model, 2 * config.d_model * config.dynamic_dim)
+        self.dynamic_layer = nn.Linear(query_dim, 2 * self.mixed_dim * config.dynamic_dim)
         self.dynamic_norm = nn.LayerNorm(config.dynamic_dim)
-        self.feature_norm = nn.LayerNorm(config.d_model)
-        self.out_layer = nn.Linear(num_positions * config.d_model, config.d_model)
-        self.out_norm = nn.LayerNorm(config.d_model)
+        self.feature_norm = nn.LayerNorm(self.mixed_dim)
+        self.out_layer = nn.Linear(num_positions * config.d_model, query_dim)
+        self.out_norm = nn.LayerNorm(query_dim)
 
     def forward(self, queries: Tensor, features: Tensor) -> Tensor:
-        """Queries `(R, d)` and RoI features `(R, d, height, width)` to `(R, d)`."""
-        features = features.flatten(2).transpose(1, 2)
-        into, out = self.dynamic_layer(queries).split(self.d_model * self.dynamic_dim, dim=-1)
-        features = torch.bmm(features, into.view(-1, self.d_model, self.dynamic_dim))
+        """Queries `(R, T, query_dim)` and RoI features `(R, d, height, width)` to `(R, T, query_dim)`."""
+        features = features.flatten(2) if self.mixes_positions else features.flatten(2).transpose(1, 2)
+        into, out = self.dynamic_layer(queries).split(self.mixed_dim * self.dynamic_dim, dim=-1)
+        features = torch.matmul(features[:, None], into.unflatten(-1, (self.mixed_dim, self.dynamic_dim)))
         features = self.dynamic_norm(features).relu()
-        features = torch.bmm(features, out.view(-1, self.dynamic_dim, self.d_model))
+        features = torch.matmul(features, out.unflatten(-1, (self.dynamic_dim, self.mixed_dim)))
         features = self.feature_norm(features).relu()
-        return self.out_norm(self.out_layer(features.flatten(1))).relu()
+        return self.out_norm(self.out_layer(features.flatten(2))).relu()
 
 
 class QueryPoseCoordinateLinear(nn.Linear):

@@ -62,7 +62,7 @@ class QueryPoseModelOutput(ModelOutput):
             `output_attentions`.
         part_attentions (`tuple(torch.FloatTensor)`, *optional*):
             Spatial attention maps of the parts of each stage over the RoI, `(batch_size, num_queries, num_parts, 28,
-            28)`, with `output_attentions` (Figure 5).
+            28)`, with `output_attentions` (Figure 5). Only systems with spatial attention have them.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -136,7 +136,12 @@ class QueryPosePreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ("QueryPoseBoxLayer", "QueryPoseKeypointLayer")
+    _no_split_modules = (
+        "QueryPoseBoxLayer",
+        "QueryPosePartKeypointLayer",
+        "QueryPoseInstanceKeypointLayer",
+        "QueryPosePooledKeypointLayer",
+    )
     # the loss divides by the number of people itself
     accepts_loss_kwargs = False
 
@@ -166,7 +171,8 @@ class QueryPosePreTrainedModel(PreTrainedModel):
             init.copy_(module.mask, module.coupling_masks())
         elif isinstance(module, QueryPoseDecoder):
             init.normal_(module.instance_queries)
-            init.normal_(module.part_queries)
+            if len(module.part_queries):
+                init.normal_(module.part_queries)
             whole_image = torch.tensor([0.5, 0.5, 1.0, 1.0]).expand_as(module.initial_boxes)
             init.copy_(module.initial_boxes, whole_image)
             init.copy_(module.oks_constants, torch.tensor(module.config.keypoint_sigmas, dtype=torch.float32))
@@ -286,9 +292,10 @@ def attention_outputs(found: DecoderOutput, attentions: bool, hidden_states: boo
         outputs["hidden_states"] = tuple(found.hidden_states)
     if attentions:
         outputs["attentions"] = tuple(stage.attentions for stage in found.box_stages)
-        outputs["part_attentions"] = tuple(
-            found.by_query(stage, "attention_maps") for stage in range(len(found.box_stages))
-        )
+        if found.keypoint_stages[-1].attention_maps is not None:
+            outputs["part_attentions"] = tuple(
+                found.by_query(stage, "attention_maps") for stage in range(len(found.box_stages))
+            )
     return outputs
 
 

@@ -194,6 +194,14 @@ COCO_17 = Skeleton(
     sigmas=_tuple_of_tenths(".26 .25 .25 .35 .35 .79 .79 .72 .72 .62 .62 1.07 1.07 .87 .87 .89 .89"),
 )
 
+#: The same groupings carried over to CrowdPose's keypoints.
+CROWDPOSE_PARTS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "a": tuple((i,) for i in range(14)),
+    "b": (*((i,) for i in range(12)), (12, 13)),
+    "c": ((12, 13), (0, 1), (2, 4), (3, 5), (6, 7), (8, 10), (9, 11)),
+    "d": ((12, 13), (0, 2, 4), (1, 3, 5), (6, 8, 10), (7, 9, 11)),
+}
+
 CROWDPOSE_14 = Skeleton(
     keypoint_names=(
         "left_shoulder",
@@ -211,8 +219,7 @@ CROWDPOSE_14 = Skeleton(
         "head",
         "neck",
     ),
-    # the grouping of COCO's default carried over: head, shoulders, lower arms, hips, lower legs
-    parts=((12, 13), (0, 1), (2, 4), (3, 5), (6, 7), (8, 10), (9, 11)),
+    parts=CROWDPOSE_PARTS["c"],
     edges=(
         (10, 8),
         (8, 6),
@@ -236,3 +243,25 @@ CROWDPOSE_14 = Skeleton(
 
 #: Skeletons that can be asked for by name.
 SKELETONS: dict[str, Skeleton] = {"coco": COCO_17, "crowdpose": CROWDPOSE_14}
+
+
+def grouping(name: str, keypoint_names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """The parts of a grouping of the paper's Figure 4.
+
+    Args:
+        name (`str`): `"a"`, each keypoint a part, for any keypoints; `"b"` to `"d"` for COCO's and CrowdPose's.
+        keypoint_names (`Sequence[str]`)
+
+    Raises:
+        ValueError: there is no such grouping of these keypoints.
+    """
+    names = tuple(keypoint_names)
+    if name == "a":
+        return tuple((i,) for i in range(len(names)))
+    for skeleton, groupings in ((COCO_17, COCO_PARTS), (CROWDPOSE_14, CROWDPOSE_PARTS)):
+        if names == skeleton.keypoint_names and name in groupings:
+            return groupings[name]
+    raise ValueError(
+        f"`keypoint_parts` is {name!r}; expected lists of keypoint indices, 'a', or, for the keypoints of COCO or "
+        "CrowdPose, one of 'b', 'c' and 'd'."
+    )

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..model.keypoint_layer_querypose import QueryPoseSpatialPartEmbedding
+from ..model.keypoint_layer_querypose import QueryPoseSpatialAttention
 from ..model.modeling_querypose import QueryPoseForPoseEstimation, QueryPoseModel
 
 
@@ -46,7 +46,7 @@ def fuse_for_inference(
     with torch.no_grad():
         _fuse_network(base.backbone)
         for module in base.modules():
-            if isinstance(module, QueryPoseSpatialPartEmbedding) and not isinstance(module.upsample_norm, nn.Identity):
+            if isinstance(module, QueryPoseSpatialAttention) and not isinstance(module.upsample_norm, nn.Identity):
                 _fold(module.upsample, module.upsample_norm)
                 setattr(module, "upsample_norm", nn.Identity())  # noqa: B010 - of another type than it is declared
     model.requires_grad_(False)
