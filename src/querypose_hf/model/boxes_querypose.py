@@ -1,4 +1,4 @@
-"""How much boxes overlap: their generalised IoU, which the model is trained with, and which are duplicates."""
+"""How much boxes overlap: areas, intersections and the generalised IoU."""
 
 import torch
 from torch import Tensor
@@ -34,26 +34,3 @@ def generalized_box_iou(boxes: Tensor, others: Tensor) -> Tensor:
     low, high = torch.minimum(boxes[..., :2], others[..., :2]), torch.maximum(boxes[..., 2:], others[..., 2:])
     enclosing = box_area(torch.cat([low, high], dim=-1))
     return intersection / union.clamp(min=tiny) - (enclosing - union) / enclosing.clamp(min=tiny)
-
-
-def find_duplicates(scores: Tensor, labels: Tensor, boxes: Tensor, threshold: float) -> Tensor:
-    """Which boxes overlap one of the same label and a higher score by an IoU above a threshold.
-
-    It does not matter whether that one is a duplicate itself (Fast NMS; Bolya et al., "YOLACT", 2019), so that all are
-    judged at once. Of equal scores the first is the higher.
-
-    Args:
-        scores (`Tensor` of shape `(B, N)`)
-        labels (`LongTensor` of shape `(B, N)`)
-        boxes (`Tensor` of shape `(B, N, 4)`): corners x1, y1, x2, y2.
-        threshold (`float`): between 0 and 1.
-
-    Returns:
-        `BoolTensor` of shape `(B, N)`
-    """
-    intersection, union = intersection_and_union(boxes[:, :, None], boxes[:, None])
-    index = torch.arange(scores.shape[1], device=scores.device)
-    mine, others = scores[:, :, None], scores[:, None]
-    better = (others > mine) | ((others == mine) & (index < index[:, None]))
-    same_label = labels[:, :, None] == labels[:, None]
-    return (better & same_label & (intersection > threshold * union)).any(dim=-1)

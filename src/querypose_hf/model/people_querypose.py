@@ -1,4 +1,4 @@
-"""From queries to people: scores, clipped boxes, pixel coordinates.
+"""From queries to people: scores, clipped boxes, pixel coordinates, NMS.
 
 Post-processing, exported graphs and the decoder's choice of queries all take them from here.
 """
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .boxes_querypose import find_duplicates
+from .boxes_querypose import intersection_and_union
 from .rois_querypose import coordinate_dtype
 
 
@@ -87,3 +87,26 @@ def people_of_queries(
     if nms_threshold is not None:
         counts = counts & ~find_duplicates(scores.masked_fill(~counts, -1.0), labels, corners, nms_threshold)
     return People(scores, labels, corners, keypoints, keypoint_scores, counts)
+
+
+def find_duplicates(scores: Tensor, labels: Tensor, boxes: Tensor, threshold: float) -> Tensor:
+    """NMS: which boxes overlap one of the same label and a higher score by an IoU above a threshold.
+
+    That one may be a duplicate itself (Fast NMS; Bolya et al., "YOLACT", 2019), so that all are judged at once. Of
+    equal scores the first counts as the higher.
+
+    Args:
+        scores (`Tensor` of shape `(B, N)`)
+        labels (`LongTensor` of shape `(B, N)`)
+        boxes (`Tensor` of shape `(B, N, 4)`): corners x1, y1, x2, y2.
+        threshold (`float`): between 0 and 1.
+
+    Returns:
+        `BoolTensor` of shape `(B, N)`
+    """
+    intersection, union = intersection_and_union(boxes[:, :, None], boxes[:, None])
+    index = torch.arange(scores.shape[1], device=scores.device)
+    mine, others = scores[:, :, None], scores[:, None]
+    better = (others > mine) | ((others == mine) & (index < index[:, None]))
+    same_label = labels[:, :, None] == labels[:, None]
+    return (better & same_label & (intersection > threshold * union)).any(dim=-1)

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torchvision
 
-from querypose_hf.model.boxes_querypose import find_duplicates, generalized_box_iou
+from querypose_hf.model.boxes_querypose import generalized_box_iou
+from querypose_hf.model.people_querypose import find_duplicates
 
 
 def random_boxes(*shape, seed=0):
