@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,9 @@ def require_numbers(
         array = np.asarray(values)
     except ValueError:  # lists of different lengths
         array = np.asarray(None)
-    if array.dtype.kind in "iuf" and array.shape == shape and np.isfinite(array).all():
+    # NumPy takes `True` among numbers for 1
+    truths = length is None and bool in set(map(type, values))
+    if array.dtype.kind in "iuf" and array.shape == shape and np.isfinite(array).all() and not truths:
         return array.astype(np.float64, copy=False)
     # something is wrong: find the record
     for index, (record, value) in enumerate(zip(records, values, strict=True)):
@@ -84,15 +86,66 @@ def unique_ids(records: Sequence[Mapping[str, Any]], source: str, kind: str) -> 
     Raises:
         ValueError: an `id` is not a whole number, or occurs twice.
     """
-    seen: dict[int, None] = {}
-    for index, record in enumerate(records):
-        value: Any = record.get("id")
-        if not is_identifier(value):
-            raise ValueError(f"{source}: {kind} {index}: `id` is {shown(value)}; expected a whole number")
+    ids = require_whole_numbers(records, "id", source, kind).tolist()
+    check_unique(ids, range(len(ids)), source, kind)
+    return ids
+
+
+def check_unique(ids: Sequence[int], indices: Sequence[int], source: str, kind: str) -> None:
+    """Raises `ValueError` if an id occurs twice; `indices` are the records that the ids belong to."""
+    if len(set(ids)) == len(ids):
+        return
+    seen = set()
+    for index, value in zip(indices, ids, strict=True):
         if value in seen:
             raise ValueError(f"{source}: {kind} {index}: `id` {value} occurs twice; expected one {kind} per id")
-        seen[value] = None
-    return list(seen)
+        seen.add(value)
+
+
+def require_whole_numbers(
+    records: Sequence[Mapping[str, Any]], field: str, source: str, kind: str, expected: str = "a whole number"
+) -> np.ndarray:
+    """Reads one field of every record as whole numbers; arguments as in [`require_numbers`].
+
+    5.0 is 5, as in pycocotools: tables with gaps are often saved that way.
+
+    Returns:
+        `np.ndarray` of int64: (records,).
+
+    Raises:
+        ValueError: a record lacks the field, or it holds something else.
+    """
+    values: list[Any] = [record.get(field) for record in records]
+    if set(map(type, values)) <= {int} and all(-(2**63) <= value < 2**63 for value in values):
+        return np.array(values, dtype=np.int64)
+    for index, value in enumerate(values):
+        if not is_finite_number(value) or value != int(value) or not -(2**63) <= value < 2**63:
+            raise ValueError(f"{source}: {kind} {index}: `{field}` is {shown(value)}; expected {expected}")
+    return np.array([int(value) for value in values], dtype=np.int64)
+
+
+def require_flags(records: Sequence[Mapping[str, Any]], field: str, source: str, kind: str) -> np.ndarray:
+    """Reads one field of every record as a bool; arguments as in [`require_numbers`].
+
+    The field may be missing or null, which is no. 0 and 1, `False` and `True` are what they seem; text is an error,
+    because pycocotools takes "0" for yes in one place and for no in another.
+
+    Returns:
+        `np.ndarray` of bool: (records,).
+
+    Raises:
+        ValueError: the field holds something else.
+    """
+    meaning = {None: False, 0: False, 1: True}  # `False` and 0.0 are found as 0, `True` and 1.0 as 1
+    try:
+        return np.array([meaning[record.get(field)] for record in records], dtype=bool)
+    except (KeyError, TypeError):  # something is wrong: find the record
+        pass
+    for index, record in enumerate(records):
+        value = record.get(field)
+        if not isinstance(value, Hashable) or value not in meaning:
+            raise ValueError(f"{source}: {kind} {index}: `{field}` is {shown(value)}; expected 0 or 1")
+    raise AssertionError("unreachable")
 
 
 def is_finite_number(value: Any) -> bool:

@@ -77,9 +77,12 @@ class TestMistakes:
         assert [text.split("0.png, ")[1] for text in report.boxes_outside_images] == [
             "object 1: reaches out of 64 x 48 pixels"
         ]
-        assert [text.split("0.png, ")[1][:8] for text in report.boxes_without_area] == ["object 2"]
+        assert report.boxes_without_area == [
+            "image_id 100, annotation 2: `bbox` is [5.0, 2.0, 0.0, 25.0], without area in the image; left out, for it "
+            "has no keypoints there"
+        ]
         # the hidden one may lie outside
-        assert [text.split("0.png, ")[1][:8] for text in report.keypoints_outside_boxes] == ["object 3"]
+        assert [text.split("0.png, ")[1][:8] for text in report.keypoints_outside_boxes] == ["object 2"]
 
     def test_duplicates(self, people, write_coco):
         person = {"bbox": [5, 2, 35, 25], "keypoints": face(25, 15)}

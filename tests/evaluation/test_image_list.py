@@ -19,7 +19,14 @@ def test_what_a_file_tells(content, tmp_path):
     images = read_image_list(path)
     assert images.source == str(path)
     assert images.images == content["images"]
-    assert (images.category_ids, images.num_keypoints) == ([3, 1], 2)
+    assert (images.category_ids, images.num_keypoints) == ([1], 2)
+
+
+def test_chosen_categories(content):
+    content["categories"][0]["keypoints"] = ["nose"]
+    assert [read_image_list(content, category_ids=[one]).num_keypoints for one in (3, 1)] == [1, 2]
+    with pytest.raises(ValueError, match=r"expected the same for all categories\. Choose some of them"):
+        read_image_list(content)
 
 
 def test_a_file_that_does_not_tell_keypoints_and_categories(content):

@@ -199,9 +199,10 @@ def test_a_person_whose_annotation_id_is_zero_is_found(one_person):
 
 def test_people_without_keypoints_and_crowds_are_neither_wanted_nor_an_error(one_person):
     person = one_person["annotations"][0]
+    nobody = {**person, "keypoints": [0] * 9, "num_keypoints": 0}
     one_person["annotations"] += [
-        {**person, "bbox": [300.0, 100.0, 50.0, 50.0], "keypoints": [0] * 9, "num_keypoints": 0},
-        {**person, "bbox": [400.0, 300.0, 150.0, 150.0], "keypoints": [0] * 9, "num_keypoints": 0, "iscrowd": 1},
+        {**nobody, "id": 2, "bbox": [300.0, 100.0, 50.0, 50.0]},
+        {**nobody, "id": 3, "bbox": [400.0, 300.0, 150.0, 150.0], "iscrowd": 1},
     ]
     inside = [
         {**found(person), "keypoints": [x, y, 1] * 3, "score": 0.95} for x, y in ((320, 120), (450, 350), (500, 400))
@@ -282,7 +283,9 @@ def test_average_precision_by_people_is_that_of_the_images_alone(coco_case):
 def test_worst_images_come_first(one_person):
     person = one_person["annotations"][0]
     one_person["images"] += [{"id": 6}, {"id": 7}, {"id": 8}]
-    one_person["annotations"] += [{**person, "image_id": 6}, {**person, "image_id": 6}, {**person, "image_id": 7}]
+    one_person["annotations"] += [
+        {**person, "id": n, "image_id": image_id} for n, image_id in ((2, 6), (3, 6), (4, 7))
+    ]
     results = [found(person), found(person, image_id=6), found(person, 2, image_id=7), found(person, image_id=8)]
 
     worst = score(one_person, results, sigmas=HORSE_SIGMAS).worst_images()

@@ -22,6 +22,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--images", help=f"folder of the images ({formats_with('images')})")
     parser.add_argument("--format", choices=COMMAND_LINE_FORMATS, default="coco", help="of the data (%(default)s)")
     parser.add_argument("--split", help=f"split of the dataset ({formats_with('split')}; by default train)")
+    parser.add_argument(
+        "--category",
+        dest="category_ids",
+        nargs="+",
+        type=int,
+        metavar="ID",
+        help=f"check these categories only ({formats_with('category_ids')}; by default those that name keypoints)",
+    )
     add_options(parser, ReadingOptions, leave_out=("only_with_people", "exhaustive"))
     parser.add_argument("--max-images", type=count, metavar="N", help="check only the first N images")
     parser.add_argument("--output", type=Path, help="folder for report.json and samples.png, a page of drawn images")
@@ -36,6 +44,7 @@ def _check_data(options: argparse.Namespace) -> None:
         annotations=options.annotations if options.data is None else options.data,
         images=options.images,
         split=options.split,
+        category_ids=None if options.category_ids is None else tuple(options.category_ids),
     )
     dataset = open_source(settings, from_options(ReadingOptions, options))
     print(check_data(dataset, output_dir=options.output, max_images=options.max_images).to_text())

@@ -1,6 +1,7 @@
 """`querypose evaluate`: figures of a model or of its results."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,21 @@ def add_parser(commands: Any) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from ..evaluation.evaluate import evaluate_model, evaluate_predictions, predict_test_dev
+    from ..evaluation.image_list import read_image_list
 
     scoring = from_options(ScoringOptions, options)
     result: dict[str, Any] | None
     if options.predictions is not None:
         result = evaluate_predictions(options.annotations, options.predictions, options.output, scoring)
     else:
-        what = (options.model, options.annotations, options.images, options.output)
         prediction = from_options(PredictionOptions, options)
         if options.test_dev:
-            if scoring != ScoringOptions():
+            if dataclasses.replace(scoring, category_ids=None) != ScoringOptions():
                 raise UsageError("--test-dev: nothing is scored; --metric, --sigmas, --boxes, --backend do not apply.")
-            result = predict_test_dev(*what, prediction)
+            images = read_image_list(options.annotations, category_ids=scoring.category_ids)
+            result = predict_test_dev(options.model, images, options.images, options.output, prediction)
         else:
+            what = (options.model, options.annotations, options.images, options.output)
             result = evaluate_model(*what, prediction, scoring, from_options(ReportOptions, options))
     # only the first of several processes has a result
     for name, value in ((result or {}).get("metrics") or {}).items():

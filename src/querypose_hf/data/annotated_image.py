@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from .pose_table import mended_boxes
 from .sample import PoseSample
 
 
@@ -40,7 +41,8 @@ class AnnotatedImage:
 
     @classmethod
     def from_sample(cls, sample: PoseSample) -> "AnnotatedImage":
-        """Takes a sample apart. Objects without keypoints get K that are not labelled.
+        """Takes a sample apart. Objects without keypoints get K that are not labelled; people whose box has no area in
+        the image get one from their keypoints.
 
         Raises:
             ValueError: objects have different numbers of keypoints, or a box is not four numbers.
@@ -64,16 +66,19 @@ class AnnotatedImage:
                     "numbers: x, y, width, height."
                 )
         boxes = np.array([entry["bbox"] for entry in objects], dtype=np.float64).reshape(-1, 4)
-        areas = [entry.get("area") for entry in objects]
+        given = [entry.get("area") for entry in objects]
+        areas = np.array(
+            [box[2] * box[3] if area is None else area for area, box in zip(given, boxes, strict=True)],
+            dtype=np.float64,
+        )
+        iscrowd = np.array([bool(entry.get("iscrowd")) for entry in objects], dtype=bool)
+        boxes, areas, _, _ = mended_boxes(boxes, values, areas, iscrowd, np.array(sample["image"].size))
         return cls(
             image=sample["image"],
             boxes=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
             keypoints=values[..., :2] + 0.5,
             visibility=values[..., 2].astype(np.int64),
-            areas=np.array(
-                [box[2] * box[3] if area is None else area for area, box in zip(areas, boxes, strict=True)],
-                dtype=np.float64,
-            ),
+            areas=areas,
             objects=objects,
         )
 

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..files import write_json
+from ..model.annotations_querypose import usable_boxes
 from ..model.skeletons import Skeleton
 from .annotated_image import AnnotatedImage
 from .data_report import FACE, VISIBILITIES, DataReport
@@ -82,6 +83,8 @@ def check_data(
     checks.finish()
     # of a stream it is known only now
     report.left_out = dict(getattr(dataset, "left_out", {}))
+    report.remarks = dict(getattr(dataset, "remarks", {}))
+    report.boxes_without_area = [*getattr(dataset, "mended_people", ()), *report.boxes_without_area]
     if output_dir is not None and page is not None:
         write_json(report.to_dict(), Path(output_dir) / "report.json", indent=2)
         page.save(Path(output_dir) / "samples.png")
@@ -162,7 +165,11 @@ class _Checks:
         extent = np.tile(people.image.size, 2)
         outside = ((people.boxes < -_TOLERANCE) | (people.boxes > extent + _TOLERANCE)).any(axis=1)
         note(report.boxes_outside_images, outside, f"reaches out of {width} x {height} pixels")
-        note(report.boxes_without_area, (high <= low).any(axis=1), "width or height is 0")
+        given = np.array([entry["bbox"] for entry in people.objects], dtype=np.float64)
+        points = np.concatenate([people.keypoints - 0.5, people.visibility[..., None]], axis=2)
+        _, replaced, lost = usable_boxes(given, points, np.array(people.image.size))
+        note(report.boxes_without_area, replaced, "no area in the image; the box is taken from its keypoints")
+        note(report.boxes_without_area, lost, "no area in the image; training leaves it out")
         if people.visibility.size:
             beyond = np.maximum(low[:, None] - people.keypoints, people.keypoints - high[:, None]).max(axis=2)
             # hidden keypoints are often estimated outside a box that was drawn around what is visible

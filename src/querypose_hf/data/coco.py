@@ -27,7 +27,7 @@ class CocoPoseDataset(PoseFileDataset):
     The whole file is checked when the dataset is made, and that the images exist. Images are opened when a sample is
     asked for. Crowd regions are in the samples, marked by `iscrowd`; the image processor leaves them out. People
     without labelled keypoints are kept. If an annotation lacks them, `iscrowd` is 0, `keypoints` are not labelled, and
-    `area` is `area_ratio` times the box's.
+    `area` is `area_ratio` times the box's. A box without area in the image is taken from the labelled keypoints there.
 
     Args:
         annotations (`str` or `os.PathLike`): a COCO keypoints JSON file. Its images need `id`, `file_name`, `width`
@@ -52,6 +52,9 @@ class CocoPoseDataset(PoseFileDataset):
     ```
     """
 
+    # whether annotations of this format have an `area`
+    _area_belongs = True
+
     def __init__(
         self,
         annotations: str | os.PathLike,
@@ -68,7 +71,9 @@ class CocoPoseDataset(PoseFileDataset):
         keypoint_names, edges = self._skeleton(records, categories)
         num_keypoints = None if keypoint_names is None else len(keypoint_names)
         files = [str(folder / name) for name in records.file_names()]
-        table, left_out = records.to_table([category["id"] for category in categories], num_keypoints, area_ratio)
+        objects = records.objects([category["id"] for category in categories], num_keypoints)
+        left_out = dict(objects.left_out)
+        table = records.to_table(objects, area_ratio)
         for edge in edges:
             if not all(0 <= end < table.num_keypoints for end in edge):
                 raise ValueError(
@@ -91,7 +96,8 @@ class CocoPoseDataset(PoseFileDataset):
             left_out["missing_images"] = len(missing)
         category_names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
         description = DataDescription(table.num_keypoints, keypoint_names, edges, None, category_names)
-        super().__init__(table, description, options, left_out, files)
+        remarks = objects.remarks(without_area=self._area_belongs)
+        super().__init__(table, description, options, left_out, files, remarks)
 
     def _skeleton(
         self, records: CocoRecords, categories: Sequence[Record]
@@ -119,6 +125,8 @@ class CrowdPoseDataset(CocoPoseDataset):
     ('head', 'neck')
     ```
     """
+
+    _area_belongs = False
 
     def __init__(
         self,

@@ -1,23 +1,91 @@
-"""The records of a COCO keypoints file: what they must hold, and the table they become."""
+"""The records of a COCO keypoints file: the one reader of them, for training, checks and scoring.
+
+A field means what pycocotools takes it for; where that has no meaning, an error names file, record, field and value.
+The same rules hold for the objects that [`labels_from_annotations`] reads. Null is as good as a missing field.
+
+| field | read as |
+|---|---|
+| `id`, `image_id`, `category_id` | whole numbers, also written 5.0; no `id` twice; an annotation may lack its `id` |
+| `bbox` | 4 numbers; width and height of at least 0 |
+| `keypoints` | 3 K numbers, visibility 0, 1 or 2; where missing, none is labelled |
+| `iscrowd` | 0 or 1, false or true; where missing, 0 |
+| `num_keypoints` | a whole number, by which scoring leaves people out; where missing, the labelled keypoints count |
+| `area` | a number of at least 0; where missing, a share of the box's if the reader gives one |
+"""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..checks import is_identifier, require_numbers, require_records, shown, unique_ids
+from ..checks import (
+    check_unique,
+    is_identifier,
+    require_flags,
+    require_numbers,
+    require_records,
+    require_whole_numbers,
+    shown,
+    unique_ids,
+)
 from ..files import read_json
 from .pose_table import PoseTable
 
 
 Record = Mapping[str, Any]
 
+_LISTS = {"images": "image", "annotations": "annotation", "categories": "category"}
+
+
+@dataclass(frozen=True)
+class CocoObjects:
+    """The annotations of some categories as columns, in the order of the file.
+
+    Attributes:
+        places (`np.ndarray`): (m,) int64, their places in the file.
+        image_rows (`np.ndarray`): (m,) int64, the places of their images in the file.
+        ids, image_ids, category_ids (`np.ndarray`): (m,) int64.
+        boxes (`np.ndarray`): (m, 4) float64, x, y, width, height in pixels.
+        keypoints (`np.ndarray`): (m, K, 3) float64, x and y as pixel indices and visibility.
+        areas (`np.ndarray`): (m,) float64, in pixels; NaN where missing.
+        counts (`np.ndarray`): (m,) int64, `num_keypoints`; the number of labelled keypoints where missing.
+        iscrowd (`np.ndarray`): (m,) bool.
+        left_out (`dict[str, int]`): how many annotations of the file are not among them, by reason.
+    """
+
+    places: np.ndarray
+    image_rows: np.ndarray
+    ids: np.ndarray
+    image_ids: np.ndarray
+    category_ids: np.ndarray
+    boxes: np.ndarray
+    keypoints: np.ndarray
+    areas: np.ndarray
+    counts: np.ndarray
+    iscrowd: np.ndarray
+    left_out: dict[str, int]
+
+    def remarks(self, without_area: bool = True) -> dict[str, int]:
+        """How many people with labelled keypoints have annotations by which scoring cannot find them, by kind.
+
+        Args:
+            without_area (`bool`): a missing `area` is among them.
+        """
+        people = (self.keypoints[..., 2] > 0).any(axis=1) & ~self.iscrowd
+        kinds = {
+            "people_with_num_keypoints_0": self.counts == 0,
+            "people_with_area_0": self.areas == 0,
+            "people_without_area": np.isnan(self.areas) & without_area,
+        }
+        found = {name: int((people & mask).sum()) for name, mask in kinds.items()}
+        return {name: count for name, count in found.items() if count}
+
 
 @dataclass(frozen=True)
 class CocoRecords:
-    """The three lists of a COCO keypoints file. Errors name file, record, field and value.
+    """The three lists of a COCO keypoints file, their ids whole numbers. Errors name file, record, field and value.
 
     Attributes:
         source (`str`): the file.
@@ -30,22 +98,39 @@ class CocoRecords:
     categories: Sequence[Record]
 
     @classmethod
-    def read(cls, path: str | os.PathLike) -> "CocoRecords":
+    def read(
+        cls, annotations: str | os.PathLike | Mapping[str, Any], needed: Collection[str] = tuple(_LISTS)
+    ) -> "CocoRecords":
         """Reads a file.
+
+        Args:
+            annotations: the file, or what one holds; neither is changed.
+            needed (`Collection[str]`): the lists that must be there; others are empty where they are missing.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not JSON, or lacks one of the three lists.
+            ValueError: it is not JSON, lacks a list, or an id of an image or category is wrong.
         """
-        source = os.fspath(path)
-        content = read_json(source)
+        if isinstance(annotations, Mapping):
+            source, content = "annotations", annotations
+        else:
+            source, content = os.fspath(annotations), read_json(annotations)
         if not isinstance(content, Mapping):
-            raise ValueError(f"{source}: expected an object with `images`, `annotations` and `categories`.")
-        lists = {}
-        for field, kind in (("images", "image"), ("annotations", "annotation"), ("categories", "category")):
-            if field not in content:
-                raise ValueError(f"{source}: `{field}` is missing; COCO annotations have it.")
-            lists[field] = require_records(content[field], f"{source}: `{field}`", kind)
+            raise ValueError(
+                f"{source}: expected COCO annotations, an object with `images`, `annotations` and `categories`."
+            )
+        lists: dict[str, list[Record]] = {name: [] for name in _LISTS}
+        for name, kind in _LISTS.items():
+            if name in needed and name not in content:
+                raise ValueError(f"{source}: `{name}` is missing; COCO annotations have it.")
+            if name in needed or content.get(name):
+                lists[name] = require_records(content[name], f"{source}: `{name}`", kind)
+            if name != "annotations":
+                ids = unique_ids(lists[name], source, kind)
+                lists[name] = [
+                    record if type(record["id"]) is int else {**record, "id": number}
+                    for record, number in zip(lists[name], ids, strict=True)
+                ]
         return cls(source, **lists)
 
     def choose_categories(self, category_ids: Sequence[int] | None) -> list[Record]:
@@ -54,7 +139,7 @@ class CocoRecords:
         Raises:
             ValueError: ids are unknown or given twice.
         """
-        by_id = dict(zip(unique_ids(self.categories, self.source, "category"), self.categories, strict=True))
+        by_id = {category["id"]: category for category in self.categories}
         if not by_id:
             raise ValueError(f"{self.source}: `categories` is empty; expected at least one category.")
         if category_ids is None:
@@ -89,7 +174,7 @@ class CocoRecords:
                 raise ValueError(
                     f"{self.source}: category {category['id']} has the keypoints {shown(skeleton[0])} and category "
                     f"{categories[0]['id']} {shown(skeletons[0][0])}; expected the same for all categories. Choose "
-                    "some of them with `category_ids`."
+                    "some of them with `category_ids` (`--category` on the command line)."
                 )
         return skeletons[0]
 
@@ -103,53 +188,70 @@ class CocoRecords:
                 )
         return [record["file_name"] for record in self.images]
 
-    def to_table(
-        self, category_ids: Sequence[int], num_keypoints: int | None, area_ratio: float
-    ) -> tuple[PoseTable, dict[str, int]]:
-        """The objects of some categories.
+    def objects(self, category_ids: Collection[int], num_keypoints: int | None) -> CocoObjects:
+        """The annotations of some categories.
 
         Args:
-            category_ids (`Sequence[int]`): the categories wanted.
+            category_ids (`Collection[int]`): the categories wanted. Of others only the ids are checked.
             num_keypoints (`int`, *optional*): K; by default that of the first object with keypoints.
-            area_ratio (`float`): share of the box's area that stands in for a missing `area`.
-
-        Returns:
-            [`PoseTable`], and how many annotations were left out, by reason.
 
         Raises:
             ValueError: a field is missing or wrong.
         """
-        image_rows = {image_id: row for row, image_id in enumerate(unique_ids(self.images, self.source, "image"))}
-        sizes = self._sizes()
-        in_image, wanted = self._wanted(image_rows, category_ids)
+        image_ids = self._column("image_id")
+        of_category = self._column("category_id")
+        ids = self._object_ids()
+        rows = {image["id"]: row for row, image in enumerate(self.images)}
+        in_image = np.array([image_id in rows for image_id in image_ids.tolist()], dtype=bool)
+        wanted = in_image & np.isin(of_category, list(category_ids))
         boxes = self._numbers(wanted, "bbox", "4 numbers: x, y, width, height", length=4)
-        if (boxes[:, 2:] < 0).any():
-            index = int(np.flatnonzero(wanted)[(boxes[:, 2:] < 0).any(axis=1).argmax()])
-            raise ValueError(
-                f"{self.source}: annotation {index}: `bbox` is {self.annotations[index]['bbox']}; expected a width "
-                "and a height of at least 0."
-            )
+        self._check_sign(wanted, boxes[:, 2:].min(axis=1, initial=0), "bbox", "a width and a height of at least 0")
         areas = self._numbers(wanted, "area", "a number of pixels", optional=True)
-        ids = np.array([self._object_id(index) for index in range(len(self.annotations))], dtype=np.int64)
-        chosen = [record for record, keep in zip(self.annotations, wanted, strict=True) if keep]
-        without_area = np.array([record.get("area") is None for record in chosen], dtype=bool)
-        areas[without_area] = boxes[without_area, 2:].prod(axis=1) * area_ratio
-        table = PoseTable.from_rows(
-            image_ids=np.array(list(image_rows), dtype=np.int64),
-            sizes=sizes,
-            image_rows=np.array([image_rows[record["image_id"]] for record in chosen], dtype=np.int64),
+        self._check_sign(wanted, areas, "area", "at least 0 pixels")
+        areas[[record.get("area") is None for record in self._chosen(wanted)]] = np.nan
+        keypoints = self._keypoints(wanted, num_keypoints)
+        counts = self._counts(wanted, (keypoints[..., 2] > 0).sum(axis=1))
+        filler: Record = {}
+        flags = [record if keep else filler for record, keep in zip(self.annotations, wanted, strict=True)]
+        return CocoObjects(
+            places=np.flatnonzero(wanted),
+            image_rows=np.array([rows[image_id] for image_id in image_ids[wanted].tolist()], dtype=np.int64),
             ids=ids[wanted],
+            image_ids=image_ids[wanted],
+            category_ids=of_category[wanted],
             boxes=boxes,
-            keypoints=self._keypoints(wanted, num_keypoints),
+            keypoints=keypoints,
             areas=areas,
-            category_ids=np.array([record["category_id"] for record in chosen], dtype=np.int64),
-            iscrowd=np.array([bool(record.get("iscrowd")) for record in chosen], dtype=bool),
+            counts=counts,
+            iscrowd=require_flags(flags, "iscrowd", self.source, "annotation")[wanted],
+            left_out={
+                "annotations_of_unknown_images": int((~in_image).sum()),
+                "annotations_of_other_categories": int((in_image & ~wanted).sum()),
+            },
         )
-        left_out = {
-            "annotations_of_unknown_images": int((~in_image).sum()),
-            "annotations_of_other_categories": int((in_image & ~wanted).sum()),
-        }
-        return table, left_out
+
+    def to_table(self, objects: CocoObjects, area_ratio: float) -> PoseTable:
+        """The images of the file with objects of it.
+
+        Args:
+            objects ([`CocoObjects`]): from [`objects`].
+            area_ratio (`float`): share of the box's area that stands in for a missing `area`.
+
+        Raises:
+            ValueError: the size of an image is missing or wrong.
+        """
+        box_areas = objects.boxes[:, 2:].prod(axis=1) * area_ratio
+        return PoseTable.from_rows(
+            image_ids=np.array([image["id"] for image in self.images], dtype=np.int64),
+            sizes=self._sizes(),
+            image_rows=objects.image_rows,
+            ids=objects.ids,
+            boxes=objects.boxes,
+            keypoints=objects.keypoints,
+            areas=np.where(np.isnan(objects.areas), box_areas, objects.areas),
+            category_ids=objects.category_ids,
+            iscrowd=objects.iscrowd,
+        )
 
     def _sizes(self) -> np.ndarray:
         sides = [
@@ -164,26 +266,39 @@ class CocoRecords:
             )
         return sizes.astype(np.int64)
 
-    def _wanted(self, image_rows: Mapping[int, int], category_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Masks of the annotations: those of images in the file, and of these the ones of wanted categories."""
-        for index, record in enumerate(self.annotations):
-            for field in ("image_id", "category_id"):
-                if not is_identifier(record.get(field)):
-                    raise ValueError(
-                        f"{self.source}: annotation {index}: `{field}` is {shown(record.get(field))}; expected a "
-                        "whole number."
-                    )
-        in_image = np.array([record["image_id"] in image_rows for record in self.annotations], dtype=bool)
-        of_category = np.array([record["category_id"] in category_ids for record in self.annotations], dtype=bool)
-        return in_image, in_image & of_category
+    def _column(self, field: str) -> np.ndarray:
+        return require_whole_numbers(self.annotations, field, self.source, "annotation")
 
-    def _object_id(self, index: int) -> int:
-        object_id = self.annotations[index].get("id", index)
-        if not is_identifier(object_id):
-            raise ValueError(
-                f"{self.source}: annotation {index}: `id` is {shown(object_id)}; expected a whole number."
-            )
-        return object_id
+    def _object_ids(self) -> np.ndarray:
+        """(n,): `id` of every annotation, its place in the file where missing."""
+        given = [index for index, record in enumerate(self.annotations) if record.get("id") is not None]
+        ids = np.arange(len(self.annotations))
+        filled = [record if record.get("id") is not None else {"id": 0} for record in self.annotations]
+        ids[given] = require_whole_numbers(filled, "id", self.source, "annotation")[given]
+        check_unique(ids[given].tolist(), given, self.source, "annotation")
+        return ids
+
+    def _chosen(self, wanted: np.ndarray) -> list[Record]:
+        return [record for record, keep in zip(self.annotations, wanted, strict=True) if keep]
+
+    def _check_sign(self, wanted: np.ndarray, values: np.ndarray, field: str, expected: str) -> None:
+        if (values < 0).any():
+            index = int(np.flatnonzero(wanted)[(values < 0).argmax()])
+            value = self.annotations[index][field]
+            raise ValueError(f"{self.source}: annotation {index}: `{field}` is {value}; expected {expected}.")
+
+    def _counts(self, wanted: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+        """(m,): `num_keypoints`, the number of labelled ones where it is missing."""
+        counts = np.zeros(len(self.annotations), dtype=np.int64)
+        counts[wanted] = labelled
+        records = [
+            record if keep and record.get("num_keypoints") is not None else {"num_keypoints": count}
+            for record, keep, count in zip(self.annotations, wanted, counts.tolist(), strict=True)
+        ]
+        expected = "the number of labelled keypoints"
+        counts = require_whole_numbers(records, "num_keypoints", self.source, "annotation", expected)[wanted]
+        self._check_sign(wanted, counts, "num_keypoints", expected)
+        return counts
 
     def _keypoints(self, wanted: np.ndarray, num_keypoints: int | None) -> np.ndarray:
         """(m, K, 3): the keypoints of the wanted objects."""

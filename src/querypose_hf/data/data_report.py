@@ -9,6 +9,13 @@ VISIBILITIES = ("not labelled", "hidden", "visible")
 #: The keypoints that tell whether a person faces the camera.
 FACE = ("nose", "left_eye", "right_eye", "left_shoulder", "right_shoulder")
 _LISTED = 5
+# what the kinds of remarks of readers mean
+_CONSEQUENCES = {
+    "people_with_num_keypoints_0": "keypoints are labelled, but `num_keypoints` is 0: evaluate does not score them",
+    "people_with_area_0": "`area` is 0: OKS divides by it, so evaluate counts them as missed",
+    "people_without_area": "evaluate needs `area`, or `--area-ratio 0.53` to take it from the box",
+    "boxes_taken_from_keypoints": "the annotated box has no area in the image",
+}
 
 
 @dataclass
@@ -26,9 +33,11 @@ class DataReport:
         keypoint_visibility (`dict[str, dict[str, int]]`): for each keypoint how often it is `"not labelled"`,
             `"hidden"` and `"visible"`, in people with labelled keypoints.
         left_out (`dict[str, int]`): records that the reader left out, by reason.
+        remarks (`dict[str, int]`): people whose annotations are doubtful or were mended by the reader, by kind.
         unusable_images (`list[str]`): images that cannot be read or have the wrong size, with the reason.
         boxes_outside_images (`list[str]`): boxes that reach out of the image by more than a pixel.
-        boxes_without_area (`list[str]`): boxes without width or height; training leaves them out.
+        boxes_without_area (`list[str]`): people whose box has no area in the image, and what becomes of them: the box
+            is taken from the keypoints, or they are left out.
         keypoints_outside_boxes (`list[str]`): people with a visible keypoint further from the box than a quarter of
             the box's longer side.
         duplicate_images (`list[list[str]]`): groups of images with equal pixels.
@@ -48,6 +57,7 @@ class DataReport:
     people_by_labelled_keypoints: dict[int, int] = field(default_factory=dict)
     keypoint_visibility: dict[str, dict[str, int]] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    remarks: dict[str, int] = field(default_factory=dict)
     unusable_images: list[str] = field(default_factory=list)
     boxes_outside_images: list[str] = field(default_factory=list)
     boxes_without_area: list[str] = field(default_factory=list)
@@ -75,7 +85,8 @@ class DataReport:
         ]
         if len(self.people_by_category) > 1:
             lines += [f"{f'  of category {key}':32}{count:>9}" for key, count in self.people_by_category.items()]
-        return lines + [f"{'left out: ' + key.replace('_', ' '):42}{n:>9}" for key, n in self.left_out.items() if n]
+        lines += [f"{'left out: ' + key.replace('_', ' '):42}{n:>9}" for key, n in self.left_out.items() if n]
+        return lines + [f"{key.replace('_', ' '):32}{n:>9}   {_CONSEQUENCES[key]}" for key, n in self.remarks.items()]
 
     def _keypoints(self) -> list[str]:
         lines = [f"{'labelled keypoints':24}{'people':>9}"]

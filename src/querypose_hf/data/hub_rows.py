@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..checks import is_identifier, shown
+from ..checks import is_identifier, require_flags, shown
 from .reading_options import find_split
 
 
@@ -199,12 +199,19 @@ def read_objects(
     for number, value in enumerate(lists.get(columns.area) or ()):
         if value is not None:
             areas[number] = _floats(value, (), places[number], columns.area, "a number of pixels")
+            if areas[number] < 0:
+                raise ValueError(f"{places[number]}: `{columns.area}` is {shown(value)}; expected at least 0 pixels.")
     return {
         "boxes": boxes,
         "keypoints": _all_keypoints(lists[columns.keypoints], columns.keypoints, num_keypoints, places),
         "areas": areas,
         "category_ids": _category_ids(lists.get(columns.category), columns.category, category_names, places),
-        "iscrowd": np.array([bool(value) for value in lists.get(columns.iscrowd) or [False] * count], dtype=bool),
+        "iscrowd": require_flags(
+            [{columns.iscrowd: value} for value in lists.get(columns.iscrowd) or [0] * count],
+            columns.iscrowd,
+            place,
+            "object",
+        ),
     }
 
 

@@ -22,7 +22,7 @@ from .hub_rows import (
     read_objects,
     without_decoding,
 )
-from .pose_table import PoseTable
+from .pose_table import PoseTable, mended_boxes
 from .reading_options import ReadingOptions
 from .sample import PoseSample, UnusableImageError, read_image
 
@@ -95,7 +95,7 @@ class HubPoseStream(Described, IterableDataset[PoseSample]):
         self._process = (0, 1)
         self._epoch = shared_number()
         # in shared memory: worker processes count, the main process reads
-        self._counts = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._counts = torch.zeros(4, dtype=torch.int64).share_memory_()
 
     def _first_number_of_keypoints(self, category_names: Mapping[int, str]) -> int:
         for index, row in enumerate(self._rows):
@@ -107,8 +107,22 @@ class HubPoseStream(Described, IterableDataset[PoseSample]):
     @property
     def left_out(self) -> dict[str, int]:
         """The number of rows that gave no sample so far, in all worker processes, by reason."""
-        unusable, without_people = self._counts.tolist()
-        return {"unusable_images": unusable, "images_without_people": without_people}
+        unusable, without_people, without_box, _ = self._counts.tolist()
+        counts = {"unusable_images": unusable, "images_without_people": without_people}
+        return counts | ({"people_without_usable_box": without_box} if without_box else {})
+
+    @property
+    def remarks(self) -> dict[str, int]:
+        """The number of people whose annotations were mended so far, in all worker processes, by kind."""
+        return {"boxes_taken_from_keypoints": mended} if (mended := int(self._counts[3])) else {}
+
+    def _mended(self, objects: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Objects of a row whose boxes all have an area, see [`mended_boxes`]; the image's size is not known yet."""
+        boxes, keypoints, areas, iscrowd = (objects[name] for name in ("boxes", "keypoints", "areas", "iscrowd"))
+        boxes, areas, replaced, lost = mended_boxes(boxes, keypoints, areas, iscrowd, np.full(2, np.inf))
+        self._counts[2] += int(lost.sum())
+        self._counts[3] += int(replaced.sum())
+        return {name: values[~lost] for name, values in {**objects, "boxes": boxes, "areas": areas}.items()}
 
     @property
     def num_shards(self) -> int:
@@ -188,7 +202,7 @@ class HubPoseStream(Described, IterableDataset[PoseSample]):
             place = f"{self.source}, row {index}"
             image_id = read_image_id(row, self.columns, index, place)
             objects = read_objects(row, self.columns, self.category_names, self.num_keypoints, place)
-            objects = no_objects(self.num_keypoints) if objects is None else objects
+            objects = no_objects(self.num_keypoints) if objects is None else self._mended(objects)
             if self.options.only_with_people and objects["iscrowd"].all():
                 self._counts[1] += 1
                 continue

@@ -79,6 +79,7 @@ class PersonCropDataset(Described, Dataset[PoseSample]):
                 f"{least_size} pixels."
             )
         self._people = np.array(people)
+        self.remarks = dataset.remarks
         self.left_out = {**dataset.left_out, "people_too_small_or_with_too_few_keypoints": left_out}
         # in shared memory: worker processes fill it for each other
         kept = len(people) if in_memory else 0

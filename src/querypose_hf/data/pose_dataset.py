@@ -31,14 +31,26 @@ class PoseDataset(Described, Dataset[PoseSample]):
         description ([`DataDescription`]): classes and keypoints; its fields are attributes of the dataset too.
         options ([`ReadingOptions`]): how images are read.
         left_out (`dict[str, int]`): the number of records that the reader left out, by reason.
+        remarks (`dict[str, int]`, *optional*): the number of people whose annotations are doubtful or were mended, by
+            kind.
+
+    People whose box has no area in the image get one from their keypoints, see [`PoseTable.with_usable_boxes`]; those
+    without such keypoints are left out. Both are counted and listed in `mended_people`.
     """
 
     def __init__(
-        self, table: PoseTable, description: DataDescription, options: ReadingOptions, left_out: Mapping[str, int]
+        self,
+        table: PoseTable,
+        description: DataDescription,
+        options: ReadingOptions,
+        left_out: Mapping[str, int],
+        remarks: Mapping[str, int] | None = None,
     ):
         self.description = description
         self.options = options
         self.left_out = dict(left_out)
+        self.remarks = dict(remarks or {})
+        table = self._mended(table)
         kept = np.ones(len(table.image_ids), dtype=bool)
         if options.only_with_people:
             kept = table.people_per_image() > 0
@@ -47,6 +59,23 @@ class PoseDataset(Described, Dataset[PoseSample]):
         self._source_rows = np.flatnonzero(kept)
         # in shared memory, so that this process knows what a worker process found unusable
         self._unusable = torch.zeros(len(self._source_rows), dtype=torch.bool).share_memory_()
+
+    def _mended(self, given: PoseTable) -> PoseTable:
+        table, replaced, lost = given.with_usable_boxes()
+        self.mended_people: list[str] = []
+        for rows, counts, name, outcome in (
+            (replaced, self.remarks, "boxes_taken_from_keypoints", "the box is taken from its keypoints"),
+            (lost, self.left_out, "people_without_usable_box", "left out, for it has no keypoints there"),
+        ):
+            if len(rows):
+                counts[name] = len(rows)
+            images = given.image_ids[np.searchsorted(given.offset, rows, side="right") - 1]
+            self.mended_people += [
+                f"image_id {image_id}, annotation {given.ids[row]}: `bbox` is {given.boxes[row].tolist()}, without "
+                f"area in the image; {outcome}"
+                for image_id, row in zip(images.tolist(), rows.tolist(), strict=True)
+            ]
+        return table
 
     def __len__(self) -> int:
         return len(self._unusable)
@@ -153,7 +182,7 @@ class PoseFileDataset(PoseDataset):
     """A [`PoseDataset`] of image files.
 
     Args:
-        table, description, options, left_out: see [`PoseDataset`].
+        table, description, options, left_out, remarks: see [`PoseDataset`].
         files (`Sequence[str]`): the image files, in the table's order.
     """
 
@@ -164,8 +193,9 @@ class PoseFileDataset(PoseDataset):
         options: ReadingOptions,
         left_out: Mapping[str, int],
         files: Sequence[str],
+        remarks: Mapping[str, int] | None = None,
     ):
-        super().__init__(table, description, options, left_out)
+        super().__init__(table, description, options, left_out, remarks)
         self._files = np.array(files, dtype=np.str_)[self._source_rows]
 
     def image_name(self, index: int) -> str:

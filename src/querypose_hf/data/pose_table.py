@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..model.annotations_querypose import usable_boxes
+
 
 @dataclass(frozen=True)
 class PoseTable:
@@ -66,6 +68,25 @@ class PoseTable:
             iscrowd=self.iscrowd[objects],
         )
 
+    def with_usable_boxes(self) -> tuple["PoseTable", np.ndarray, np.ndarray]:
+        """The table with a box in the image for everybody, taken from the keypoints where the annotated one has no
+        area there, see [`usable_boxes`]; without people who have neither. Crowd regions stay as they are.
+
+        Returns:
+            [`PoseTable`]; and the rows of this table whose box was taken from the keypoints, and those left out.
+        """
+        # a size of 0 is not known yet
+        extents = np.repeat(np.where(self.sizes > 0, self.sizes, np.inf), np.diff(self.offset), axis=0)
+        boxes, areas, replaced, lost = mended_boxes(self.boxes, self.keypoints, self.areas, self.iscrowd, extents)
+        if not (replaced | lost).any():
+            return self, np.flatnonzero(replaced), np.flatnonzero(lost)
+        image_rows = np.repeat(np.arange(len(self.image_ids)), np.diff(self.offset))
+        columns = {"ids": self.ids, "boxes": boxes, "keypoints": self.keypoints, "areas": areas}
+        columns |= {"category_ids": self.category_ids, "iscrowd": self.iscrowd}
+        kept = {name: values[~lost] for name, values in columns.items()}
+        table = PoseTable.from_rows(self.image_ids, self.sizes, image_rows[~lost], **kept)
+        return table, np.flatnonzero(replaced), np.flatnonzero(lost)
+
     def people_per_image(self) -> np.ndarray:
         """(n,): the number of objects of each image that are not crowd regions."""
         people = np.concatenate([[0], np.cumsum(~self.iscrowd)])
@@ -95,3 +116,16 @@ class PoseTable:
                 strict=True,
             )
         ]
+
+
+def mended_boxes(
+    boxes: np.ndarray, keypoints: np.ndarray, areas: np.ndarray, iscrowd: np.ndarray, extents: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes (n, 4) and areas (n,) by [`usable_boxes`], the mask of those taken from keypoints, and of those lost.
+
+    An area of 0 becomes that of the new box. Crowd regions stay as they are.
+    """
+    mended, replaced, lost = usable_boxes(boxes, keypoints, extents)
+    replaced, lost = replaced & ~iscrowd, lost & ~iscrowd
+    boxes = np.where(replaced[:, None], mended, boxes)
+    return boxes, np.where(replaced & (areas == 0), boxes[:, 2:].prod(axis=1), areas), replaced, lost

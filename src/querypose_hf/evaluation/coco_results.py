@@ -99,6 +99,7 @@ def read_coco_results(
     num_keypoints: int,
     image_ids: Collection[int],
     category_ids: Collection[int],
+    scored_category_ids: Collection[int] | None = None,
 ) -> list[Mapping[str, Any]]:
     """Reads COCO keypoint results and checks every record.
 
@@ -107,6 +108,8 @@ def read_coco_results(
         num_keypoints (`int`): K of the annotations.
         image_ids (`Collection`): the ids of the annotations' images.
         category_ids (`Collection`): the ids of the annotations' categories.
+        scored_category_ids (`Collection`, *optional*): leave out results of other categories, which may have other
+            keypoints.
 
     Returns:
         `list[Mapping]`: the records as they are.
@@ -130,6 +133,8 @@ def read_coco_results(
                     f"{source}: result {index}: `{field}` {found}; "
                     f"expected one of the annotations' {len(known)} ids, such as {shown(min(known, key=str))}"
                 )
+    if scored_category_ids is not None:
+        checked = [record for record in checked if record["category_id"] in scored_category_ids]
     require_numbers(
         checked,
         "keypoints",

@@ -1,6 +1,7 @@
 """From annotations and results, or a model, to figures: `metrics.json`, `keypoints.json` and the report."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from .protocols import resolve_sigmas
 from .report import write_report
 from .scoring import KeypointEvaluation, check_backend, check_boxes, score_boxes, score_keypoints
 
+
+logger = logging.getLogger(__name__)
 
 #: What COCO's evaluation server expects of the results on test-dev: this name, and no other fields than these.
 TEST_DEV_FILE = "person_keypoints_test-dev2017_querypose_results.json"
@@ -66,10 +69,14 @@ def evaluate_predictions(
     """
     _require_folder(output_dir)
     check_backend(scoring.backend)
-    ground_truth = KeypointGroundTruth.read(annotations, scoring.metric, scoring.image_ids)
+    ground_truth = _read_ground_truth(annotations, scoring)
     resolve_sigmas(scoring.metric, ground_truth.num_keypoints, scoring.sigmas)
     results = read_coco_results(
-        predictions, ground_truth.num_keypoints, ground_truth.known_image_ids, ground_truth.category_ids
+        predictions,
+        ground_truth.num_keypoints,
+        ground_truth.known_image_ids,
+        ground_truth.known_category_ids,
+        scored_category_ids=ground_truth.category_ids,
     )
     results = ground_truth.results_to_score(results)
     if scoring.boxes:
@@ -125,7 +132,7 @@ def evaluate_model(
     folder = Path(output_dir)
     _require_folder(output_dir)
     check_backend(scoring.backend)
-    ground_truth = KeypointGroundTruth.read(annotations, scoring.metric, scoring.image_ids)
+    ground_truth = _read_ground_truth(annotations, scoring)
     loaded, image_processor = load_model(model, image_processor, prediction.device, dtype_of(prediction))
     check_model(loaded, image_processor, ground_truth, prediction)
     skeleton = loaded.config.skeleton
@@ -210,6 +217,22 @@ def predict_test_dev(
 def _require_folder(output_dir: str | os.PathLike | None) -> None:
     if output_dir is not None and Path(output_dir).exists() and not Path(output_dir).is_dir():
         raise ValueError(f"`output_dir` is {os.fspath(output_dir)!r}, which is a file; expected a folder.")
+
+
+def _read_ground_truth(
+    annotations: str | os.PathLike | Mapping[str, Any], scoring: ScoringOptions
+) -> KeypointGroundTruth:
+    ground_truth = KeypointGroundTruth.read(
+        annotations,
+        scoring.metric,
+        scoring.image_ids,
+        category_ids=scoring.category_ids,
+        area_ratio=scoring.area_ratio,
+    )
+    if rank() == 0:
+        for remark in ground_truth.remarks():
+            logger.warning("%s", remark)
+    return ground_truth
 
 
 def _score(

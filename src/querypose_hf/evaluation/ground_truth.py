@@ -2,14 +2,15 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..checks import is_identifier, require_numbers, require_records, shown, unique_ids
-from .image_list import ImageList, choose_images, read_coco
+from ..checks import require_numbers
+from ..data.coco_records import CocoObjects, CocoRecords
+from .image_list import ImageList, choose_images
 from .protocols import KeypointProtocol, protocol_of
 
 
@@ -20,20 +21,24 @@ class KeypointGroundTruth(ImageList):
     Attributes:
         source (`str`): the file, for messages.
         images (`list[dict]`): the images to score.
-        categories (`list[dict]`): as in the file.
+        categories (`list[dict]`): those that are scored.
         num_keypoints (`int`): K.
         metric (`str`): the protocol that the annotations were completed for, one of [`PROTOCOLS`].
         annotations (`list[dict]`): the images' people and crowd regions, with `id`, `image_id`, `category_id`, `bbox`,
             `keypoints` (an array of 3 K numbers), `num_keypoints`, `area` and `iscrowd`, and no other field.
         known_image_ids (`frozenset`): ids of all images of the file, whether scored or not.
+        known_category_ids (`frozenset`): ids of all categories of the file.
         image_groups (`dict[str, list]`): ids of the images in each of the protocol's groups; empty if it has none.
+        area_ratio (`float`, *optional*): share of the box's area that stands in for a missing `area`.
     """
 
     num_keypoints: int
     metric: str
     annotations: list[dict[str, Any]]
     known_image_ids: frozenset[int]
+    known_category_ids: frozenset[int]
     image_groups: dict[str, list[int]]
+    area_ratio: float | None = None
 
     @classmethod
     def read(
@@ -41,53 +46,90 @@ class KeypointGroundTruth(ImageList):
         annotations: str | os.PathLike | Mapping[str, Any],
         metric: str = "coco",
         image_ids: Iterable[int] | None = None,
+        *,
+        category_ids: Sequence[int] | None = None,
+        area_ratio: float | None = None,
     ) -> "KeypointGroundTruth":
-        """Reads COCO keypoint annotations and checks them before any scoring starts.
+        """Reads COCO keypoint annotations, as training does, and checks them before any scoring starts.
 
-        Neither the file nor a mapping that is passed in is changed. A missing `iscrowd` counts as 0, a missing
-        `num_keypoints` is counted from the visibilities, and a missing `keypoints` means that none is labelled.
-        Annotations of images or categories that the file does not list are left out, as the official tools do.
-        Annotations get new ids: pycocotools takes the id 0 for "not found" and would lose that person, and an id given
-        twice would count one person twice.
+        Neither the file nor a mapping that is passed in is changed. See [`CocoRecords`] for how fields are read.
+        Annotations of images that the file does not list, or of other categories, are left out, as the official tools
+        do. Annotations get new ids: pycocotools takes the id 0 for "not found" and would lose that person.
 
         Args:
             annotations: a COCO keypoints JSON file, or what one holds.
             metric (`str`): `"coco"`, which needs each annotation's `area`, or `"crowdpose"`, which computes it from
                 the box and needs each image's `crowdIndex`.
             image_ids (`Iterable`, *optional*): score these images only.
+            category_ids (`Sequence[int]`, *optional*): score these categories only; by default those that name
+                keypoints, or all if none does.
+            area_ratio (`float`, *optional*): share of the box's area that stands in for a missing `area`.
 
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: a field is missing or wrong; the message names file, record, field and value.
         """
         protocol = protocol_of(metric)
-        source, dataset = read_coco(annotations, ("images", "annotations", "categories"))
-        every_image = require_records(dataset["images"], f"{source}: `images`", "image")
-        records = require_records(dataset["annotations"], f"{source}: `annotations`", "annotation")
-        categories = require_records(dataset["categories"], f"{source}: `categories`", "category")
-        category_ids = unique_ids(categories, source, "category")
-        images = choose_images(every_image, image_ids, source)
-        groups = _image_groups(images, protocol, source)
-        completed, num_keypoints = _completed(records, protocol, source)
-        scored_ids = {image["id"] for image in images}
-        people = [
-            record
-            for record in completed
-            if record["image_id"] in scored_ids and record["category_id"] in category_ids
-        ]
-        for number, record in enumerate(people, start=1):
-            record["id"] = number
-        known_image_ids = frozenset(image["id"] for image in every_image)
-        return cls(source, images, categories, num_keypoints, metric, people, known_image_ids, groups)
+        records = CocoRecords.read(annotations)
+        images = choose_images(records, image_ids)
+        groups = _image_groups(images, protocol, records.source)
+        categories = records.choose_categories(category_ids)
+        names, _ = records.skeleton_of(categories)
+        objects = records.objects([one["id"] for one in categories], None if names is None else len(names))
+        areas = _areas(objects, protocol, area_ratio, records.source)
+        num_keypoints = objects.keypoints.shape[1]
+        scored = frozenset(image["id"] for image in images)
+        columns = (
+            objects.image_ids.tolist(),
+            objects.category_ids.tolist(),
+            objects.boxes.tolist(),
+            objects.keypoints.reshape(-1, 3 * num_keypoints),
+            objects.counts.tolist(),
+            areas.tolist(),
+            objects.iscrowd.astype(int).tolist(),
+        )
+        rows = [row for row in zip(*columns, strict=True) if row[0] in scored]
+        fields = ("image_id", "category_id", "bbox", "keypoints", "num_keypoints", "area", "iscrowd")
+        people = [{"id": number, **dict(zip(fields, row, strict=True))} for number, row in enumerate(rows, start=1)]
+        known = frozenset(image["id"] for image in records.images)
+        known_categories = frozenset(category["id"] for category in records.categories)
+        return cls(
+            *(records.source, images, categories, num_keypoints, metric, people, known, known_categories, groups),
+            area_ratio=area_ratio,
+        )
+
+    def remarks(self) -> list[str]:
+        """Sentences about people whom no result can match, because of what their annotations say."""
+        people = [person for person in self.annotations if not person["iscrowd"]]
+        labelled = [person for person in people if (person["keypoints"][2::3] > 0).any()]
+        uncounted = sum(person["num_keypoints"] == 0 for person in labelled)
+        to_find = [person for person in people if person["num_keypoints"] > 0]
+        without_area = sum(person["area"] == 0 for person in to_find)
+        found = []
+        if uncounted:
+            found.append(
+                f"{self.source}: {uncounted} of {len(labelled)} people with labelled keypoints have `num_keypoints` "
+                "0. They are not scored, as in pycocotools; without that field their labelled keypoints are counted."
+            )
+        if without_area:
+            field = "`area` 0" if self.protocol.box_area_ratio is None else "a box of area 0"
+            found.append(
+                f"{self.source}: {without_area} of {len(to_find)} people to be found have {field}. OKS divides by the "
+                "area, so that no result matches them; without the field, `area_ratio` (`--area-ratio`) takes it from "
+                "the box."
+            )
+        if not to_find:
+            found.append(f"{self.source}: nobody is to be found in the images that are scored, so there is no AP.")
+        return found
 
     @property
     def protocol(self) -> KeypointProtocol:
         return protocol_of(self.metric)
 
     def results_to_score(self, results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """The results on the images that are scored."""
-        scored = {image["id"] for image in self.images}
-        return [result for result in results if result["image_id"] in scored]
+        """The results of the images and categories that are scored."""
+        images, categories = {image["id"] for image in self.images}, set(self.category_ids)
+        return [one for one in results if one["image_id"] in images and one["category_id"] in categories]
 
     def people_per_image(self) -> dict[int, int]:
         """For each image scored the number of people to be found: with labelled keypoints, in no crowd region."""
@@ -107,71 +149,16 @@ def _image_groups(images: list[Mapping[str, Any]], protocol: KeypointProtocol, s
     return groups
 
 
-def _completed(
-    records: list[Mapping[str, Any]], protocol: KeypointProtocol, source: str
-) -> tuple[list[dict[str, Any]], int]:
-    """Copies of the annotations with the fields that scoring reads, and the number of keypoints."""
-    for index, record in enumerate(records):
-        for field in ("image_id", "category_id"):
-            if not is_identifier(record.get(field)):
-                raise ValueError(
-                    f"{source}: annotation {index}: `{field}` is {shown(record.get(field))}; expected a whole number"
-                )
-    boxes = require_numbers(records, "bbox", "x, y, width, height in pixels", source, "annotation", length=4)
+def _areas(objects: CocoObjects, protocol: KeypointProtocol, area_ratio: float | None, source: str) -> np.ndarray:
+    """(m,): the areas that OKS divides by."""
+    box_areas = objects.boxes[:, 2:].prod(axis=1)
     if protocol.box_area_ratio is not None:
-        areas = boxes[:, 2] * boxes[:, 3] * protocol.box_area_ratio
-    else:
-        expected = (
-            "the person's area in pixels, which COCO's OKS divides by (annotations without it can be scored with "
-            "metric 'crowdpose', or get `area` from the box before)"
-        )
-        areas = require_numbers(records, "area", expected, source, "annotation")
-    keypoints = _keypoints(records, source)
-    counted = np.count_nonzero(keypoints[:, 2::3] > 0, axis=1).tolist()
-    counts = require_numbers(
-        [{"num_keypoints": record.get("num_keypoints", n)} for record, n in zip(records, counted, strict=True)],
-        "num_keypoints",
-        "the number of labelled keypoints",
-        source,
-        "annotation",
-    )
-    crowds = require_numbers(
-        [{"iscrowd": record.get("iscrowd", 0)} for record in records], "iscrowd", "0 or 1", source, "annotation"
-    )
-    completed = [
-        {
-            "image_id": record["image_id"],
-            "category_id": record["category_id"],
-            "bbox": box,
-            "keypoints": points,
-            "num_keypoints": int(count),
-            "area": area,
-            "iscrowd": int(crowd),
-        }
-        for record, box, points, count, area, crowd in zip(
-            records, boxes.tolist(), keypoints, counts, areas.tolist(), crowds, strict=True
-        )
-    ]
-    return completed, keypoints.shape[1] // 3
-
-
-def _keypoints(records: list[Mapping[str, Any]], source: str) -> np.ndarray:
-    """The keypoints of n annotations, (n, 3 K): x, y and visibility; zeros where an annotation has none."""
-    first = next((index for index, record in enumerate(records) if record.get("keypoints")), None)
-    if first is None:
-        raise ValueError(f"{source}: no annotation has `keypoints`; expected a COCO keypoints file")
-    example = records[first]["keypoints"]
-    if not isinstance(example, list | tuple) or len(example) % 3:
+        return box_areas * protocol.box_area_ratio
+    missing = np.isnan(objects.areas)
+    if missing.any() and area_ratio is None:
         raise ValueError(
-            f"{source}: annotation {first}: `keypoints` is {shown(example)}; expected a flat list of x, y, visibility "
-            "of each keypoint"
+            f"{source}: annotation {objects.places[missing.argmax()]}: `area` is missing, as in {missing.sum()} of "
+            f"{len(missing)}; expected the person's area in pixels, which COCO's OKS divides by. A share of the box's "
+            "area can stand in for it: `area_ratio=0.53`, on the command line `--area-ratio 0.53`."
         )
-    unlabelled = [0] * len(example)
-    return require_numbers(
-        [{"keypoints": record.get("keypoints") or unlabelled} for record in records],
-        "keypoints",
-        f"{len(example)} numbers, x, y, visibility for each of {len(example) // 3} keypoints as in annotation {first}",
-        source,
-        "annotation",
-        length=len(example),
-    )
+    return np.where(missing, box_areas * (area_ratio or 0), objects.areas)

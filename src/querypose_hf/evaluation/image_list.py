@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import require_records, unique_ids
-from ..files import read_json
+from ..data.coco_records import CocoRecords
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,7 @@ class ImageList:
     Attributes:
         source (`str`): the file, for messages.
         images (`list[dict]`): the images' records.
-        categories (`list[dict]`): as in the file; empty if it does not tell.
+        categories (`list[dict]`): those that people are looked for in; empty if the file does not tell.
         num_keypoints (`int` or `None`): keypoints of a person; `None` if the file does not tell.
     """
 
@@ -27,54 +26,39 @@ class ImageList:
 
     @property
     def category_ids(self) -> list[int]:
-        """Ids of the categories, in the order of the file."""
+        """Ids of the categories."""
         return [category["id"] for category in self.categories]
 
 
 def read_image_list(
-    annotations: str | os.PathLike | Mapping[str, Any], image_ids: Iterable[int] | None = None
+    annotations: str | os.PathLike | Mapping[str, Any],
+    image_ids: Iterable[int] | None = None,
+    category_ids: Sequence[int] | None = None,
 ) -> ImageList:
     """Reads `images` and `categories` of a COCO file, which is all that COCO publishes of its test sets.
 
     Args:
         annotations: a COCO JSON file, or what one holds.
         image_ids (`Iterable`, *optional*): these images only.
+        category_ids (`Sequence[int]`, *optional*): these categories only; by default those that name keypoints, or all
+            if none does.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a field is missing or wrong; the message names file, record, field and value.
     """
-    source, dataset = read_coco(annotations, ("images",))
-    images = require_records(dataset["images"], f"{source}: `images`", "image")
-    categories = require_records(dataset.get("categories") or [], f"{source}: `categories`", "category")
-    unique_ids(categories, source, "category")
-    names = next((category["keypoints"] for category in categories if category.get("keypoints")), None)
-    return ImageList(
-        source, choose_images(images, image_ids, source), categories, None if names is None else len(names)
-    )
+    records = CocoRecords.read(annotations, needed=("images",))
+    images, categories, names = choose_images(records, image_ids), [], None
+    if records.categories or category_ids is not None:
+        categories = records.choose_categories(category_ids)
+        names, _ = records.skeleton_of(categories)
+    return ImageList(records.source, images, categories, None if names is None else len(names))
 
 
-def read_coco(
-    annotations: str | os.PathLike | Mapping[str, Any], fields: Sequence[str]
-) -> tuple[str, Mapping[str, Any]]:
-    """The name of a COCO file for messages, and its content, in which `fields` are present."""
-    if isinstance(annotations, Mapping):
-        source, dataset = "annotations", annotations
-    else:
-        source, dataset = os.fspath(annotations), read_json(annotations)
-    if not isinstance(dataset, Mapping):
-        raise ValueError(f"{source}: expected COCO annotations, an object with `images`, `annotations`, `categories`")
-    for field in fields:
-        if field not in dataset:
-            raise ValueError(f"{source}: `{field}` is missing; COCO annotations have it")
-    return source, dataset
-
-
-def choose_images(
-    images: list[Mapping[str, Any]], image_ids: Iterable[int] | None, source: str
-) -> list[Mapping[str, Any]]:
+def choose_images(records: CocoRecords, image_ids: Iterable[int] | None) -> list[Mapping[str, Any]]:
     """The images of these ids, or all of them, in the order of the file."""
-    known = frozenset(unique_ids(images, source, "image"))
+    source, images = records.source, list(records.images)
+    known = frozenset(image["id"] for image in images)
     if image_ids is not None:
         chosen = set(image_ids)
         if unknown := chosen - known:

@@ -55,6 +55,12 @@ class ScoringOptions:
         boxes (`bool`): score the boxes, too, by COCO's box protocol.
         backend (`str`): the package that matches results with annotations.
         image_ids (`tuple[int, ...]`, *optional*): score these images only; results on others are left out.
+        category_ids (`tuple[int, ...]`, *optional*): score these categories only; by default those that name
+            keypoints. Results of others are left out.
+        area_ratio (`float`, *optional*): share of the box's area that stands in for an annotation's missing `area`.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     metric: Metric = option("coco", "protocol")
@@ -64,6 +70,13 @@ class ScoringOptions:
     boxes: bool = option(False, "score the boxes, too")
     backend: Literal["pycocotools", "faster-coco-eval"] = option("pycocotools", "package that scores")
     image_ids: tuple[int, ...] | None = None
+    category_ids: tuple[int, ...] | None = option(
+        None, "score these categories only; by default those that name keypoints", flag="--category", metavar="ID"
+    )
+    area_ratio: float | None = option(None, "share of the box's area that stands in for a missing `area`", metavar="X")
+
+    def __post_init__(self) -> None:
+        check_area_ratio(self)
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,12 @@ class ReportOptions:
 
     def __post_init__(self) -> None:
         require(self, "worst_images", _is_count(self.worst_images, 0), "a whole number of at least 0")
+
+
+def check_area_ratio(settings: Any) -> None:
+    """Raises `ValueError` unless `area_ratio` is above 0 or not given."""
+    ratio = settings.area_ratio
+    require(settings, "area_ratio", ratio is None or (is_finite_number(ratio) and ratio > 0), "a number above 0")
 
 
 def _is_count(value: Any, least: int) -> bool:

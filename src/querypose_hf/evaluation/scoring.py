@@ -205,7 +205,6 @@ def score_keypoints(
             metrics[f"AR{size}"] = _mean(recall[:, :, index])
     for group, image_ids in ground_truth.image_groups.items():
         metrics[f"AP_{group}"] = _average_precision(scorer, image_ids)
-    ratio = protocol.box_area_ratio
     account = {
         "metric": ground_truth.metric,
         "images": len(ground_truth.images),
@@ -213,13 +212,21 @@ def score_keypoints(
         "results": len(results),
         "results_per_image": 20,
         "sigmas": resolved.tolist(),
-        "area": "annotation" if ratio is None else f"{ratio} * box width * box height",
+        "area": _meaning_of_area(ground_truth),
         "backend": backend,
         "backend_version": importlib.metadata.version(_BACKENDS[backend][2]),
     }
     return KeypointEvaluation(
         {name: metrics[name] for name in protocol.figures}, account, ground_truth, results, scorer
     )
+
+
+def _meaning_of_area(ground_truth: KeypointGroundTruth) -> str:
+    if (ratio := ground_truth.protocol.box_area_ratio) is not None:
+        return f"{ratio} * box width * box height"
+    if (ratio := ground_truth.area_ratio) is not None:
+        return f"annotation; where missing, {ratio} * box width * box height"
+    return "annotation"
 
 
 def score_boxes(

@@ -1,11 +1,14 @@
 """COCO annotations to the labels that QueryPose is trained on."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
+
+logger = logging.getLogger(__name__)
 
 #: Used when neither the image processor nor any annotation tells the number of keypoints: COCO's.
 DEFAULT_NUM_KEYPOINTS = 17
@@ -20,15 +23,17 @@ def labels_from_annotations(
 ) -> list[dict[str, np.ndarray]]:
     """Turns COCO annotations into the labels that QueryPose is trained on.
 
-    Crowd regions are left out, and so are boxes that have no area once clipped to the image. People without labelled
-    keypoints stay, as box targets. COCO's keypoints are pixel indices: index x lies at the continuous coordinate
-    x + 0.5. Keypoints are not clipped.
+    Crowd regions are left out. A box that has no area once clipped to the image is taken from the labelled keypoints,
+    see [`usable_boxes`]; a person without such a box and such keypoints is left out, and a warning says so. People
+    without labelled keypoints stay, as box targets. COCO's keypoints are pixel indices: index x lies at the continuous
+    coordinate x + 0.5. Keypoints are not clipped.
 
     Args:
         annotations (`Sequence[Mapping]`): per image `{"image_id": int, "annotations": [COCO objects]}`. Of an object
             are read: `bbox` (x, y, width, height in pixels), `keypoints` (3 K numbers, or K triples of x, y,
             visibility; may be left out), `category_id` (the first of `category_ids` when left out), `area` (width
-            times height when left out) and `iscrowd` (0 when left out).
+            times height when left out), `num_keypoints` (checked only) and `iscrowd` (0 when left out). Null is as
+            good as left out.
         sizes (`Sequence[tuple[int, int]]`): per image height and width of the upright image, which annotations refer
             to.
         resized_sizes (`Sequence[tuple[int, int]]`): per image height and width after resizing, before padding.
@@ -64,7 +69,7 @@ def labels_from_annotations(
             [
                 _read_person(f"{place}, object {number}", obj, category_ids)
                 for number, obj in enumerate(objects)
-                if not obj.get("iscrowd")
+                if not _is_crowd(f"{place}, object {number}", obj)
             ]
         )
     num_keypoints = _count_keypoints([person for group in people for person in group], num_keypoints)
@@ -82,7 +87,7 @@ def _check_annotation(index: int, entry: Any) -> tuple[str, Sequence[Any]]:
         if field not in entry:
             raise ValueError(f"annotations[{index}] has no `{field}` but {sorted(map(str, entry))}; {expectation}.")
     image_id, objects = entry["image_id"], entry["annotations"]
-    if not isinstance(image_id, Integral) or isinstance(image_id, bool):
+    if not isinstance(image_id, Real) or isinstance(image_id, bool) or float(image_id) % 1 != 0:
         raise TypeError(f"annotations[{index}]: `image_id` is {image_id!r}; expected an integer.")
     place = f"annotations[{index}] (image_id {image_id})"
     if not isinstance(objects, list | tuple):
@@ -90,24 +95,36 @@ def _check_annotation(index: int, entry: Any) -> tuple[str, Sequence[Any]]:
     return place, objects
 
 
+def _is_crowd(place: str, obj: Mapping[str, Any]) -> bool:
+    value = obj.get("iscrowd")
+    if value is None:
+        return False
+    array = np.asarray(value)
+    if array.shape != () or array.dtype.kind not in "biuf" or array not in (0, 1):
+        raise ValueError(f"{place}: `iscrowd` is {value!r}; expected 0 or 1.")
+    return bool(array)
+
+
 def _read_person(place: str, obj: Mapping[str, Any], category_ids: Sequence[int]) -> dict[str, Any]:
     def numbers(field: str, value: Any, expectation: str, fits: Callable[[tuple[int, ...]], bool]) -> np.ndarray:
         try:
-            array = np.asarray(value, dtype=np.float64)
+            array = np.asarray(value)  # without a type: NumPy would read text as numbers
         except (TypeError, ValueError):
             array = None
-        if array is None or not fits(array.shape):
+        if array is None or array.dtype.kind not in "iuf" or not fits(array.shape):
             raise ValueError(f"{place}: `{field}` is {value!r}; expected {expectation}.")
         if not np.isfinite(array).all():
             raise ValueError(f"{place}: `{field}` is {value!r}; expected finite numbers.")
-        return array
+        return array.astype(np.float64)
 
     if obj.get("bbox") is None:
         raise ValueError(f"{place}: `bbox` is missing; expected x, y, width and height in pixels.")
     bbox = numbers("bbox", obj["bbox"], "4 numbers: x, y, width, height", lambda shape: shape == (4,))
+    if (bbox[2:] < 0).any():
+        raise ValueError(f"{place}: `bbox` is {obj['bbox']!r}; expected a width and a height of at least 0.")
 
     category_id = obj.get("category_id", category_ids[0])
-    if category_id not in category_ids:
+    if isinstance(category_id, bool) or category_id not in category_ids:
         raise ValueError(
             f"{place}: `category_id` is {category_id!r}; expected one of {list(category_ids)}. Set `category_ids` of "
             "the image processor to the dataset's ids, in the order of the model's classes."
@@ -120,6 +137,13 @@ def _read_person(place: str, obj: Mapping[str, Any], category_ids: Sequence[int]
         area = numbers("area", area, "a number of pixels", lambda shape: shape == ()).item()
         if area < 0:
             raise ValueError(f"{place}: `area` is {area}; expected at least 0 pixels.")
+
+    count = obj.get("num_keypoints")
+    if count is not None:
+        expectation = "the number of labelled keypoints"
+        number = numbers("num_keypoints", count, expectation, lambda shape: shape == ()).item()
+        if number < 0 or number != int(number):
+            raise ValueError(f"{place}: `num_keypoints` is {count!r}; expected {expectation}.")
 
     keypoints = obj.get("keypoints")
     if keypoints is not None:
@@ -162,6 +186,43 @@ def _count_keypoints(people: Sequence[Mapping[str, Any]], num_keypoints: int | N
     return DEFAULT_NUM_KEYPOINTS if num_keypoints is None else num_keypoints
 
 
+def usable_boxes(
+    boxes: np.ndarray, keypoints: np.ndarray, extents: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes with an area inside their image, taken from the keypoints where the annotated ones have none.
+
+    Such a box is the smallest one around the labelled keypoints inside the image, larger in each direction by a tenth
+    of its longer side, but at least 2 pixels, and clipped to the image.
+
+    Args:
+        boxes (`np.ndarray` of shape (n, 4)): x, y, width, height in pixels.
+        keypoints (`np.ndarray` of shape (n, K, 3)): x and y as pixel indices, and visibility.
+        extents (`np.ndarray` of shape (2,) or (n, 2)): width and height of the images; infinite where not known.
+
+    Returns:
+        The boxes, (n, 4): the annotated ones, unclipped, or those of the keypoints; a mask of those taken from the
+        keypoints; and a mask of those that still have no area in the image: nothing tells where that person is.
+    """
+    extents = np.broadcast_to(extents, (len(boxes), 2))
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    without = ~(np.minimum(high, extents) > np.maximum(low, 0)).all(axis=1)
+    if not without.any():
+        return boxes, without, without
+    points = keypoints[without, :, :2] + 0.5
+    labelled = (keypoints[without, :, 2] > 0) & ((points >= 0) & (points <= extents[without, None])).all(axis=2)
+    found = labelled.any(axis=1)
+    points, labelled = points[found], labelled[found][..., None]
+    replaced = without.copy()
+    replaced[without] = found
+    low = np.where(labelled, points, np.inf).min(axis=1)
+    high = np.where(labelled, points, -np.inf).max(axis=1)
+    margin = np.maximum(0.1 * (high - low).max(axis=1, keepdims=True), 2)
+    low, high = np.maximum(low - margin, 0), np.minimum(high + margin, extents[replaced])
+    boxes = boxes.copy()
+    boxes[replaced] = np.concatenate([low, high - low], axis=1)
+    return boxes, replaced, without & ~replaced
+
+
 def _labels_of_image(
     image_id: int,
     people: Sequence[Mapping[str, Any]],
@@ -173,19 +234,27 @@ def _labels_of_image(
     extent = np.array([width, height], dtype=np.float64)
     unlabelled = np.zeros((num_keypoints, 3))
 
-    boxes = np.array([person["bbox"] for person in people], dtype=np.float64).reshape(-1, 4)
-    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-    corners = np.clip(corners, 0, np.tile(extent, 2))
-    keep = (corners[:, 2:] > corners[:, :2]).all(axis=1)
-
     keypoints = np.array(
         [unlabelled if person["keypoints"] is None else person["keypoints"] for person in people], dtype=np.float64
     ).reshape(-1, num_keypoints, 3)
+    annotated = np.array([person["bbox"] for person in people], dtype=np.float64).reshape(-1, 4)
+    boxes, replaced, lost = usable_boxes(annotated, keypoints, extent)
+    keep = ~lost
+    if lost.any():
+        person = people[int(lost.argmax())]
+        logger.warning(
+            "%s: left out %d of %d people: the box, such as %s, has no area in the image of %d x %d pixels, and no "
+            "labelled keypoint lies in it.",
+            *(person["place"].rpartition(",")[0], lost.sum(), len(people), person["bbox"].tolist(), width, height),
+        )
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    corners = np.clip(corners, 0, np.tile(extent, 2))
     labelled = keypoints[..., 2:] > 0
     keypoints[..., :2] = np.where(labelled, (keypoints[..., :2] + 0.5) / extent, 0)
 
     area_scale = (resized_size[0] * resized_size[1]) / (height * width)
-    area = np.array([person["area"] for person in people], dtype=np.float64) * area_scale
+    area = np.array([person["area"] for person in people], dtype=np.float64)
+    area = np.where(replaced & (area == 0), boxes[:, 2:].prod(axis=1), area) * area_scale
     class_labels = np.array([person["label"] for person in people], dtype=np.int64)
     top_left, bottom_right = np.split(corners[keep] / np.tile(extent, 2), 2, axis=1)
     return {

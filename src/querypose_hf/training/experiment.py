@@ -16,7 +16,7 @@ from ..checks import shown
 from ..data.augmentation import AugmentationRecipe
 from ..data.formats import FORMATS, SourceSettings
 from ..data.reading_options import ReadingOptions
-from ..evaluation.options import PredictionOptions
+from ..evaluation.options import PredictionOptions, check_area_ratio
 from ..evaluation.protocols import Metric
 from ..model.configuration_querypose import VARIANTS, QueryPoseConfig
 from ..settings import build, plain_mapping, read_yaml, require, with_assignments
@@ -139,14 +139,18 @@ class ValidationSource(PredictionOptions, SourceSettings):
         metric (`str`, *optional*): one of [`PROTOCOLS`]; by default the format's.
         sigmas (`tuple[float, ...]`, *optional*): OKS sigmas; by default the protocol's if the model has its keypoints,
             and else the model's.
+        category_ids (`tuple[int, ...]`, *optional*): the categories that are scored; by default those trained on.
+        area_ratio (`float`, *optional*): share of the box's area that stands in for a missing `area`.
     """
 
     metric: Metric | None = None
     sigmas: tuple[float, ...] | None = None
+    area_ratio: float | None = None
 
     def __post_init__(self) -> None:
         SourceSettings.__post_init__(self)
         PredictionOptions.__post_init__(self)
+        check_area_ratio(self)
         for name in ("device", "dtype"):
             require(self, name, getattr(self, name) is None, "nothing: a model is scored where and as it is trained")
         if self.metric not in (None, "coco"):

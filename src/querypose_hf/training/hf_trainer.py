@@ -52,7 +52,8 @@ class PoseMetrics:
         top_k: int = 20,
     ):
         check_backend("pycocotools")
-        self.ground_truth = KeypointGroundTruth.read(annotations, metric)
+        category_ids = list(image_processor.category_ids)
+        self.ground_truth = KeypointGroundTruth.read(annotations, metric, category_ids=category_ids)
         resolve_sigmas(metric, self.ground_truth.num_keypoints, sigmas)
         self.image_processor = image_processor
         self.sigmas = sigmas

@@ -165,9 +165,11 @@ def _summary(sources: list[Any], dataset: Any, model: Any) -> list[str]:
     if not isinstance(dataset, AugmentedPoseStream):
         lines = [f"{len(dataset)} images in an epoch, of {sum(map(len, sources))} in {len(sources)} sources"]
     for number, source in enumerate(sources):
-        left_out = {name: count for name, count in getattr(source, "left_out", {}).items() if count}
-        if left_out:
-            lines.append(f"  source {number} leaves out: {', '.join(f'{n} {name}' for name, n in left_out.items())}")
+        whole = source.dataset if isinstance(source, Subset) else source
+        for field, verb in (("left_out", "leaves out"), ("remarks", "has")):
+            counts = {name.replace("_", " "): count for name, count in getattr(whole, field, {}).items() if count}
+            if counts:
+                lines.append(f"  source {number} {verb}: {', '.join(f'{n} {name}' for name, n in counts.items())}")
     lines.append(
         f"{config.num_keypoints} keypoints in {config.num_parts} parts, {config.num_labels} "
         f"class{'es' if config.num_labels > 1 else ''}, {trained / 1e6:.1f} million trained parameters"

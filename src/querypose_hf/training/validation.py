@@ -1,6 +1,7 @@
 """Scores a model while it is trained."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from .experiment import ValidationSource
 from .sources import open_source
 
 
+logger = logging.getLogger(__name__)
+
+
 class Validation:
     """Scores a model on the validation images; every process has to call it, and the processes share the images.
 
@@ -44,12 +48,17 @@ class Validation:
         if not FORMATS[settings.format].is_coco_file:
             self.images = folder
             content = _as_coco(open_source(settings, "data.validation"), list(image_processor.category_ids), folder)
-        ground_truth = KeypointGroundTruth.read(content, settings.protocol)
+        category_ids = settings.category_ids or list(image_processor.category_ids)
+        reading: dict[str, Any] = {"category_ids": category_ids, "area_ratio": settings.area_ratio}
+        ground_truth = KeypointGroundTruth.read(content, settings.protocol, **reading)
         if settings.max_images is not None and settings.max_images < len(ground_truth.images):
             chosen = [image["id"] for image in ground_truth.images[: settings.max_images]]
-            ground_truth = KeypointGroundTruth.read(content, settings.protocol, chosen)
+            ground_truth = KeypointGroundTruth.read(content, settings.protocol, chosen, **reading)
         source = f"`data.validation` ({settings.annotations or settings.format})"
         self.ground_truth = dataclasses.replace(ground_truth, source=source)
+        if this_process().is_main_process:
+            for remark in self.ground_truth.remarks():
+                logger.warning("%s", remark)
         check_images(self.ground_truth, self.images, progress=False)
 
     def check(self, model: QueryPoseForPoseEstimation) -> None:
