@@ -99,6 +99,14 @@ class TestReading:
         assert image.mode == "RGB"
         assert np.array_equal(np.asarray(image), np.asarray(upright.convert("RGB")))
 
+    def test_names_from_windows(self, coco_content, write_coco):
+        annotations, folder = write_coco(coco_content)
+        (folder / "sub").mkdir()
+        (folder / "1.png").rename(folder / "sub" / "1.png")
+        coco_content["images"][1]["file_name"] = r"sub\1.png"
+        annotations.write_text(json.dumps(coco_content))
+        assert CocoPoseDataset(annotations, folder)[1]["image"].size == (40, 60)
+
     def test_joined_datasets_tell_their_sizes(self, coco_content, write_coco):
         dataset = CocoPoseDataset(*write_coco(coco_content))
         joined = ConcatDataset([dataset, Subset(dataset, [3, 1])])

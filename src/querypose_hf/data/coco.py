@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import find_file
 from ..model.skeletons import CROWDPOSE_14
-from .coco_records import CocoRecords, Record
+from .coco_records import CocoRecords, Record, recorded_file_names
 from .description import DataDescription
 from .pose_dataset import PoseFileDataset
 from .reading_options import ReadingOptions
@@ -70,7 +71,7 @@ class CocoPoseDataset(PoseFileDataset):
         categories = records.choose_categories(category_ids)
         keypoint_names, edges = self._skeleton(records, categories)
         num_keypoints = None if keypoint_names is None else len(keypoint_names)
-        files = [str(folder / name) for name in records.file_names()]
+        files = [str(find_file(folder, name)) for name in recorded_file_names(records.images, records.source)]
         objects = records.objects([category["id"] for category in categories], num_keypoints)
         left_out = dict(objects.left_out)
         table = records.to_table(objects, area_ratio)

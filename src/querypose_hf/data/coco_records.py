@@ -178,16 +178,6 @@ class CocoRecords:
                 )
         return skeletons[0]
 
-    def file_names(self) -> list[str]:
-        """`file_name` of every image."""
-        for index, record in enumerate(self.images):
-            if not isinstance(record.get("file_name"), str):
-                raise ValueError(
-                    f"{self.source}: image {index}: `file_name` is {shown(record.get('file_name'))}; expected the "
-                    "name of a file."
-                )
-        return [record["file_name"] for record in self.images]
-
     def objects(self, category_ids: Collection[int], num_keypoints: int | None) -> CocoObjects:
         """The annotations of some categories.
 
@@ -243,7 +233,7 @@ class CocoRecords:
         box_areas = objects.boxes[:, 2:].prod(axis=1) * area_ratio
         return PoseTable.from_rows(
             image_ids=np.array([image["id"] for image in self.images], dtype=np.int64),
-            sizes=self._sizes(),
+            sizes=recorded_sizes(self.images, self.source),
             image_rows=objects.image_rows,
             ids=objects.ids,
             boxes=objects.boxes,
@@ -252,19 +242,6 @@ class CocoRecords:
             category_ids=objects.category_ids,
             iscrowd=objects.iscrowd,
         )
-
-    def _sizes(self) -> np.ndarray:
-        sides = [
-            require_numbers(self.images, side, "a number of pixels", self.source, "image")
-            for side in ("width", "height")
-        ]
-        sizes = np.stack(sides, axis=1)
-        if not (sizes >= 1).all():
-            row = int((sizes < 1).any(axis=1).argmax())
-            raise ValueError(
-                f"{self.source}: image {row}: width or height is {sizes[row].min():g}; expected at least 1 pixel."
-            )
-        return sizes.astype(np.int64)
 
     def _column(self, field: str) -> np.ndarray:
         return require_whole_numbers(self.annotations, field, self.source, "annotation")
@@ -342,3 +319,32 @@ class CocoRecords:
             for record, keep in zip(self.annotations, wanted, strict=True)
         ]
         return require_numbers(records, field, expected, self.source, "annotation", length)[wanted]
+
+
+def recorded_file_names(images: Sequence[Record], source: str) -> list[str]:
+    """`file_name` of every image; `source` names the file in messages.
+
+    Raises:
+        ValueError: one is missing or not text.
+    """
+    for index, record in enumerate(images):
+        if not isinstance(record.get("file_name"), str):
+            raise ValueError(
+                f"{source}: image {index}: `file_name` is {shown(record.get('file_name'))}; expected the name of a "
+                "file."
+            )
+    return [record["file_name"] for record in images]
+
+
+def recorded_sizes(images: Sequence[Record], source: str) -> np.ndarray:
+    """Width and height of every image in pixels, (n, 2) int64; `source` names the file in messages.
+
+    Raises:
+        ValueError: one is missing or less than 1.
+    """
+    sides = [require_numbers(images, side, "a number of pixels", source, "image") for side in ("width", "height")]
+    sizes = np.stack(sides, axis=1)
+    if not (sizes >= 1).all():
+        row = int((sizes < 1).any(axis=1).argmax())
+        raise ValueError(f"{source}: image {row}: width or height is {sizes[row].min():g}; expected at least 1 pixel.")
+    return sizes.astype(np.int64)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..checks import require_numbers
 from ..data.coco_records import CocoObjects, CocoRecords
+from ..model.annotations_querypose import usable_boxes
 from .image_list import ImageList, choose_images
 from .protocols import KeypointProtocol, protocol_of
 
@@ -112,11 +113,12 @@ class KeypointGroundTruth(ImageList):
                 "0. They are not scored, as in pycocotools; without that field their labelled keypoints are counted."
             )
         if without_area:
-            field = "`area` 0" if self.protocol.box_area_ratio is None else "a box of area 0"
+            field, advice = "a box of area 0", "draw their boxes anew"
+            if self.protocol.box_area_ratio is None:
+                field, advice = "`area` 0", "leave out that field, and take the area from the box by `--area-ratio`"
             found.append(
                 f"{self.source}: {without_area} of {len(to_find)} people to be found have {field}. OKS divides by the "
-                "area, so that no result matches them; without the field, `area_ratio` (`--area-ratio`) takes it from "
-                "the box."
+                f"area, so that no result matches them; {advice}."
             )
         if not to_find:
             found.append(f"{self.source}: nobody is to be found in the images that are scored, so there is no AP.")
@@ -151,9 +153,8 @@ def _image_groups(images: list[Mapping[str, Any]], protocol: KeypointProtocol, s
 
 def _areas(objects: CocoObjects, protocol: KeypointProtocol, area_ratio: float | None, source: str) -> np.ndarray:
     """(m,): the areas that OKS divides by."""
-    box_areas = objects.boxes[:, 2:].prod(axis=1)
     if protocol.box_area_ratio is not None:
-        return box_areas * protocol.box_area_ratio
+        return objects.boxes[:, 2:].prod(axis=1) * protocol.box_area_ratio
     missing = np.isnan(objects.areas)
     if missing.any() and area_ratio is None:
         raise ValueError(
@@ -161,4 +162,5 @@ def _areas(objects: CocoObjects, protocol: KeypointProtocol, area_ratio: float |
             f"{len(missing)}; expected the person's area in pixels, which COCO's OKS divides by. A share of the box's "
             "area can stand in for it: `area_ratio=0.53`, on the command line `--area-ratio 0.53`."
         )
-    return np.where(missing, box_areas * (area_ratio or 0), objects.areas)
+    usable, _, _ = usable_boxes(objects.boxes, objects.keypoints, np.full(2, np.inf))
+    return np.where(missing, usable[:, 2:].prod(axis=1) * (area_ratio or 0), objects.areas)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..checks import require_numbers, shown
+from ..data.coco_records import recorded_file_names, recorded_sizes
 from ..data.sample import UnusableImageError, check_size, read_image_size
 from ..files import find_file
 from ..processes import rank
@@ -35,8 +35,8 @@ def check_images(
     folder = Path(images_dir)
     if not folder.is_dir():
         raise FileNotFoundError(f"`images_dir` is {os.fspath(images_dir)!r}; there is no such folder.")
-    sizes = _recorded_sizes(images)
-    names = [record["file_name"] for record in images.images]
+    names = recorded_file_names(images.images, images.source)
+    sizes = recorded_sizes(images.images, images.source)
     files = [str(find_file(folder, name)) for name in names]
     missing = [name for name, file in zip(names, files, strict=True) if not os.path.isfile(file)]
     if missing:
@@ -54,26 +54,6 @@ def check_images(
     if wrong:
         raise UnusableImageError(f"{images.source}: {_counted(wrong, len(files))} cannot be used")
     return files, sizes
-
-
-def _recorded_sizes(images: ImageList) -> np.ndarray:
-    for index, record in enumerate(images.images):
-        if not isinstance(record.get("file_name"), str):
-            raise ValueError(
-                f"{images.source}: image {index}: `file_name` is {shown(record.get('file_name'))}; expected a file's "
-                "name."
-            )
-    sides = [
-        require_numbers(images.images, side, "a number of pixels", images.source, "image")
-        for side in ("width", "height")
-    ]
-    sizes = np.stack(sides, axis=1).astype(np.int64)
-    if (sizes < 1).any():
-        index = int((sizes < 1).any(axis=1).argmax())
-        raise ValueError(
-            f"{images.source}: image {index}: its size is {sizes[index].tolist()}; expected at least 1 pixel."
-        )
-    return sizes
 
 
 def _fault(file: str, recorded: tuple[int, int]) -> str | None:
