@@ -81,3 +81,9 @@ def test_webcam_and_video(demo, tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(ValueError, match=r"text\.mp4 cannot be opened as a video"):
         demo.watch(str(tmp_path / "text.mp4"), 0.3, [], print, VISITOR)
+    broken = write_clip(tmp_path / "broken.mkv", panned_scene(60))
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
+    patient = PoseDemo(demo.pose_estimator)
+    video, text, lines = patient.watch(str(broken), 0.05, EVERYTHING, lambda *numbers: None, VISITOR)
+    count = len(Path(lines).read_text().splitlines())
+    assert 0 < count < 50 and text.startswith(f"{count} frames, ") and "damaged in 1 places: it breaks off" in text

@@ -491,6 +491,23 @@ def test_no_image(pose_estimator, tmp_path):
         pose_estimator(np.zeros((2, 90, 120, 3), dtype=np.uint8))
 
 
+def test_the_bad_one_among_many_is_named(pose_estimator, pictures, one_by_one, tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    items = [*pictures[:2], str(tmp_path / "text.jpg"), *pictures[2:], "missing.jpg"]
+    bad = r"^images\[2\]: .*text\.jpg' cannot be decoded"
+    for batch_size in (1, 2, 3):
+        for images in (items, tuple(items), items[::-1]):
+            message = bad if images[0] is items[0] else r"^images\[(0|3)\]: .*(missing|text)\.jpg"
+            with pytest.raises((ValueError, FileNotFoundError), match=message):
+                pose_estimator(images, batch_size=batch_size, **ALL)
+    rows = [{"image": item} for item in items]
+    for images in ((item for item in items), KeyDataset(rows, "image"), iter(items)):
+        found = iter(pose_estimator(images, **ALL))
+        assert_same_people([next(found), next(found)], one_by_one[:2])
+        with pytest.raises(ValueError, match=bad):
+            next(found)
+
+
 def test_url_that_gives_no_image(pose_estimator, server):
     for url, reason in (("missing.png", "404"), ("with space.png", "with space")):
         with pytest.raises(OSError, match=f"{server}/{url}.*cannot be fetched.*{reason}"):

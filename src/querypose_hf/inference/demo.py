@@ -172,7 +172,7 @@ def _video_tab(gr: Any, controls: _Controls) -> None:
 
         try:
             return controls.actions.watch(video, threshold, drawings, on_frame, request.session_hash)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise gr.Error(f"This video cannot be read: {error}") from error
 
     inputs = [video, controls.threshold, controls.drawings]

@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ class PoseDemo:
             `tuple[str, str, str]`: the path of the drawn video, a sentence, the path of the people as JSON lines.
 
         Raises:
-            ValueError: the file is no video.
+            OSError, ValueError: the file is no video. One that is damaged gives the frames that can be read.
         """
         video_path, lines_path = (self._folder(visitor) / name for name in ("people.mp4", "people.jsonl"))
         numbers: set[int] = set()
@@ -139,13 +139,14 @@ class PoseDemo:
         ):
             total = min(reader.num_frames or self.max_frames, self.max_frames)
             options = VideoOptions(threshold, max_frames=self.max_frames)
-            for frame, people in find_people_in_video(self.pose_estimator, reader, options):
+            for frame, people in _up_to_an_error(find_people_in_video(self.pose_estimator, reader, options), reader):
                 writer.write(self._draw(frame.image, people, threshold, drawings), frame.time)
                 lines.write(json.dumps({"frame": frame.index, "time": frame.time, "people": people}) + "\n")
                 numbers |= {person["track_id"] for person in people} - {None}
                 count += 1
                 on_frame(count, total)
-        return str(video_path), f"{count} frames, {_counted(numbers)} followed", str(lines_path)
+        damage = f"; damaged in {len(reader.damage)} places: {reader.damage[0]}" if reader.damage else ""
+        return str(video_path), f"{count} frames, {_counted(numbers)} followed{damage}", str(lines_path)
 
     def forget(self, visitor: str | None) -> None:
         """Removes the files of a visitor."""
@@ -166,6 +167,19 @@ class PoseDemo:
         folder = Path(self._downloads.name, "".join(filter(str.isalnum, visitor or "nobody")))
         folder.mkdir(exist_ok=True)
         return folder
+
+
+def _up_to_an_error(frames: Iterator[Any], reader: VideoReader) -> Iterator[Any]:
+    """The frames up to an error after the first; the error joins the reader's damage."""
+    count = 0
+    try:
+        for frame in frames:
+            count += 1
+            yield frame
+    except (OSError, ValueError) as error:
+        if not count:
+            raise
+        reader.damage.append(str(error))
 
 
 def _counted(people: Any) -> str:

@@ -1,10 +1,11 @@
 """The `pose-estimation` pipeline."""
 
+import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.ExifTags
@@ -37,6 +38,40 @@ class _Items(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         return self.items[index]
+
+
+class _Numbered(NamedTuple):
+    """One of many images, with its place among them."""
+
+    index: int
+    image: Any
+
+
+class _NumberedItems(Dataset):
+    """The images of a dataset or list with their places. Errors of reading one name its place."""
+
+    def __init__(self, items: Any, order: Sequence[int] | None = None):
+        self.items = items
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> _Numbered:
+        index = index if self.order is None else self.order[index]
+        with _naming(index):
+            return _Numbered(index, self.items[index])
+
+
+@contextlib.contextmanager
+def _naming(index: int) -> Iterator[None]:
+    """Makes an error in the block one about this image among many."""
+    try:
+        yield
+    except (OSError, TypeError, ValueError) as error:
+        kinds = (FileNotFoundError, OSError, TypeError, ValueError)
+        kind = next(kind for kind in kinds if isinstance(error, kind))
+        raise kind(f"images[{index}]: {error}") from error
 
 
 def _aspect_ratio(image: Any) -> float:
@@ -125,6 +160,11 @@ class PoseEstimationPipeline(Pipeline):
             `keypoints` with `name`, `x`, `y`, `score`, all in pixels of the image. Boxes are continuous and clipped to
             the image, keypoints are pixel indices as in COCO: continuous coordinates minus 0.5. For many images a list
             of such lists, for a dataset, a column or a generator an iterator over them.
+
+        Raises:
+            FileNotFoundError, OSError, TypeError, ValueError: an image cannot be read. Of many images the message
+                begins with the place of the first that cannot, such as `images[3]: `. No image is skipped: a list
+                gives no results then, and an iterator those before it (with `batch_size`, those of whole batches).
         """
         if isinstance(inputs, Path):
             inputs = str(inputs)
@@ -145,9 +185,15 @@ class PoseEstimationPipeline(Pipeline):
         if isinstance(inputs, list) and 1 < batch_size < len(inputs):
             # images of similar shape share a batch, so that little of it is padding
             order = sorted(range(len(inputs)), key=[_aspect_ratio(item) for item in inputs].__getitem__)
-            found = super().__call__([inputs[index] for index in order], **kwargs)
+            found = super().__call__(_NumberedItems(inputs, order), **kwargs)
             people_of = dict(zip(order, found, strict=True))
             return [people_of[index] for index in range(len(inputs))]
+        if isinstance(inputs, list):
+            return list(super().__call__(_NumberedItems(inputs), **kwargs))
+        if isinstance(inputs, Dataset) and isinstance(inputs, Sized):
+            inputs = _NumberedItems(inputs)
+        elif isinstance(inputs, Iterator):
+            inputs = (_Numbered(index, image) for index, image in enumerate(inputs))
         return super().__call__(inputs, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -159,6 +205,9 @@ class PoseEstimationPipeline(Pipeline):
         super().save_pretrained(save_directory, **kwargs)
 
     def preprocess(self, image: Any, timeout: float = 60) -> dict[str, Any]:
+        if isinstance(image, _Numbered):
+            with _naming(image.index):
+                return self.preprocess(image.image, timeout)
         pixels = decode_image(image, self.image_processor.do_convert_rgb, timeout=timeout)
         height, width = pixels.shape[-2:]
         pixel_values = self.image_processor(
