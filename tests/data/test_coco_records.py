@@ -298,6 +298,21 @@ class TestBoxesWithoutArea:
         assert "source 0 has: 1 boxes taken from keypoints" in text
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"iscrowd": ["0"]}, "`iscrowd` is '0'; expected 0 or 1"),
+        ({"area": [-1.0]}, r"`area` is -1\.0; expected at least 0"),
+    ],
+)
+def test_same_errors_in_datasets(fields, message):
+    datasets = pytest.importorskip("datasets")
+    objects = {"bbox": [[1.0, 2.0, 3.0, 4.0]], "keypoints": [[float(value) for value in KEYPOINTS]], **fields}
+    rows = datasets.Dataset.from_dict({"image": ["5.png"], "objects": [objects]})
+    with pytest.raises(ValueError, match=f"row 0.*object 0: {message}"):
+        HubPoseDataset(rows)
+
+
 class TestWhatCannotBeFound:
     @pytest.mark.parametrize(
         ("fields", "remark", "kind"),
