@@ -163,7 +163,7 @@ def test_predict_refuses_before_it_writes(model, in_folder, capsys):
         ([image, "text.jpg", "--model", model, "--strict"], r"text\.jpg cannot be read; expected an image"),
         (
             ["text.jpg", "no.jpg", "--model", model],
-            r"none of the 2 sources can be used: text\.jpg cannot .*; no\.jpg: ",
+            r"none of the sources can be used: text\.jpg cannot .*; no\.jpg: ",
         ),
         ([image, "--model", model, "--threshold", "1.5"], "--threshold: expected a number from 0 to 1, got '1.5'"),
         ([image, "--model", model, "--threshold", "nan"], "--threshold: expected a number from 0 to 1, got 'nan'"),
@@ -492,6 +492,36 @@ def test_check_data(capsys, tmp_path):
     assert "nose" in capsys.readouterr().out
     assert json.loads((tmp_path / "report" / "report.json").read_text())["num_images"] == 1
     assert PIL.Image.open(tmp_path / "report" / "samples.png").size[0] > 0
+
+
+def test_check_data_skips_images_that_are_missing_or_broken(capsys, tmp_path):
+    (tmp_path / "images").mkdir()
+    names = ["good.png", "missing.png", "text.png", "cut.png", "other_size.png"]
+    make_image(tmp_path / "images" / "good.png", 48, 64)
+    (tmp_path / "images" / "text.png").write_text("no image")
+    (tmp_path / "images" / "cut.png").write_bytes((tmp_path / "images" / "good.png").read_bytes()[:500])
+    make_image(tmp_path / "images" / "other_size.png", 40, 64)
+    images = [{"id": i, "file_name": name, "width": 64, "height": 48} for i, name in enumerate(names)]
+    box = {"category_id": 1, "bbox": [10, 10, 30, 30], "area": 500, "iscrowd": 0, "keypoints": [20, 20, 2] + 48 * [0]}
+    people = [{"id": i + 1, "image_id": i, **box} for i in range(len(names))]
+    categories = [{"id": 1, "name": "person", "keypoints": list(COCO_17.keypoint_names)}]
+    content = {"images": images, "annotations": people, "categories": categories}
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    arguments = ["check-data", "--annotations", str(tmp_path / "annotations.json")]
+    arguments += ["--images", str(tmp_path / "images")]
+    assert main([*arguments, "--output", str(tmp_path / "report")]) == 1
+    said = capsys.readouterr()
+    assert "nose" in said.out
+    assert re.search("1 images read, 0 of them without people; 4 skipped .*text.png.*; and 1 more", said.err)
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["left_out"]["missing_images"] == 1 and len(report["unusable_images"]) == 3
+    assert "1 of 5 images are not in" in fails(capsys, *arguments, "--strict")
+    (tmp_path / "images" / "missing.png").write_bytes((tmp_path / "images" / "good.png").read_bytes())
+    assert "text.png: the image cannot be read" in fails(capsys, *arguments, "--strict")
+    (tmp_path / "images" / "good.png").unlink()
+    (tmp_path / "images" / "missing.png").unlink()
+    assert main(arguments) == 2
+    assert "none of the images can be used: " in capsys.readouterr().err
 
 
 def test_evaluate_a_model(capsys, model, tmp_path):

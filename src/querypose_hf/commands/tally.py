@@ -82,11 +82,11 @@ class InputTally:
         Raises:
             ValueError, OSError: every input was skipped.
         """
-        if self.read or not self._errors:
+        if self.read or not self.skipped:
             return
-        if len(self._errors) == 1:
+        if len(self._errors) == len(self.skipped) == 1:
             raise self._errors[0]
-        raise ValueError(f"none of the {len(self._errors)} {self.noun} can be used: {_first(self.skipped)}")
+        raise ValueError(f"none of the {self.noun} can be used: {_first(self.skipped)}")
 
     def finish(self) -> int:
         """Prints the counts, where there are several inputs or something is amiss; returns the exit status."""

@@ -39,6 +39,7 @@ def check_data(
     max_images: int | None = None,
     num_drawn: int = 16,
     seed: int = 0,
+    strict: bool = False,
 ) -> DataReport:
     """Reads all images and annotations of a dataset, counts them, and looks for likely mistakes.
 
@@ -55,8 +56,10 @@ def check_data(
         max_images (`int`, *optional*): check only the first so many images.
         num_drawn (`int`, *optional*, defaults to 16): the number of images to draw.
         seed (`int`, *optional*, defaults to 0): chooses these.
+        strict (`bool`, *optional*, defaults to `False`): stop at the first image that cannot be used.
 
     Raises:
+        UnusableImageError: an image cannot be used, and `strict` is set.
         ValueError: the skeleton and the annotations differ in their number of keypoints.
 
     Example:
@@ -76,7 +79,9 @@ def check_data(
     total = max_images
     if isinstance(dataset, Sized):
         total = len(dataset) if max_images is None else min(len(dataset), max_images)
-    for name, sample in tqdm(_samples(dataset, report, total), desc="checking data", unit=" images", total=total):
+    for name, sample in tqdm(
+        _samples(dataset, report, total, strict), desc="checking data", unit=" images", total=total
+    ):
         checks.add(name, sample)
         if page is not None:
             page.offer(sample)
@@ -91,7 +96,7 @@ def check_data(
     return report
 
 
-def _samples(dataset: Any, report: DataReport, total: int | None) -> Iterator[tuple[str, PoseSample]]:
+def _samples(dataset: Any, report: DataReport, total: int | None, strict: bool) -> Iterator[tuple[str, PoseSample]]:
     """The samples with their names; unusable images go into the report."""
     if not isinstance(dataset, PoseDataset):
         # iterating over a map-style dataset need not end by itself
@@ -105,6 +110,8 @@ def _samples(dataset: Any, report: DataReport, total: int | None) -> Iterator[tu
         try:
             image = dataset.read_image(index)
         except UnusableImageError as error:
+            if strict:
+                raise
             report.unusable_images.append(str(error))
             continue
         annotations = dataset.annotations(index)

@@ -71,6 +71,11 @@ class DataReport:
         """The report as plain values, ready for JSON."""
         return asdict(self)
 
+    def left_out_images(self) -> list[str]:
+        """In words, how many images the reader left out because they are missing or cannot be read."""
+        counts = ((self.left_out.get(f"{kind}_images", 0), kind) for kind in ("missing", "unusable"))
+        return [f"{count} {kind} {'image' if count == 1 else 'images'}" for count, kind in counts if count]
+
     def to_text(self) -> str:
         """The report as a table."""
         return "\n".join([*self._counts(), "", *self._keypoints(), "", *self._left_and_right(), "", *self._mistakes()])
