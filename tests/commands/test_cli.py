@@ -537,3 +537,19 @@ def test_evaluate_a_model(capsys, model, tmp_path):
     assert f"AP         {metrics['AP']:.4f}" in capsys.readouterr().out
     assert {entry["image_id"] for entry in json.loads((tmp_path / "scores" / "keypoints.json").read_text())} == {1}
     assert "<svg" in (tmp_path / "scores" / "report.html").read_text()
+
+
+def test_evaluate_skips_images_that_cannot_be_read(capsys, model, tmp_path):
+    content = sample_coco()
+    record = content["images"][0]
+    content["images"].append({**record, "id": 2, "file_name": "missing.jpg"})
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    arguments = ["evaluate", "--annotations", str(tmp_path / "annotations.json"), "--images", str(SAMPLE_IMAGE.parent)]
+    arguments += ["--workers", "0", "--device", "cpu", "--model", model, "--output", str(tmp_path / "scores")]
+    assert "1 of 2 images (missing.jpg) are not in" in fails(capsys, *arguments, "--strict")
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("AP ") and "1 images skipped, their people count as missed (" in said.err
+    figures = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert "missing.jpg" in figures["prediction"]["skipped_images"]["2"]
+    assert not list((tmp_path / "scores").glob("*.jsonl"))

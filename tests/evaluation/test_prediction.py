@@ -287,6 +287,43 @@ def test_bad_input_stops_before_inference(model, image_processor, data, tmp_path
         predict(model, data, image_processor)
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_images_that_cannot_be_used_are_skipped_where_asked(model, image_processor, data, tmp_path, num_workers):
+    whole = predict(model, data, image_processor, batch_size=1)  # alone, so that padding does not change
+    folder, names = data / "images", ["0.png", "2.png", "3.png"]
+    bad = {
+        record["id"] for record in read_image_list(data / "annotations.json").images if record["file_name"] in names
+    }
+    kept = {name: (folder / name).read_bytes() for name in names}
+    (folder / names[0]).unlink()
+    (folder / names[1]).write_text("no image")
+    (folder / names[2]).write_bytes(kept[names[2]][: len(kept[names[2]]) // 2])  # its header is whole
+    skipped = {}
+    options = {"num_workers": num_workers, "output_dir": tmp_path / "out", "batch_size": 1}
+    results = predict_dataset(
+        model,
+        data / "annotations.json",
+        folder,
+        PredictionOptions(num_workers=num_workers, batch_size=1),
+        image_processor=image_processor,
+        output_dir=tmp_path / "out",
+        skipped=skipped,
+        progress=False,
+    )
+    assert set(skipped) == bad and all("the image cannot be read" in reason for reason in skipped.values())
+    assert_close(results, [result for result in whole if result["image_id"] not in bad])
+    # what was found is kept, and images that were mended are looked at
+    for name, content in kept.items():
+        (folder / name).write_bytes(content)
+    assert_close(predict(model, data, image_processor, **options), whole)
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ValueError, match="can"):
+        predict_dataset(
+            model, data / "annotations.json", folder, image_processor=image_processor, skipped={}, progress=False
+        )
+
+
 def test_models_that_do_not_fit_the_annotations(image_processor, data, monkeypatch):
     forbid_inference(monkeypatch)
 

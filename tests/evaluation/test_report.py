@@ -189,6 +189,5 @@ def test_results_without_boxes_and_few_images(crowdpose_case, tmp_path):
 def test_an_image_that_cannot_be_read(coco_case, tmp_path):
     for image in coco_case[0]["images"]:
         image["file_name"] = "none.png"
-    with pytest.raises(ValueError, match=r"none.png: the image cannot be read"):
-        write_report(score(*coco_case), tmp_path / "report", images_dir=tmp_path, progress=False)
-    assert not (tmp_path / "report").exists()
+    write_report(score(*coco_case), tmp_path / "report", images_dir=tmp_path, progress=False)
+    assert "none.png: the image cannot be read" in (tmp_path / "report" / "report.html").read_text()

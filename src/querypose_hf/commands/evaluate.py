@@ -2,12 +2,14 @@
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.options import PredictionOptions, ReportOptions, ScoringOptions
 from ..settings import UsageError, add_options, from_options
-from .options import add_model_option
+from .options import add_model_option, add_strict_option
+from .tally import SOME_SKIPPED
 
 
 def add_parser(commands: Any) -> None:
@@ -29,14 +31,16 @@ def add_parser(commands: Any) -> None:
     with_model.add_argument(
         "--test-dev", action="store_true", help="score nothing; write what COCO's evaluation server takes"
     )
+    add_strict_option(with_model, "image")
     add_options(with_model, PredictionOptions)
     add_options(with_model, ReportOptions)
     parser.set_defaults(run=_evaluate)
 
 
-def _evaluate(options: argparse.Namespace) -> None:
+def _evaluate(options: argparse.Namespace) -> int:
     from ..evaluation.evaluate import evaluate_model, evaluate_predictions, predict_test_dev
     from ..evaluation.image_list import read_image_list
+    from ..processes import world_size
 
     scoring = from_options(ScoringOptions, options)
     result: dict[str, Any] | None
@@ -48,10 +52,20 @@ def _evaluate(options: argparse.Namespace) -> None:
             if dataclasses.replace(scoring, category_ids=None) != ScoringOptions():
                 raise UsageError("--test-dev: nothing is scored; --metric, --sigmas, --boxes, --backend do not apply.")
             images = read_image_list(options.annotations, category_ids=scoring.category_ids)
-            result = predict_test_dev(options.model, images, options.images, options.output, prediction)
+            result = predict_test_dev(
+                options.model, images, options.images, options.output, prediction, strict=options.strict
+            )
         else:
             what = (options.model, options.annotations, options.images, options.output)
-            result = evaluate_model(*what, prediction, scoring, from_options(ReportOptions, options))
+            report = from_options(ReportOptions, options)
+            result = evaluate_model(*what, prediction, scoring, report, strict=options.strict)
     # only the first of several processes has a result
     for name, value in ((result or {}).get("metrics") or {}).items():
         print(f"{name:<10} {'-' if value is None else format(value, '.4f')}")
+    skipped = (result or {}).get("prediction", {}).get("skipped_images", {})
+    if not skipped:
+        return 0
+    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    first = "; ".join([*skipped.values()][:3])
+    print(f"{len(skipped)} images skipped, their people count as missed ({first}{more})", file=sys.stderr)
+    return 0 if world_size() > 1 else SOME_SKIPPED  # launchers stop all processes where one ends otherwise

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..assets import QUERYPOSE_NANO, resolve_checkpoint
 from ..settings import UsageError
@@ -51,7 +51,7 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="such as cpu or cuda:0; the first accelerator by default")
 
 
-def add_strict_option(parser: argparse.ArgumentParser, what: str = "input") -> None:
+def add_strict_option(parser: Any, what: str = "input") -> None:
     """Adds `--strict`."""
     parser.add_argument(
         "--strict",

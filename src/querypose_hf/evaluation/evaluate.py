@@ -98,6 +98,7 @@ def evaluate_model(
     report: ReportOptions = ReportOptions(),
     *,
     image_processor: Any = None,
+    strict: bool = True,
     progress: bool = True,
 ) -> dict[str, Any] | None:
     """Finds the people of all images of an annotation file and scores them.
@@ -112,6 +113,8 @@ def evaluate_model(
         output_dir (`str` or `os.PathLike`): the folder to write to.
         scoring ([`ScoringOptions`]): how the people found are scored.
         report ([`ReportOptions`]): whether to write the report, and what it shows.
+        strict (`bool`): raise an error at an image that is missing, broken or of an unexpected size. Where `False`,
+            nobody is found in it, so that its people count as missed, and `prediction` has it in `skipped_images`.
         progress (`bool`): show progress bars.
 
     Returns:
@@ -137,6 +140,7 @@ def evaluate_model(
     check_model(loaded, image_processor, ground_truth, prediction)
     skeleton = loaded.config.skeleton
     sigmas = resolve_sigmas(scoring.metric, ground_truth.num_keypoints, scoring.sigmas, skeleton)
+    skipped: dict[int, str] | None = None if strict else {}
     results = predict_dataset(
         loaded,
         ground_truth,
@@ -144,13 +148,14 @@ def evaluate_model(
         prediction,
         image_processor=image_processor,
         output_dir=output_dir,
+        skipped=skipped,
         progress=progress,
     )
     if rank() > 0:
         return None
     scoring = dataclasses.replace(scoring, sigmas=tuple(sigmas.tolist()))
     evaluation, figures = _score(ground_truth, results, scoring, progress)
-    figures["prediction"] = _how_predicted(model, loaded, prediction)
+    figures["prediction"] = _how_predicted(model, loaded, prediction, skipped)
     write_coco_results(results, folder / "keypoints.json")
     write_json(figures, folder / "metrics.json", indent=2)
     PartialResults(folder, {}).remove()
@@ -176,6 +181,7 @@ def predict_test_dev(
     prediction: PredictionOptions = PredictionOptions(),
     *,
     image_processor: Any = None,
+    strict: bool = True,
     progress: bool = True,
 ) -> dict[str, Any] | None:
     """Finds the people of COCO's test-dev and writes [`TEST_DEV_FILE`], which the evaluation server takes.
@@ -187,6 +193,7 @@ def predict_test_dev(
         model, images_dir, prediction, image_processor, progress: see [`predict_dataset`].
         images: COCO's `image_info_test-dev2017.json`, or what it holds.
         output_dir (`str` or `os.PathLike`): the folder to write to.
+        strict (`bool`): see [`evaluate_model`].
 
     Returns:
         `dict` or `None`: `results`, their number, and `prediction`, how they were found. In all processes but the
@@ -197,6 +204,7 @@ def predict_test_dev(
     """
     _require_folder(output_dir)
     loaded, image_processor = load_model(model, image_processor, prediction.device, dtype_of(prediction))
+    skipped: dict[int, str] | None = None if strict else {}
     results = predict_dataset(
         loaded,
         images,
@@ -204,6 +212,7 @@ def predict_test_dev(
         prediction,
         image_processor=image_processor,
         output_dir=output_dir,
+        skipped=skipped,
         progress=progress,
     )
     if rank() > 0:
@@ -211,7 +220,7 @@ def predict_test_dev(
     submission = [{field: result[field] for field in TEST_DEV_FIELDS} for result in results]
     write_coco_results(submission, Path(output_dir) / TEST_DEV_FILE)
     PartialResults(output_dir, {}).remove()
-    return {"results": len(results), "prediction": _how_predicted(model, loaded, prediction)}
+    return {"results": len(results), "prediction": _how_predicted(model, loaded, prediction, skipped)}
 
 
 def _require_folder(output_dir: str | os.PathLike | None) -> None:
@@ -245,7 +254,9 @@ def _score(
     return evaluation, {**figures, "protocol": evaluation.protocol}
 
 
-def _how_predicted(model: Any, loaded: Any, prediction: PredictionOptions) -> dict[str, Any]:
+def _how_predicted(
+    model: Any, loaded: Any, prediction: PredictionOptions, skipped: Mapping[int, str] | None
+) -> dict[str, Any]:
     """How people were found, for `metrics.json` and the report."""
     name = (loaded.config.name_or_path or type(loaded).__name__) if isinstance(model, torch.nn.Module) else model
     return {
@@ -256,4 +267,5 @@ def _how_predicted(model: Any, loaded: Any, prediction: PredictionOptions) -> di
         "top_k": prediction.top_k,
         "flip_test": prediction.flip_test,
         "scales": None if prediction.scales is None else list(prediction.scales),
+        **({"skipped_images": {str(image_id): reason for image_id, reason in skipped.items()}} if skipped else {}),
     }

@@ -16,7 +16,7 @@ from .image_list import ImageList
 
 
 def check_images(
-    images: ImageList, images_dir: str | os.PathLike, progress: bool = True
+    images: ImageList, images_dir: str | os.PathLike, progress: bool = True, skipped: dict[int, str] | None = None
 ) -> tuple[list[str], np.ndarray]:
     """Looks for the files of images and reads their headers.
 
@@ -24,6 +24,8 @@ def check_images(
         images ([`ImageList`]): the images; their records need `file_name`, `width` and `height`.
         images_dir (`str` or `os.PathLike`): the folder that `file_name` is relative to.
         progress (`bool`): show a progress bar.
+        skipped (`dict[int, str]`, *optional*): is given the ids of images that cannot be used, and why, in place of an
+            error; unless none can be used.
 
     Returns:
         `tuple[list[str], np.ndarray]`: the files, and the images' widths and heights, (n, 2), in pixels.
@@ -39,7 +41,7 @@ def check_images(
     sizes = recorded_sizes(images.images, images.source)
     files = [str(find_file(folder, name)) for name in names]
     missing = [name for name, file in zip(names, files, strict=True) if not os.path.isfile(file)]
-    if missing:
+    if missing and (skipped is None or len(missing) == len(files)):
         raise FileNotFoundError(f"{images.source}: {_counted(missing, len(files))} are not in {folder}")
     recorded = [(width, height) for width, height in sizes.tolist()]
     with ThreadPoolExecutor() as pool:
@@ -50,9 +52,11 @@ def check_images(
             total=len(files),
             disable=not progress or rank() > 0,
         )
-        wrong = [fault for fault in faults if fault is not None]
-    if wrong:
-        raise UnusableImageError(f"{images.source}: {_counted(wrong, len(files))} cannot be used")
+        wrong = {row: fault for row, fault in enumerate(faults) if fault is not None}
+    if wrong and (skipped is None or len(wrong) == len(files)):
+        raise UnusableImageError(f"{images.source}: {_counted([*wrong.values()], len(files))} cannot be used")
+    if skipped is not None:
+        skipped |= {images.images[row]["id"]: fault for row, fault in wrong.items()}
     return files, sizes
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers.image_utils import SizeDict
 
-from ..data.sample import read_image
+from ..data.sample import UnusableImageError, read_image
 from ..inference.loading import fingerprint, load_model
 from ..model.image_processing_base_querypose import get_resized_size
 from ..processes import ProcessGroup, process_group
@@ -35,6 +35,7 @@ def predict_dataset(
     *,
     image_processor: Any = None,
     output_dir: str | os.PathLike | None = None,
+    skipped: dict[int, str] | None = None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Finds the people of all images of an annotation file.
@@ -58,6 +59,9 @@ def predict_dataset(
         image_processor (*optional*): by default the checkpoint's; needed with a model that is passed in.
         output_dir (`str` or `os.PathLike`, *optional*): where finished images are kept, in `predictions.part*.jsonl`.
             A run with the same arguments takes up from there.
+        skipped (`dict[int, str]`, *optional*): is given the ids of images that cannot be used, and why, in the first
+            process. They have no results, and a run that takes up from here tries them again. Without it, and where no
+            image can be used, that is an error.
         progress (`bool`): show a progress bar.
 
     Returns:
@@ -79,7 +83,8 @@ def predict_dataset(
     ```
     """
     images = annotations if isinstance(annotations, ImageList) else read_image_list(annotations)
-    files, sizes = check_images(images, images_dir, progress)
+    unusable: dict[int, str] = {}
+    files, sizes = check_images(images, images_dir, progress, None if skipped is None else unusable)
     loaded, image_processor = load_model(model, image_processor, options.device, dtype_of(options))
     check_model(loaded, image_processor, images, options)
     image_ids = [record["id"] for record in images.images]
@@ -90,12 +95,12 @@ def predict_dataset(
             partial = PartialResults(output_dir, settings, group.rank)
             finished = _read_finished(partial, group)
         batches = [
-            batch
+            [row for row in batch if image_ids[row] not in unusable]
             for batch in _batches(sizes, image_processor, options.batch_size)
-            if not all(image_ids[row] in finished for row in batch)
+            if not all(image_ids[row] in finished or image_ids[row] in unusable for row in batch)
         ][group.rank :: group.size]
         loader = DataLoader(
-            _ImageBatches(batches, files, image_processor, options.scales or (1.0,)),
+            _ImageBatches(batches, files, image_processor, options.scales or (1.0,), skip=skipped is not None),
             batch_size=None,
             num_workers=options.num_workers,
             pin_memory=loaded.device.type == "cuda",
@@ -108,8 +113,9 @@ def predict_dataset(
         )
         own: Results = {}
         with bar:
-            for rows, views in loader:
-                people = _find_people(loaded, image_processor, views, sizes[rows], options)
+            for rows, views, broken in loader:
+                unusable |= {image_ids[row]: reason for row, reason in broken.items()}
+                people = _find_people(loaded, image_processor, views, sizes[rows], options) if rows else []
                 done = {
                     image_ids[row]: coco_results_from_people(found, image_ids[row], image_processor.category_ids)
                     for row, found in zip(rows, people, strict=True)
@@ -117,10 +123,17 @@ def predict_dataset(
                 if partial is not None:
                     partial.append(done)
                 own |= done
-                bar.update(len(rows))
-        for part in group.gather(own):
+                bar.update(len(rows) + len(broken))
+        for part, reasons in group.gather((own, unusable)):
             finished |= part
-        return [result for image_id in image_ids for result in finished[image_id]] if group.rank == 0 else []
+            unusable |= reasons
+        if group.rank > 0:
+            return []
+        if skipped is not None:
+            skipped |= {image_id: reason for image_id, reason in unusable.items() if image_id not in finished}
+        if not finished:
+            raise UnusableImageError(f"{images.source}: no image can be used: {next(iter(unusable.values()))}")
+        return [result for image_id in image_ids for result in finished.get(image_id, [])]
 
 
 def dtype_of(options: PredictionOptions) -> torch.dtype | None:
@@ -208,11 +221,21 @@ def _batches(sizes: np.ndarray, image_processor: Any, batch_size: int) -> list[l
 
 
 class _ImageBatches(Dataset):
-    """Whole batches, each prepared by one worker: the rows of the images, and pixels and mask at every scale."""
+    """Whole batches, each prepared by one worker.
+
+    A batch is the rows of its images, their pixels and mask at every scale, and with `skip` the rows of images that
+    cannot be read, with the reasons.
+    """
 
     def __init__(
-        self, batches: Sequence[Sequence[int]], files: Sequence[str], image_processor: Any, scales: Sequence[float]
+        self,
+        batches: Sequence[Sequence[int]],
+        files: Sequence[str],
+        image_processor: Any,
+        scales: Sequence[float],
+        skip: bool,
     ):
+        self.skip = skip
         self.batches = batches
         self.files = files
         self.image_processor = image_processor
@@ -221,15 +244,22 @@ class _ImageBatches(Dataset):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> tuple[Sequence[int], list[tuple[torch.Tensor, torch.Tensor]]]:
-        rows = self.batches[index]
-        images: list[PIL.Image.Image] = [read_image(self.files[row], self.files[row]) for row in rows]
+    def __getitem__(self, index: int) -> tuple[list[int], list[tuple[torch.Tensor, torch.Tensor]], dict[int, str]]:
+        images: dict[int, PIL.Image.Image] = {}
+        broken: dict[int, str] = {}
+        for row in self.batches[index]:
+            try:
+                images[row] = read_image(self.files[row], self.files[row])
+            except UnusableImageError as error:
+                if not self.skip:
+                    raise
+                broken[row] = str(error)
         views = []
-        for scale in self.scales:
+        for scale in self.scales if images else ():
             scaled = {} if scale == 1 else {"size": self._scaled_size(scale)}
-            batch = self.image_processor(images, return_tensors="pt", do_pad=True, **scaled)
+            batch = self.image_processor([*images.values()], return_tensors="pt", do_pad=True, **scaled)
             views.append((batch["pixel_values"], batch["pixel_mask"]))
-        return rows, views
+        return [*images], views, broken
 
     def _scaled_size(self, scale: float) -> dict[str, int]:
         sides = dict(self.image_processor.size)

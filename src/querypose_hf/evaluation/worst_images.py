@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from ..data.sample import read_image
+from ..data.sample import UnusableImageError, read_image
 from ..files import find_file
 from ..inference.visualization import draw_poses
 from ..model.skeletons import Skeleton
@@ -46,7 +46,10 @@ class WorstImages:
         """Annotated people on the left; on the right as many of the results with the highest scores."""
         record = self.records[error.image_id]
         file = find_file(self.images_dir, record["file_name"])
-        image = read_image(file, str(file))
+        try:
+            image = read_image(file, str(file))
+        except UnusableImageError as unusable:
+            return f"<p>{escape(str(unusable))}</p>"
         size = (int(record.get("width", image.width)), int(record.get("height", image.height)))
         if image.size != size:
             image = image.resize(size, PIL.Image.Resampling.BILINEAR)
