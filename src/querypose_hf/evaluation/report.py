@@ -69,9 +69,6 @@ def write_report(
     Returns:
         `dict`: what `report.json` holds.
 
-    Raises:
-        ValueError: an image cannot be read.
-
     Example:
 
     ```python
