@@ -36,7 +36,8 @@ def test_steps_are_the_forward_pass(query_feedback):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(pixel_values, keypoint_top_k=3)
     assert sum(steps.values()) == counter.get_total_flops() // 2
-    assert count_multiply_adds(model, pixel_values, 6)["keypoints"] == 2 * steps["keypoints"]
+    if query_feedback == "never":  # else earlier stages decode every query
+        assert count_multiply_adds(model, pixel_values, 6)["keypoints"] == 2 * steps["keypoints"]
     # per stage the class and box branches and heads alone
     assert steps["boxes"] > 2 * 2 * 12 * (4 * 32**2 + 5 * 32)
     assert all(seconds > 0 for seconds in time_steps(model, pixel_values, 3, torch.device("cpu")).values())

@@ -167,7 +167,7 @@ def test_people_as_outputs(nms_threshold, confidence):
 
 
 def test_people_of_a_model_whose_keypoints_feed_its_boxes(tmp_path):
-    """Each stage of the graph chooses its queries anew, as torch does with `keypoint_top_k`."""
+    """Earlier stages of the graph decode all queries, the last one those of `keypoint_top_k`."""
     model = make_model(backbone="resnet", query_feedback="always").float()
     assert model.config.pose_query_interaction != "none"
     processor = QueryPoseImageProcessorPil(nms_threshold=0.5)

@@ -39,7 +39,7 @@ def run_steps(
         queries, boxes = found[-1][1].queries, found[-1][1].boxes.detach()
         if decoder.feeds_back and stage < len(decoder.box_layers) - 1:
             on_step("keypoints")
-            rows, fed_back = decoder.rows_to_feed_back(found[-1][1], [], selection)
+            rows, fed_back = decoder.rows_to_feed_back(found[-1][1], [])
             decoded = decoder.keypoint_stage(stage, pooler, found.pop()[1], take_rows(part_queries, rows), rows)
             queries, part_queries = decoder.feed_back(decoded, queries, part_queries, fed_back)
             on_step("boxes")

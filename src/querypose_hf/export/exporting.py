@@ -87,13 +87,11 @@ def _build_graph(
         value = getattr(options, name)
         if value is not None and not 1 <= value <= most:
             raise ValueError(f"`{name}` is {value}; expected 1 to {most}, the number of queries.")
-    keypoint_top_k = options.keypoint_top_k or model.config.keypoint_top_k
-    feeds_all_back = model.model.decoder.feeds_back and model.config.query_feedback == "always"
-    if keypoint_top_k is None and not feeds_all_back:
-        keypoint_top_k = min(DEFAULT_TOP_K, most)
-    decoded = keypoint_top_k or most
-    if options.num_people is not None and options.num_people > decoded:
-        raise ValueError(f"`num_people` is {options.num_people}, but the keypoints of {decoded} queries are decoded.")
+    keypoint_top_k = options.keypoint_top_k or model.config.keypoint_top_k or min(DEFAULT_TOP_K, most)
+    if options.num_people is not None and options.num_people > keypoint_top_k:
+        raise ValueError(
+            f"`num_people` is {options.num_people}, but the keypoints of {keypoint_top_k} queries are decoded."
+        )
     exported = copy.deepcopy(model).float().cpu().eval()
     # a threshold makes the number of decoded queries depend on the image, which a graph of fixed shapes cannot follow
     fuse_for_inference(exported, channels_last=False)
@@ -101,7 +99,9 @@ def _build_graph(
     if options.outputs == "raw":
         graph = RawOutputsGraph(exported, keypoint_top_k)
     else:
-        graph = PeopleGraph(exported, keypoint_top_k, options.num_people or decoded, image_processor.nms_threshold)
+        graph = PeopleGraph(
+            exported, keypoint_top_k, options.num_people or keypoint_top_k, image_processor.nms_threshold
+        )
     return graph.eval()
 
 

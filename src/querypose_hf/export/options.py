@@ -28,7 +28,7 @@ class ExportOptions:
     )
     keypoint_top_k: int | None = option(
         None,
-        "decode keypoints of the N queries of the highest class scores (20, or all where queries feed back)",
+        "decode keypoints of the N queries of the highest class scores (20)",
         metavar="N",
     )
     num_people: int | None = option(None, "people per image with --outputs people", metavar="N")

@@ -516,7 +516,8 @@ class QueryPoseConfig(PreTrainedConfig):
                     f"`{field}` ({getattr(self, field)}) must be divisible by `decoder_attention_heads` "
                     f"({self.decoder_attention_heads})."
                 )
-        if self.part_position_encoding and self.d_model % 4:
+        encodes_position = self.part_position_encoding or self.keypoint_interaction == "self_attention"
+        if encodes_position and self.d_model % 4:
             raise ValueError(f"`d_model` must be divisible by 4 for a position encoding, but is {self.d_model}.")
         if self.part_dim % 4:
             raise ValueError(f"`part_dim` must be divisible by 4, but is {self.part_dim}.")

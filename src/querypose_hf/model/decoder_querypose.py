@@ -1,7 +1,7 @@
 """The decoder: stages of a box layer and a keypoint layer each (Figure 2), and which queries they decode.
 
 B is the number of images, N of instance queries, M of parts, K of keypoints, R of queries at hand. Queries at hand are
-given as rows, image * N + query, in rising order.
+given as rows: image * N + query.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,10 +29,10 @@ class QuerySelection:
     """Which queries' keypoints are wanted in inference; by default all.
 
     Attributes:
-        top_k (`int`, *optional*): this many of each image, those of the highest class score. Their number is fixed, so
-            that graphs of static shape can do it and nothing waits for the device.
-        max_people (`int`, *optional*): no more than it takes to find so many best people of each image for certain.
-        person_threshold (`float`, *optional*): only people of a higher score.
+        top_k (`int`, *optional*): this many of each image, those of the highest class score. Their number is fixed:
+            graphs of static shape can do it, and it needs no host sync.
+        max_people (`int`, *optional*): as many as are needed to be sure of the best `max_people` of each image.
+        person_threshold (`float`, *optional*): those whose person may have a higher score.
     """
 
     top_k: int | None = None
@@ -86,7 +86,7 @@ class KeypointStage(NamedTuple):
     def among(self, values: Tensor, rows: Tensor) -> Tensor:
         """Of `values`, one for each query of this stage, those of the queries in `rows`.
 
-        The stage has to have decoded them all; both rows are in rising order, as those of matches are.
+        The stage has to have decoded them all. Both rows have to be in rising order; those of matches are.
         """
         if self.rows is None:
             return values[rows]
@@ -117,8 +117,8 @@ class DecoderOutput:
 
     Attributes:
         box_stages (`list[BoxStage]`), keypoint_stages (`list[KeypointStage]`): one per stage.
-        part_queries (`Tensor` of shape `(B, N, M, d_p)`): those of queries that were not decoded are the learned
-            table.
+        part_queries (`Tensor` of shape `(B, N, M, d_p)`): the last ones of each query; the learned table where it was
+            never decoded.
         hidden_states (`list[Tensor]`): the initial instance queries and those after each stage.
         scale (`Tensor` of shape `(B, 1, 4)`): see [`QueryPoseRoiPooler`].
         matches (`list[Matches]`): with targets, which query stands for which person in each stage.
@@ -206,9 +206,8 @@ class QueryPoseDecoder(nn.Module):
         Args:
             pyramid (`list[Tensor]`): P2 to P5.
             image_sizes (`Tensor` of shape `(B, 2)`): unpadded heights and widths.
-            targets ([`QueryPoseTargets`], *optional*): people to match queries to. In training the keypoints of
-            matched
-                queries alone are decoded, unless others feed back, too.
+            targets ([`QueryPoseTargets`], *optional*): people to match queries to. In training only matched queries
+                are decoded, besides those that feed back.
             selection ([`QuerySelection`], *optional*): without effect where there are targets.
             output_attentions (`bool`): keep self-attentions and part attention maps.
         """
@@ -232,7 +231,7 @@ class QueryPoseDecoder(nn.Module):
             if stage < stages_in_turn:
                 if targets is not None and self.config.query_feedback != "always":
                     matches += self.match([found], pooler, targets)
-                rows, fed_back = self.rows_to_feed_back(found, matches, selection)
+                rows, fed_back = self.rows_to_feed_back(found, matches)
                 decoded = self.keypoint_stage(stage, pooler, found, take_rows(part_queries, rows), rows, keeps_maps)
                 keypoint_stages.append(decoded)
                 queries, part_queries = self.feed_back(decoded, queries, part_queries, fed_back)
@@ -246,10 +245,8 @@ class QueryPoseDecoder(nn.Module):
             keypoint_stages += self.keypoint_stages(pooler, rest, rows_of_stages, part_queries, keeps_maps)
         else:
             keypoint_stages += self.decode(pooler, rest, selection, part_queries, keeps_maps)
-        last = keypoint_stages[-1]
-        if self.feeds_back:
-            hidden_states[-1] = lay_out(last.queries, last.rows, queries.flatten(0, 1)).view_as(queries)
-        part_queries = lay_out(last.part_queries, last.rows, part_queries)
+        for found in keypoint_stages[stages_in_turn:]:
+            part_queries = lay_out(found.part_queries, found.rows, part_queries)
         noisy_boxes = None
         if targets is not None and self.training and self.config.num_denoising:
             noisy_boxes = self.refine_noisy_boxes(pooler, targets)
@@ -279,21 +276,18 @@ class QueryPoseDecoder(nn.Module):
             part_queries = lay_out(found.part_queries, found.rows, part_queries, fed_back)
         return updated.view_as(queries), part_queries
 
-    def rows_to_feed_back(
-        self, found: BoxStage, matches: Sequence[Matches], selection: QuerySelection
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def rows_to_feed_back(self, found: BoxStage, matches: Sequence[Matches]) -> tuple[Tensor | None, Tensor | None]:
         """The rows that a stage decodes before the next stage runs, and which queries feed back.
 
         Args:
             found ([`BoxStage`])
             matches (`Sequence[Matches]`): up to this stage; none without targets, or where all queries feed back.
-            selection ([`QuerySelection`]): with a `top_k`, `"always"` means the best of each stage.
 
         Returns:
             `tuple`: rows, all for `None`, and a `BoolTensor` `(B * N,)`, all of the rows for `None`.
         """
         if self.config.query_feedback != "selected":
-            return (matches[-1].query_rows if matches else self.best_rows(found.logits, selection)), None
+            return (matches[-1].query_rows if matches else None), None
         fed_back = (class_scores(found.logits)[0] > self.config.feedback_threshold).flatten()
         if torch.compiler.is_compiling():
             return None, fed_back
@@ -368,7 +362,7 @@ class QueryPoseDecoder(nn.Module):
 
         Args:
             box_stages (`Sequence[tuple[int, BoxStage]]`): with the number of each stage.
-            rows_of_stages (`Sequence[Tensor]`): what each decodes; all queries for `None`.
+            rows_of_stages (`Sequence[Tensor | None]`): what each decodes; all queries for `None`.
             part_queries (`Tensor` of shape `(B * N, M, d_p)`): of the stage before the first.
             keeps_maps (`bool`): keep the part attention maps.
         """
@@ -392,7 +386,7 @@ class QueryPoseDecoder(nn.Module):
         part_queries: Tensor,
         keeps_maps: bool = False,
     ) -> list[KeypointStage]:
-        """The same for the queries that are wanted; nothing that these stages find feeds back."""
+        """Keypoint stages of the queries that `selection` asks for; nothing here feeds back."""
 
         def stages_of(rows: Tensor | None) -> list[KeypointStage]:
             return self.keypoint_stages(pooler, box_stages, [rows] * len(box_stages), part_queries, keeps_maps)

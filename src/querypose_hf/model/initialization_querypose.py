@@ -1,7 +1,7 @@
 """How layers start: what a layer is initialised with is noted on the layer itself.
 
-Transformers initialises module by module, and code that comes with a checkpoint is initialised through containers only
-where these own parameters. So a container does not set its layers; it tells each of them what to start from.
+Transformers skips containers that have no parameters of their own when code comes with a checkpoint. So a container
+cannot initialise its layers; it notes on each what to start from.
 """
 
 import math

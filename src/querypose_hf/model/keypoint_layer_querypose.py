@@ -1,9 +1,8 @@
 """One stage of the keypoint decoder (Sections 3.2 and 3.3, Figure 2), and the pieces it is made of.
 
-The configuration chooses the pieces by name, from the plain dicts below, and so each system of the paper's Tables 1 to
-3. R is the number of RoIs, d and d_p the widths of instance and part queries, M the number of parts, K of keypoints. F
-are the keypoint features `(R, d, 14, 14)`, T the number of queries of a RoI (M parts, or 1 instance) and w their
-width.
+The dicts below name the pieces; the configuration chooses one of each, and so a system of the paper's Tables 1 to 3.
+R is the number of RoIs, d and d_p the widths of instance and part queries, M the number of parts, K of keypoints.
+F are the keypoint features `(R, d, 14, 14)`, T the number of queries of a RoI (M parts, or 1 instance), w their width.
 """
 
 import itertools
@@ -94,7 +93,10 @@ class QueryPoseFeatureSelfAttention(nn.Module):
 
 
 class QueryPoseDynamicEmbedding(QueryPoseDynamicInteraction):
-    """The dynamic interaction of queries with the features of their RoI (Table 1)."""
+    """The dynamic interaction of queries with the features of their RoI (Table 1).
+
+    It is one, and does not hold one, so that its state dict is that of the full version's interaction.
+    """
 
     over = "channels"
 
@@ -221,10 +223,6 @@ class QueryPoseKeypointLinear(nn.Module):
 class QueryPoseCoordinateHead(QueryPoseKeypointLinear):
     """Keypoints relative to the box: its centre is 0, its sides are 1. Takes L2-normalised queries."""
 
-    def __init__(self, config: QueryPoseConfig, parts: list[list[int]], query_dim: int):
-        super().__init__(config, parts, query_dim)
-        self.sharpness = config.attention_sharpness
-
     def prepare(self, queries: Tensor) -> Tensor:
         # the paper divides by the norm as it is; the bound only keeps a query of zeros from becoming NaN
         return nn.functional.normalize(queries, dim=-1, eps=torch.finfo(queries.dtype).tiny)
@@ -238,6 +236,10 @@ class QueryPoseAttentionOffsetHead(QueryPoseCoordinateHead):
     """Keypoints as offsets from the mean place of their part's attention map; the offsets start at zero."""
 
     starts_at_zero = True
+
+    def __init__(self, config: QueryPoseConfig, parts: list[list[int]], query_dim: int):
+        super().__init__(config, parts, query_dim)
+        self.sharpness = config.attention_sharpness
 
     def keypoints(self, queries: Tensor, attention_maps: Tensor | None) -> Tensor:
         assert attention_maps is not None

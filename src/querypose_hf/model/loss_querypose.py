@@ -150,6 +150,7 @@ class StagePrediction(NamedTuple):
     Attributes:
         logits (`Tensor` of shape `(B, N, num_labels)`)
         boxes (`Tensor` of shape `(B, N, 4)`): corners relative to the image.
+        matched_boxes (`Tensor` of shape `(P, 4)`): those of the matched queries.
         keypoints, sigmas (`Tensor` of shape `(P, K, 2)`): of the matched queries, relative to their boxes.
         attention_maps (`Tensor` of shape `(P, M, height, width)`, *optional*): of the matched queries.
         matches ([`Matches`])
@@ -157,15 +158,11 @@ class StagePrediction(NamedTuple):
 
     logits: Tensor
     boxes: Tensor
+    matched_boxes: Tensor
     keypoints: Tensor
     sigmas: Tensor
     attention_maps: Tensor | None
     matches: Matches
-
-    @property
-    def matched_boxes(self) -> Tensor:
-        """Boxes `(P, 4)` of the matched queries."""
-        return self.boxes.flatten(0, 1)[self.matches.query_rows]
 
 
 class QueryPoseLoss:

@@ -38,9 +38,9 @@ class QueryPoseModelOutput(ModelOutput):
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_queries, d_model)`):
-            Instance queries after the last stage.
+            Instance queries after the last box layer.
         part_queries (`torch.FloatTensor` of shape `(batch_size, num_queries, num_parts, part_dim)`):
-            Part queries after the last stage; those of queries that were not decoded are the learned table.
+            Part queries, the last ones of each query; the learned table where it was never decoded.
         intermediate_logits (`torch.FloatTensor` of shape `(batch_size, decoder_layers, num_queries, num_labels)`):
             Class logits of every stage.
         intermediate_boxes (`torch.FloatTensor` of shape `(batch_size, decoder_layers, num_queries, 4)`):
@@ -100,8 +100,9 @@ class QueryPosePoseEstimationOutput(ModelOutput):
         keypoint_sigmas (`torch.FloatTensor` of shape `(batch_size, num_queries, num_keypoints, 2)`):
             Predicted deviations relative to the box. (Not `config.keypoint_sigmas`, the OKS constants.)
         keypoint_query_mask (`torch.BoolTensor` of shape `(batch_size, num_queries)`):
-            Which queries' keypoints were decoded: all, unless in training (matched queries alone) or where fewer were
-            asked for (`keypoint_top_k`, `max_people`, `person_threshold`).
+            Which queries' keypoints were decoded. In inference all, or those asked for (`keypoint_top_k`,
+            `max_people`, `person_threshold`); in training the matched ones, or all with `query_feedback="always"`. In
+            the earlier stages of a full model `query_feedback` decides.
         auxiliary_outputs (`list[dict[str, torch.FloatTensor]]`, *optional*):
             `logits`, `pred_boxes`, `pred_keypoints`, `keypoint_scores`, `keypoint_sigmas` and `keypoint_query_mask` of
             the earlier stages, unless `auxiliary_loss` is off.
@@ -347,8 +348,8 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
             labels (`list[dict]`, *optional*):
                 One dict per image, as the image processor makes them: `class_labels` `(n,)`, `boxes` `(n, 4)` as
                 centre x, y, width, height and `keypoints` `(n, num_keypoints, 3)` as x, y, visibility, both relative
-                to the image. In training mode only the keypoints of queries matched to people are decoded. In
-                evaluation mode those of all queries are, and the loss is a validation loss.
+                to the image. In evaluation mode they give a validation loss, for which the keypoints of all queries
+                are decoded. For training mode see `keypoint_query_mask` of the output.
             output_attentions, output_hidden_states (`bool`, *optional*): see the output; default to the configuration.
             keypoint_top_k (`int`, *optional*):
                 Decode the keypoints of only this many queries of each image, those of the highest class score.
@@ -385,12 +386,12 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
         if targets is not None:
             loss_dict = self.compute_loss(found, targets, image_sizes, pyramid[0])
             loss = torch.stack(list(loss_dict.values())).sum()
-        stages = [stage_outputs(found, stage) for stage in range(config.decoder_layers)]
+        *earlier, last = range(config.decoder_layers)
         return QueryPosePoseEstimationOutput(
             loss=loss,
             loss_dict=loss_dict,
-            **stages[-1],
-            auxiliary_outputs=stages[:-1] if config.auxiliary_loss else None,
+            **stage_outputs(found, last),
+            auxiliary_outputs=[stage_outputs(found, stage) for stage in earlier] if config.auxiliary_loss else None,
             last_hidden_state=found.queries,
             part_queries=found.part_queries,
             **attention_outputs(found, bool(output_attentions), bool(output_hidden_states)),
@@ -423,9 +424,11 @@ def stage_prediction(found: DecoderOutput, stage: int) -> StagePrediction:
     def matched(values: Tensor | None) -> Tensor | None:
         return None if values is None else keypoints.among(values, matches.query_rows)
 
+    boxes = found.relative_boxes(stage)
     return StagePrediction(
         found.box_stages[stage].logits,
-        found.relative_boxes(stage),
+        boxes,
+        boxes.flatten(0, 1)[matches.query_rows],
         matched(keypoints.keypoints),
         matched(keypoints.sigmas),
         matched(keypoints.attention_maps),

@@ -49,8 +49,9 @@ def person_scores(class_scores: Tensor, keypoint_scores: Tensor) -> Tensor:
 
 def clip_boxes(boxes: Tensor, limits: Tensor | float) -> Tensor:
     """Corners `(..., 4)` clipped to images that begin at 0 and end at `limits`, widths and heights `(..., 2)`."""
-    ends = torch.as_tensor(limits, dtype=boxes.dtype, device=boxes.device).expand(*boxes.shape[:-1], 2)
-    return torch.minimum(boxes.clamp(min=0), torch.cat([ends, ends], dim=-1))
+    if not isinstance(limits, Tensor):
+        return boxes.clamp(0, limits)
+    return torch.minimum(boxes.clamp(min=0), torch.cat([limits, limits], dim=-1).to(boxes.dtype))
 
 
 def people_of_queries(

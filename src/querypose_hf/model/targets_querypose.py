@@ -75,7 +75,7 @@ class QueryPoseTargets(NamedTuple):
 
         Gradients are averaged over processes, so that every person weighs the same in whichever process it is.
         """
-        count = torch.tensor(float(sum(self.people_per_image)), device=self.boxes.device)
+        count = self.boxes.new_full((), float(sum(self.people_per_image)), dtype=torch.float32)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(count)
             count = count / torch.distributed.get_world_size()
