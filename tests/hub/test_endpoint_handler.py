@@ -103,13 +103,25 @@ def test_every_form_of_an_image_gives_the_same_people(repository, handler, conte
         assert handler({"inputs": form, "parameters": {"threshold": 0.0}}) == expected, name
 
 
+def assert_same_people(found, expected):
+    """Another number of decoded queries may be rounded otherwise."""
+    assert [person["label"] for person in found] == [person["label"] for person in expected]
+    for person, other in zip(found, expected, strict=True):
+        assert person["score"] == pytest.approx(other["score"], abs=1e-5)
+        assert person["box"] == pytest.approx(other["box"], abs=1e-3)
+        for point, other_point in zip(person["keypoints"], other["keypoints"], strict=True):
+            assert point["name"] == other_point["name"]
+            assert [point["x"], point["y"]] == pytest.approx([other_point["x"], other_point["y"]], abs=1e-3)
+
+
 def test_parameters(handler, content):
     people = handler({"inputs": content, "parameters": {"threshold": 0.0}})
-    assert handler({"inputs": content, "parameters": {"threshold": 0.0, "top_k": 1}}) == people[:1]
+    assert_same_people(handler({"inputs": content, "parameters": {"threshold": 0.0, "top_k": 1}}), people[:1])
     assert handler({"inputs": content, "parameters": {"threshold": 1.0}}) == []
     assert handler({"inputs": content, "parameters": {"threshold": 0.0, "top_k": None}}) == people
     both = handler({"inputs": [content, content], "parameters": {"threshold": 0.0, "top_k": 2}})
-    assert both == [people[:2], people[:2]]
+    for found in both:
+        assert_same_people(found, people[:2])
     assert handler({"inputs": content}) == handler({"inputs": content, "parameters": {"threshold": 0.3}})
 
 
