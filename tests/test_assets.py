@@ -1,5 +1,6 @@
 """The checkpoint that comes with the package."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -8,10 +9,14 @@ import torch
 from huggingface_hub import ModelCard
 from places import SHARED
 from safetensors import safe_open
-from transformers import pipeline
+from transformers import AutoModelForPoseEstimation, pipeline
 
 import querypose_hf
-from querypose_hf import QUERYPOSE_NANO, QueryPoseForPoseEstimation
+from querypose_hf import QUERYPOSE_NANO, PoseEstimationPipeline, QueryPoseForPoseEstimation, QueryPoseImageProcessor
+from querypose_hf.assets import SAMPLE_IMAGE
+from querypose_hf.hub.endpoint_handler import EndpointHandler
+from querypose_hf.weights.float16_storage import store_in_float16
+from querypose_hf.weights.fusion import fuse_for_inference
 
 
 DATA = SHARED / "data"
@@ -44,6 +49,65 @@ def test_card_and_log_are_complete():
     assert len(figures) >= 2 and all(0 < value < 1 for value in figures.values())
     records = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
     assert {record["recipe_step"] for record in records} == set(range(1, 8))
+
+
+def load(folder=QUERYPOSE_NANO, **options):
+    return QueryPoseForPoseEstimation.from_pretrained(folder, **options).eval()
+
+
+def find_people(model):
+    """Scores `(n,)` and keypoints `(n, 17, 2)` in the sample, best first."""
+    pose_estimator = PoseEstimationPipeline(
+        model=model,
+        image_processor=QueryPoseImageProcessor.from_pretrained(QUERYPOSE_NANO),
+        task="pose-estimation",
+        device="cpu",
+    )
+    people = pose_estimator(str(SAMPLE_IMAGE), threshold=0.15)
+    keypoints = [[(point["x"], point["y"]) for point in person["keypoints"]] for person in people]
+    return torch.tensor([person["score"] for person in people]), torch.tensor(keypoints)
+
+
+# features are rounded; float16 is the finer of the two
+@pytest.mark.parametrize(("dtype", "pixels"), [(torch.bfloat16, 4), (torch.float16, 0.25)])
+def test_finds_the_same_people_in_half_precision(dtype, pixels, tmp_path):
+    """As in float32, however the model comes to be in half precision. The sample is 640 pixels wide."""
+    expected_scores, expected_keypoints = find_people(load())
+    assert len(expected_scores) == 3
+
+    def check(model):
+        scores, keypoints = find_people(model)
+        torch.testing.assert_close(scores, expected_scores, rtol=0, atol=0.03)
+        torch.testing.assert_close(keypoints, expected_keypoints, rtol=0, atol=pixels)
+
+    model = load(dtype=dtype)
+    assert model.dtype == dtype
+    check(model)
+    with torch.autocast("cpu", dtype=dtype):
+        check(load())
+    check(copy.deepcopy(model).float())  # as an export does
+    check(fuse_for_inference(copy.deepcopy(model)))
+
+    # the same weights, so the same people
+    model.save_pretrained(tmp_path / "saved")
+    QueryPoseImageProcessor.from_pretrained(QUERYPOSE_NANO).save_pretrained(tmp_path / "saved")
+    stored = store_in_float16(tmp_path / "saved", tmp_path / "stored")
+    built = AutoModelForPoseEstimation.from_config(model.config, dtype=dtype)
+    built.load_state_dict(load().state_dict())
+    for other in (
+        load().to(dtype),
+        load().double().to(dtype),
+        load().half() if dtype == torch.float16 else load().bfloat16(),
+        built,
+        load(tmp_path / "saved", dtype="auto"),
+        load(stored, dtype=dtype),
+        EndpointHandler(str(tmp_path / "saved"), device="cpu").pose_estimator.model,
+        pipeline("pose-estimation", model=str(tmp_path / "saved"), dtype=dtype, device="cpu").model,
+    ):
+        found = other.state_dict()
+        for name, value in model.state_dict().items():
+            assert found[name].dtype == value.dtype, name
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-7, msg=name)
 
 
 @pytest.mark.skipif(not (DATA / "coco_ccby").is_dir(), reason="needs ../shared/data/coco_ccby")

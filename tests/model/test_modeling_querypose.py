@@ -13,6 +13,7 @@ from tiny import BACKBONES, people, tiny_config
 from torch import nn
 
 from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessorPil, QueryPoseModel
+from querypose_hf.model import modeling_querypose
 from querypose_hf.model.attention_maps_querypose import attention_centers, expected_similarity, sine_encoding
 from querypose_hf.model.box_layer_querypose import apply_box_deltas
 from querypose_hf.model.boxes_querypose import generalized_box_iou
@@ -585,6 +586,27 @@ def test_half_precision_keeps_coordinates_in_float32(dtype):
     # a few per cent of the image: half precision is in the features, not in the coordinates' own grid
     assert (found.pred_boxes - expected.pred_boxes).abs().median() < 0.02
     assert len(found.pred_boxes.unique()) > 0.9 * len(expected.pred_boxes.unique())
+
+
+def test_weights_that_float16_cannot_hold_are_named(tmp_path, monkeypatch):
+    messages = []
+    monkeypatch.setattr(modeling_querypose.logger, "warning", messages.append)
+    model = make_model(backbone="resnet").float()
+    name = next(name for name, _ in model.named_buffers() if name.endswith("bn1.running_var"))
+    model.get_buffer(name).fill_(1e5)
+    model.save_pretrained(tmp_path)
+    for cast in (
+        lambda: copy.deepcopy(model).half(),
+        lambda: copy.deepcopy(model).to(torch.float16),
+        lambda: QueryPoseForPoseEstimation.from_pretrained(tmp_path, dtype=torch.float16),
+    ):
+        messages.clear()
+        cast()
+        assert len(messages) == 1 and name in messages[0] and "bfloat16" in messages[0]
+    messages.clear()
+    copy.deepcopy(model).bfloat16()
+    QueryPoseForPoseEstimation.from_pretrained(tmp_path)
+    assert not messages
 
 
 def test_one_compiled_graph_serves_all_sizes():

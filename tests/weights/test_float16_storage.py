@@ -25,6 +25,9 @@ def test_loads_in_float32(checkpoint, tmp_path):
     assert not report["missing_keys"] and not report["unexpected_keys"] and model.dtype == torch.float32
     for name, value in model.state_dict().items():
         assert value.dtype == original[name].dtype
+        if name.endswith("gamma"):  # a ConvNeXt's layer scales start at 1e-6, where float16 has two digits left
+            assert torch.equal(value, original[name])
+            continue
         torch.testing.assert_close(value, original[name].half().to(value.dtype), rtol=0, atol=0)
     assert AutoImageProcessor.from_pretrained(output).size == AutoImageProcessor.from_pretrained(checkpoint).size
     # a model loaded from it can be saved again
@@ -33,15 +36,16 @@ def test_loads_in_float32(checkpoint, tmp_path):
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_tensor_beyond_float16_keeps_its_type(checkpoint, tmp_path):
+@pytest.mark.parametrize("value", [1e6, 1e-8])
+def test_tensor_beyond_float16_keeps_its_type(checkpoint, tmp_path, value):
     weights = load_file(checkpoint / "model.safetensors")
     name = "model.decoder.initial_boxes"
-    weights[name] = torch.full_like(weights[name], 1e6)
+    weights[name] = torch.full_like(weights[name], value)
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     stored = load_file(store_in_float16(checkpoint, tmp_path / "halved") / "model.safetensors")
     assert torch.equal(stored[name], weights[name]) and stored[name].dtype == torch.float32
-    others = {stored[other].dtype for other in stored if other != name and stored[other].is_floating_point()}
-    assert others == {torch.float16}
+    kept = [other for other, tensor in stored.items() if tensor.dtype != torch.float16]
+    assert all(other == name or other.endswith(("gamma", "num_batches_tracked")) for other in kept)
 
 
 def test_folder_without_configuration(checkpoint, tmp_path):

@@ -8,6 +8,7 @@ from tiny import BACKBONES, tiny_config
 from torch import nn
 
 from querypose_hf import QueryPoseForPoseEstimation
+from querypose_hf.model.keypoint_layer_querypose import QueryPosePartBatchNorm
 from querypose_hf.weights.fusion import fuse_for_inference
 
 
@@ -52,6 +53,18 @@ def test_fused_model_gives_the_same(backbone, channels_last):
     # folding twice is allowed
     with torch.no_grad():
         torch.testing.assert_close(fuse_for_inference(fused)(pixel_values).logits, expected.logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    """Part norms of so large a variance that folded weights would be lost in float16 stay."""
+    model = with_statistics(make_model(backbone="resnet")).float()
+    for layer in model.model.decoder.keypoint_layers:
+        layer.part_embedding.upsample_norm.running_var.fill_(1e9)
+    fused = fuse_for_inference(model.to(dtype))
+    norms = [type(layer.part_embedding.upsample_norm) for layer in fused.model.decoder.keypoint_layers]
+    assert norms == [QueryPosePartBatchNorm if dtype == torch.float16 else nn.Identity] * 2
+    assert not [name for name, module in fused.model.backbone.named_modules() if "BatchNorm" in type(module).__name__]
 
 
 def test_what_a_fused_model_refuses(tmp_path):

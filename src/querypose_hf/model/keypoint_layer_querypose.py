@@ -6,6 +6,7 @@ F are the keypoint features `(R, d, 14, 14)`, T the number of queries of a RoI (
 """
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention_maps_querypose import attention_centers, sine_encoding
 from .configuration_querypose import QueryPoseConfig
 from .initialization_querypose import start_from
-from .layers_querypose import QueryPoseDynamicInteraction, QueryPoseFeedForward, QueryPoseSelfAttention
+from .layers_querypose import QueryPoseDynamicInteraction, QueryPoseFeedForward, QueryPoseSelfAttention, stay_finite
 from .rois_querypose import coordinate_dtype
 
 
@@ -32,12 +33,28 @@ class QueryPoseConvStack(GradientCheckpointingLayer):
 
     def forward(self, features: Tensor) -> Tensor:
         for conv in self.convs:
-            features = nn.functional.relu(conv(features), inplace=True)
+            features = nn.functional.relu(stay_finite(conv(features), self.training), inplace=True)
         return features
 
 
 class QueryPosePartBatchNorm(nn.BatchNorm2d):
-    """Batch norm over RoIs. A batch without people has none: then the running statistics stay as they are."""
+    """Batch norm over RoIs. A batch without people has none: then the running statistics stay as they are.
+
+    It stays in float32 when the model is cast to float16 or bfloat16, and takes and gives features of these types: its
+    running variances reach millions, and float16 ends at 65504.
+    """
+
+    def __init__(self, num_features: int):
+        super().__init__(num_features, dtype=coordinate_dtype(torch.get_default_dtype()))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QueryPosePartBatchNorm":
+        def apply(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            if applied.dtype not in (torch.float16, torch.bfloat16):
+                return applied
+            return tensor.to(applied.device, torch.float32)
+
+        return super()._apply(apply, recurse)
 
     def forward(self, features: Tensor) -> Tensor:
         if self.training and features.shape[0] == 0:
@@ -64,7 +81,8 @@ class QueryPoseSpatialAttention(nn.Module):
 
     def forward(self, features: Tensor, queries: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """F to embeddings `(R, T, w)` and attention maps `(R, T, 28, 28)`."""
-        features = nn.functional.relu(self.upsample_norm(self.upsample(features)), inplace=True)
+        features = stay_finite(self.upsample(features), self.training)
+        features = nn.functional.relu(self.upsample_norm(features), inplace=True)
         maps = self.attention_conv(features)
         attention = maps.flatten(2).softmax(dim=-1)
         embeddings = torch.bmm(attention.to(features.dtype), features.flatten(2).transpose(1, 2))

@@ -13,6 +13,18 @@ from .initialization_querypose import start_from
 from .rois_querypose import coordinate_dtype
 
 
+def stay_finite(values: Tensor, training: bool) -> Tensor:
+    """In inference in float16, limits values to its range, in place; otherwise they stay as they are.
+
+    Infinite features would become NaN in the next layers, and the person would be lost. Training leaves them, for the
+    loss scaler to see.
+    """
+    if training or values.dtype != torch.float16:
+        return values
+    largest = torch.finfo(torch.float16).max
+    return values.clamp_(-largest, largest)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -115,9 +127,9 @@ class QueryPoseDynamicInteraction(nn.Module):
         features = features.flatten(2) if self.mixes_positions else features.flatten(2).transpose(1, 2)
         into, out = self.dynamic_layer(queries).split(self.mixed_dim * self.dynamic_dim, dim=-1)
         features = torch.matmul(features[:, None], into.unflatten(-1, (self.mixed_dim, self.dynamic_dim)))
-        features = self.dynamic_norm(features).relu()
+        features = self.dynamic_norm(stay_finite(features, self.training)).relu()
         features = torch.matmul(features, out.unflatten(-1, (self.dynamic_dim, self.mixed_dim)))
-        features = self.feature_norm(features).relu()
+        features = self.feature_norm(stay_finite(features, self.training)).relu()
         return self.out_norm(self.out_layer(features.flatten(2))).relu()
 
 

@@ -6,6 +6,7 @@ and equations are those of Xiao et al., "QueryPose: Sparse Multi-Person Pose Reg
 Query", NeurIPS 2022.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -146,6 +147,18 @@ class QueryPosePreTrainedModel(PreTrainedModel):
     # the loss divides by the number of people itself
     accepts_loss_kwargs = False
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        loaded = super().from_pretrained(*args, **kwargs)
+        warn_of_overflow(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    def to(self, *args: Any, **kwargs: Any) -> "QueryPosePreTrainedModel":
+        return warn_of_overflow(super().to(*args, **kwargs))
+
+    def half(self, *args: Any) -> "QueryPosePreTrainedModel":
+        return warn_of_overflow(super().half(*args))
+
     def get_input_embeddings(self) -> None:
         """`None`: an image has no vocabulary. Quantisers and adapters ask every model for its embeddings."""
 
@@ -177,6 +190,23 @@ class QueryPosePreTrainedModel(PreTrainedModel):
             whole_image = torch.tensor([0.5, 0.5, 1.0, 1.0]).expand_as(module.initial_boxes)
             init.copy_(module.initial_boxes, whole_image)
             init.copy_(module.oks_constants, torch.tensor(module.config.keypoint_sigmas, dtype=torch.float32))
+
+
+def warn_of_overflow(model: QueryPosePreTrainedModel) -> QueryPosePreTrainedModel:
+    """Warns of weights that are not finite in float16, with which a model finds nobody or the wrong people."""
+    lost = [
+        name
+        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
+        # quantised tensors are of types of their own
+        if type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == torch.float16
+        if not tensor.is_meta and not tensor.isfinite().all()
+    ]
+    if lost:
+        logger.warning(
+            f"In float16 these weights are not finite: {', '.join(lost[:5])}{', ...' if lost[5:] else ''}. "
+            "The model will find nobody or the wrong people: use bfloat16 or float32."
+        )
+    return model
 
 
 class QueryPoseModel(QueryPosePreTrainedModel):

@@ -16,7 +16,7 @@ _WEIGHTS = "model.safetensors"
 def store_in_float16(folder: str | os.PathLike, output: str | os.PathLike) -> Path:
     """Writes a checkpoint again with its weights in float16; it loads in the type that `config.json` says, as before.
 
-    A tensor with a value beyond the range of float16 keeps its type.
+    A tensor with values beyond the range of float16, or for the most part below it, keeps its type.
 
     Args:
         folder (`str` or `os.PathLike`): what `save_pretrained` of model and image processor wrote.
@@ -41,10 +41,8 @@ def store_in_float16(folder: str | os.PathLike, output: str | os.PathLike) -> Pa
             raise FileNotFoundError(f"`folder` is {str(folder)!r}, which has no {name}.")
     halved = {}
     for name, tensor in load_file(folder / _WEIGHTS).items():
-        half = tensor.half() if tensor.is_floating_point() else tensor
         # running variances grow as the square of their inputs and may be beyond float16
-        fits = torch.equal(half.isfinite(), tensor.isfinite())
-        halved[name] = half if fits else tensor
+        halved[name] = tensor.half() if tensor.is_floating_point() and survives_cast(tensor, torch.float16) else tensor
     with filling_folder(output) as temporary:
         save_file(halved, temporary / _WEIGHTS, metadata={"format": "pt"})
         for settings in _SETTINGS:
@@ -53,6 +51,17 @@ def store_in_float16(folder: str | os.PathLike, output: str | os.PathLike) -> Pa
                 fields.pop("auto_map", None)  # it would ask for the code
                 write_json(fields, temporary / settings, indent=2)
     return output
+
+
+def survives_cast(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a cast only rounds: nothing finite becomes infinite, and little falls below the range of `dtype`."""
+    cast = tensor.to(dtype)
+    if not torch.equal(cast.isfinite(), tensor.isfinite()):
+        return False
+    finite = tensor.isfinite()
+    exact = tensor[finite].double()
+    # rounding to the nearest loses half of eps at most
+    return bool((cast[finite].double() - exact).norm() <= torch.finfo(dtype).eps * exact.norm())
 
 
 __all__ = ["store_in_float16"]

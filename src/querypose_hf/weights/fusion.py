@@ -8,6 +8,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..model.keypoint_layer_querypose import QueryPoseSpatialAttention
 from ..model.modeling_querypose import QueryPoseForPoseEstimation, QueryPoseModel
+from .float16_storage import survives_cast
 
 
 # pixels a side of the image that shows which batch norm follows which convolution
@@ -20,8 +21,9 @@ def fuse_for_inference(
     """Folds batch norms into the convolutions before them, in place, and lays out convolutions for speed.
 
     Outputs stay the same to floating-point tolerance. Frozen batch norms are folded too, and so is the one after the
-    transposed convolution of each keypoint layer. The model can then neither be trained nor saved: a checkpoint
-    without its batch norms could not be loaded.
+    transposed convolution of each keypoint layer. In a model in half precision, a batch norm stays where the folded
+    weights would be lost in the model's type. The model can then neither be trained nor saved: a checkpoint without
+    its batch norms could not be loaded.
 
     Args:
         model: a QueryPose model in evaluation mode; it is changed.
@@ -46,8 +48,9 @@ def fuse_for_inference(
     with torch.no_grad():
         _fuse_network(base.backbone)
         for module in base.modules():
-            if isinstance(module, QueryPoseSpatialAttention) and not isinstance(module.upsample_norm, nn.Identity):
-                _fold(module.upsample, module.upsample_norm)
+            if not isinstance(module, QueryPoseSpatialAttention) or isinstance(module.upsample_norm, nn.Identity):
+                continue
+            if _fold(module.upsample, module.upsample_norm):
                 setattr(module, "upsample_norm", nn.Identity())  # noqa: B010 - of another type than it is declared
     model.requires_grad_(False)
     if channels_last:
@@ -90,7 +93,8 @@ def _fuse_network(network: nn.Module) -> None:
     image = torch.randn(1, 3, _PROBE_SIDE, _PROBE_SIDE, generator=generator).to(parameter)
     pairs, expected = find_norm_pairs(network, image)
     for convolution, name, norm in pairs:
-        _fold(convolution, norm)
+        if not _fold(convolution, norm):
+            continue
         rest = norm_tail(norm)
         parent, _, child = name.rpartition(".")
         setattr(network.get_submodule(parent), child, nn.Sequential(*rest) if rest else nn.Identity())
@@ -145,18 +149,24 @@ def find_norm_pairs(
     return [pair for pair in pairs if runs.count(id(pair[0])) == 1 and norms.count(pair[1]) == 1], outputs
 
 
-def _fold(convolution: nn.Conv2d | nn.ConvTranspose2d, norm: Any) -> None:
-    weight, bias = fuse_conv_bn_weights(
-        convolution.weight,
-        convolution.bias,
-        norm.running_mean,
-        norm.running_var,
+def _fold(convolution: nn.Conv2d | nn.ConvTranspose2d, norm: Any) -> bool:
+    """Folds a batch norm into a convolution, unless the convolution's type cannot hold the result."""
+    dtype = convolution.weight.dtype
+    precise = torch.promote_types(dtype, torch.float32)
+    folded = fuse_conv_bn_weights(
+        convolution.weight.to(precise),
+        None if convolution.bias is None else convolution.bias.to(precise),
+        norm.running_mean.to(precise),
+        norm.running_var.to(precise),
         norm.eps,
-        norm.weight,
-        norm.bias,
+        norm.weight.to(precise),
+        norm.bias.to(precise),
         transpose=isinstance(convolution, nn.ConvTranspose2d),
     )
-    convolution.weight, convolution.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+    if not all(survives_cast(tensor, dtype) for tensor in folded):
+        return False
+    convolution.weight, convolution.bias = (nn.Parameter(tensor.detach().to(dtype)) for tensor in folded)
+    return True
 
 
 __all__ = ["fuse_for_inference"]
