@@ -9,7 +9,7 @@ import goldens
 import pytest
 import torch
 import torchvision
-from tiny import BACKBONES, people, tiny_config
+from tiny import BACKBONES, images, make_model, people, tiny_config
 from torch import nn
 
 from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessorPil, QueryPoseModel
@@ -26,31 +26,9 @@ from querypose_hf.model.targets_querypose import QueryPoseTargets
 RESULTS = ("logits", "pred_boxes", "pred_keypoints", "keypoint_scores", "keypoint_sigmas")
 
 
-def spread_boxes(model: nn.Module) -> None:
-    """Gives queries boxes of their own, as training does: new ones all start from the whole image."""
-    with torch.no_grad():
-        boxes = model.model.decoder.initial_boxes
-        generator = torch.Generator().manual_seed(1)
-        centre = 0.2 + 0.6 * torch.rand(len(boxes), 2, generator=generator)
-        boxes.copy_(torch.cat([centre, 0.1 + 0.5 * torch.rand(len(boxes), 2, generator=generator)], dim=1))
-        for layer in model.model.decoder.box_layers:
-            layer.class_head.bias.zero_()
-
-
-def make_model(seed: int = 0, **overrides) -> QueryPoseForPoseEstimation:
-    torch.manual_seed(seed)
-    model = QueryPoseForPoseEstimation(tiny_config(**overrides)).double().eval()
-    spread_boxes(model)
-    return model
-
-
 def rois_of(boxes: torch.Tensor) -> torch.Tensor:
     pyramid = [torch.zeros(len(boxes), 1, 1, 1, dtype=boxes.dtype)]
     return QueryPoseRoiPooler(tiny_config(), pyramid, torch.ones(len(boxes), 2)).rois(boxes)
-
-
-def images(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("variant", ["r50_full", "r50_light", "hrnet_w32_light", "hrnet_w48_full", "swin_t_full"])

@@ -102,13 +102,15 @@ def transfer_weights(
     >>> print(transfer_weights("path/to/coco/checkpoint", model))
     ```
     """
-    if not isinstance(source, QueryPoseForPoseEstimation):
-        source = QueryPoseForPoseEstimation.from_pretrained(source)
-    source_skeleton, target_skeleton = source.config.skeleton, target.config.skeleton
+    if isinstance(source, QueryPoseForPoseEstimation):
+        model = source
+    else:
+        model = QueryPoseForPoseEstimation.from_pretrained(source)
+    source_skeleton, target_skeleton = model.config.skeleton, target.config.skeleton
     keypoints = match_keypoints(source_skeleton.keypoint_names, target_skeleton.keypoint_names)
     parts = match_parts(source_skeleton, target_skeleton)
-    source_weights = source.state_dict()
-    if _keypoint_origin(source.config) != _keypoint_origin(target.config):
+    source_weights = model.state_dict()
+    if _keypoint_origin(model.config) != _keypoint_origin(target.config):
         source_weights = {name: value for name, value in source_weights.items() if ".keypoint_head." not in name}
     outcome: dict[str, list[str]] = {"whole": [], "in part": [], "fresh": []}
     for name, value in target.state_dict().items():
