@@ -144,3 +144,9 @@ def test_model_files_import_each_other_by_from_dot_name():
 
 def test_model_is_flat():
     assert not [path for path in (SOURCE / "model").iterdir() if path.is_dir() and path.name != "__pycache__"]
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports them by name alone: of two of one name the second would not be collected."""
+    names = [path.name for path in (PROJECT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
