@@ -119,7 +119,7 @@ class TrainingConfig:
             and saved. The decay grows from 0 at the start.
         gradient_checkpointing (`bool`): whether box layers and the convolutions of keypoint layers run again in the
             backward pass in place of keeping what they computed. Where every query is decoded (`query_feedback` is
-            `"always"`), a full model at the paper's size then keeps 3.2 GiB for 2 images in place of 5.4.
+            `"always"`), a full model at the paper's size then keeps 3.2 GiB for 2 images in place of 5.4, as reported.
         channels_last (`bool`): whether images and convolutions are laid out with channels last.
         fast_convolutions (`bool`): whether the backbone's convolutions do the work of the frozen batch norms that
             follow them and, with `"bf16"` on a CPU, depthwise convolutions with a stride stay in float32. Results are
