@@ -6,6 +6,7 @@ from transformers import AutoBackbone
 
 from .configuration_querypose import QueryPoseConfig
 from .initialization_querypose import start_from
+from .timm_networks_querypose import fix_padding
 
 
 #: Pixels per cell of P2 to P5, horizontally and vertically.
@@ -18,6 +19,7 @@ class QueryPoseBackbone(nn.Module):
     def __init__(self, config: QueryPoseConfig):
         super().__init__()
         self.model = AutoBackbone.from_config(config.backbone_config, **config.backbone_kwargs)
+        fix_padding(self.model)  # images are padded to multiples of 32
         feature_info = getattr(getattr(self.model, "_backbone", None), "feature_info", None)
         strides = tuple(feature_info.reduction()) if feature_info is not None else STRIDES
         if len(self.model.channels) != len(STRIDES) or strides != STRIDES:

@@ -49,7 +49,7 @@ def _merge_frozen_norms(backbone: QueryPoseBackbone) -> None:
     with torch.no_grad():
         pairs, expected = find_norm_pairs(backbone, image)
         for convolution, _, norm in pairs:
-            if type(convolution) is nn.Conv2d and _is_frozen(norm):
+            if type(convolution).forward is nn.Conv2d.forward and _is_frozen(norm):
                 convolution.forward = partial(_run_scaled, convolution, norm)  # type: ignore[method-assign]
                 norm.forward = partial(_run_tail, norm)
         same = all(
