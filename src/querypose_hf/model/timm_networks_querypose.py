@@ -46,9 +46,9 @@ class EndPaddedConv2d(nn.Conv2d):
         super().__init__(
             like.in_channels,
             like.out_channels,
-            like.kernel_size,
-            like.stride,
-            dilation=like.dilation,
+            like.kernel_size,  # type: ignore[arg-type]
+            like.stride,  # type: ignore[arg-type]
+            dilation=like.dilation,  # type: ignore[arg-type]
             groups=like.groups,
             bias=like.bias is not None,
             device="meta",
