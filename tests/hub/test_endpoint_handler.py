@@ -3,8 +3,13 @@
 import base64
 import importlib.util
 import io
+import re
+import socket
+import ssl
 import struct
+import subprocess
 import threading
+import time
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -15,7 +20,9 @@ from tiny import tiny_config
 
 from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.assets import SAMPLE_IMAGE
+from querypose_hf.hub import endpoint_handler
 from querypose_hf.hub.checkpoint_files import copy_handler
+from querypose_hf.hub.endpoint_handler import fetch, is_public
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +80,34 @@ def server(content):
                         self.wfile.write(bytes(65536))
                 except OSError:
                     pass
+            elif self.path == "/around":
+                self.send_response(302)
+                self.send_header("Location", "/around")
+                self.end_headers()
+                self.wfile.write(bytes(65536))
+            elif self.path.startswith("/to/"):
+                self.send_response(302)
+                self.send_header("Location", self.path.removeprefix("/to/"))
+                self.end_headers()
+            elif self.path == "/cut":
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                self.wfile.write(bytes(10))
+            elif self.path in ("/slow-body", "/slow-head"):
+                if self.path == "/slow-body":
+                    self.send_response(200)
+                    self.end_headers()
+                try:
+                    for _ in range(40):
+                        self.wfile.write(b"H")
+                        time.sleep(0.1)
+                except OSError:
+                    pass
+            elif self.path.startswith("/headers"):
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(str(self.headers).encode())
             else:
                 self.send_error(404)
 
@@ -84,12 +119,12 @@ def server(content):
     server.server_close()
 
 
-def test_every_form_of_an_image_gives_the_same_people(repository, handler, content, server, monkeypatch):
+def test_every_form_of_an_image_gives_the_same_people(handler, content, server, monkeypatch):
     expected = handler.pose_estimator(PIL.Image.open(io.BytesIO(content)), threshold=0.0)
     assert len(expected) > 1
     assert set(expected[0]) == {"score", "label", "box", "keypoints"}
     encoded = base64.b64encode(content).decode()
-    monkeypatch.setattr(handler, "_opener", repository[1](str(repository[0]), allow_private_urls=True)._opener)
+    monkeypatch.setattr(handler, "allow_private_urls", True)
     forms = {
         "PIL image": PIL.Image.open(io.BytesIO(content)),
         "bytes": content,
@@ -208,7 +243,194 @@ def test_limits(repository, handler, content, server, monkeypatch):
         repository[1](str(repository[0]))
 
 
-def test_private_addresses_are_refused(handler, server):
-    for url in (f"{server}/image.png", server.replace("127.0.0.1", "localhost") + "/image.png"):
-        with pytest.raises(ValueError, match="is not a public address"):
+def test_addresses():
+    public = ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "::ffff:8.8.8.8"]
+    private = [
+        "127.0.0.1",
+        "127.8.8.8",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "100.64.0.1",
+        "0.0.0.0",
+        "255.255.255.255",
+        "224.0.1.1",
+        "240.0.0.1",
+        # metadata of clouds
+        "169.254.169.254",
+        "100.100.100.200",
+        "192.0.0.192",
+        "168.63.129.16",
+        "fd00:ec2::254",
+        # IPv6: loopback, unspecified, link-local, site-local, unique local, multicast, documentation
+        "::1",
+        "::",
+        "fe80::1",
+        "fe80::1%eth0",
+        "fec0::1",
+        "fc00::1",
+        "ff02::1",
+        "2001:db8::1",
+        # IPv4 in IPv6: mapped, compatible, NAT64, 6to4, Teredo
+        "::ffff:127.0.0.1",
+        "::ffff:169.254.169.254",
+        "::127.0.0.1",
+        "64:ff9b::7f00:1",
+        "64:ff9b::808:808",
+        "2002:7f00:1::",
+        "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+    ]
+    assert [address for address in public if not is_public(address)] == []
+    assert [address for address in private if is_public(address)] == []
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """127.0.0.1 counts as public. Gives the addresses of names, lookup by lookup, and what was looked up."""
+    names: dict[str, list[list[str]]] = {}
+    asked = []
+    look_up = socket.getaddrinfo
+
+    def patched(host, port, *args, **options):
+        asked.append(host)
+        if host not in names:
+            return look_up(host, port, *args, flags=socket.AI_NUMERICHOST)
+        addresses = names[host].pop(0)
+        return [entry for address in addresses for entry in look_up(address, port, *args, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", patched)
+    monkeypatch.setattr(endpoint_handler, "is_public", lambda address: address == "127.0.0.1" or is_public(address))
+    return names, asked
+
+
+def refusal(url, **options):
+    with pytest.raises(OSError, match="not a public address") as caught:
+        fetch(url, 1000, timeout=5, **options)
+    return str(caught.value)
+
+
+def test_refused_addresses_are_not_connected_to_and_all_answered_alike(network, server, handler):
+    names, _ = network
+    names["secret.test"] = [["127.0.0.2"], ["127.0.0.1", "127.0.0.2"]]
+    with socket.create_server(("127.0.0.2", 0)) as listener:
+        port = listener.getsockname()[1]
+        listener.setblocking(False)
+        urls = [
+            f"http://127.0.0.2:{port}/",
+            "http://127.0.0.2:1/",  # nobody listens
+            f"http://[::ffff:127.0.0.2]:{port}/",
+            f"http://0.0.0.0:{port}/",
+            f"http://2130706434:{port}/",  # other notations of the same address
+            f"http://0x7f.2:{port}/",
+            f"http://user@127.0.0.2:{port}/",
+            f"https://127.0.0.2:{port}/",
+            f"http://secret.test:{port}/",
+            f"http://secret.test:{port}/",  # public and private
+            "http://unknown.test/",
+            f"{server}/to/http://127.0.0.2:{port}/",
+            f"{server}/to/http://127.0.0.2:1/",
+            f"{server}/to/http://unknown.test/",
+            f"http://{'a' * 70}.test/",
+        ]
+        assert len({refusal(url) for url in urls}) == 1
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    for url in urls[:2]:
+        with pytest.raises(
+            ValueError, match=rf"`inputs`: {re.escape(url)} cannot be fetched: .* not a public address"
+        ):
             handler({"inputs": url})
+
+
+def test_a_name_is_looked_up_once_and_its_checked_address_connected_to(network, server, monkeypatch):
+    """A name that would lead elsewhere at the second lookup."""
+    names, asked = network
+    port = server.rpartition(":")[2]
+    names["rebinding.test"] = [["127.0.0.1"], ["127.0.0.2"]]
+    told = fetch(f"http://rebinding.test:{port}/headers?a=b c", 1000, timeout=5).decode()
+    assert f"Host: rebinding.test:{port}\n" in told
+    assert asked.count("rebinding.test") == 1
+    # a redirect is looked up anew
+    assert refusal(f"{server}/to/http://rebinding.test:{port}/headers")
+    # an address where nobody listens does not matter if another one answers
+    monkeypatch.setattr(endpoint_handler, "is_public", lambda address: True)
+    names["two.test"] = [["127.0.0.2", "127.0.0.1"]]
+    assert fetch(f"http://two.test:{port}/headers", 1000, timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/around", "more than 5 redirects"),
+        ("/file", "expected an http or https URL"),
+        ("/to/ftp://127.0.0.1/", "expected an http or https URL"),
+        ("/cut", "990 more expected"),
+        ("/nothing", "HTTP Error 404"),
+        ("/slow-head", "timed out"),
+        ("/slow-body", "timed out"),
+    ],
+)
+def test_what_cannot_be_fetched(server, path, message):
+    start = time.monotonic()
+    with pytest.raises((OSError, ValueError, endpoint_handler.http.client.HTTPException), match=message):
+        fetch(f"{server}{path}", 1000, timeout=1, allow_private=True)
+    assert time.monotonic() - start < 3
+
+
+def test_looking_up_takes_no_longer_than_allowed(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: time.sleep(3) or [])
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match="timed out"):
+        fetch("http://slow.test/", 1000, timeout=0.2)
+    assert time.monotonic() - start < 2
+
+
+def test_malformed_urls_are_refused(handler):
+    for url in ("http://[::1/", "http://host:port/", "http://host:99999/", "http://", "HTTP:///photo.jpg"):
+        with pytest.raises(ValueError, match=rf"`inputs`: {re.escape(url)} cannot be fetched"):
+            handler({"inputs": url})
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """The files of a certificate for photos.test that is its own authority, and of its key."""
+    paths = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=photos.test"
+    command += f" -addext subjectAltName=DNS:photos.test -out {paths[0]} -keyout {paths[1]}"
+    try:
+        subprocess.run(command.split(), check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    return paths
+
+
+def test_certificates_are_of_the_host_name(network, certificate, monkeypatch):
+    class Host(BaseHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f"{self.headers['Host']} {self.path}".encode())
+
+    asked_for = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    context.sni_callback = lambda connection, name, _: asked_for.append(name)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Host)
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    port = server.server_address[1]
+    names, _ = network
+    names["photos.test"] = [["127.0.0.1"], ["127.0.0.1"]]
+    names["other.test"] = [["127.0.0.1"]]
+    with pytest.raises(ssl.SSLCertVerificationError):  # nobody vouches for it
+        fetch(f"https://photos.test:{port}/", 1000, timeout=5)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    assert fetch(f"https://photos.test:{port}/a?b", 1000, timeout=5) == f"photos.test:{port} /a?b".encode()
+    assert asked_for[-1] == "photos.test"
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"other\.test"):
+        fetch(f"https://other.test:{port}/", 1000, timeout=5)
+    server.shutdown()
+    server.server_close()

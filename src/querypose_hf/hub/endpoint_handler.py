@@ -5,18 +5,22 @@ The service makes one `EndpointHandler` with the repository's folder and calls i
 
 import base64
 import binascii
+import contextlib
 import http.client
 import io
 import ipaddress
 import os
+import queue
+import socket
+import ssl
+import string
+import threading
 import time
-import urllib.error
-import urllib.request
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import PIL.Image
 import torch
@@ -39,7 +43,7 @@ class EndpointHandler:
         max_images (`int`, *optional*): images of a request; by default `QUERYPOSE_MAX_IMAGES` or 16.
         allow_private_urls (`bool`, *optional*): also fetch images from addresses that are not public, such as those of
             the machine's own network; by default only if `QUERYPOSE_ALLOW_PRIVATE_URLS` is 1.
-        timeout (`float`, defaults to 10): seconds for fetching an image.
+        timeout (`float`, defaults to 10): seconds for fetching an image, redirects included.
         device (`str`, *optional*): the first accelerator by default.
 
     Raises:
@@ -70,17 +74,8 @@ class EndpointHandler:
         self.max_images = _limit("QUERYPOSE_MAX_IMAGES", max_images, 16)
         if allow_private_urls is None:
             allow_private_urls = os.environ.get("QUERYPOSE_ALLOW_PRIVATE_URLS") == "1"
+        self.allow_private_urls = allow_private_urls
         self.timeout = timeout
-        self._opener = urllib.request.OpenerDirector()
-        for handler in (
-            urllib.request.HTTPDefaultErrorHandler(),
-            urllib.request.HTTPErrorProcessor(),
-            urllib.request.HTTPRedirectHandler(),
-            _HTTPHandler(allow_private_urls),
-            _HTTPSHandler(allow_private_urls),
-            urllib.request.UnknownHandler(),
-        ):
-            self._opener.add_handler(handler)
         # the repository is deployed to run its code; transformers' annotations know its own tasks alone
         self.pose_estimator = pipeline(  # type: ignore[call-overload]
             "pose-estimation", model=path, trust_remote_code=True, device=device
@@ -154,14 +149,13 @@ class EndpointHandler:
             )
         if len(content) > left:
             raise self._too_large(place)
-        try:
+        with _readable(place):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # the limit here is our own
                 image = PIL.Image.open(io.BytesIO(content), formats=FORMATS)
-            self._check_size(image, place)  # from the header, before the pixels take memory
+        self._check_size(image, place)  # from the header, before the pixels take memory
+        with _readable(place):
             image.load()
-        except (PIL.UnidentifiedImageError, PIL.Image.DecompressionBombError, OSError, SyntaxError) as error:
-            raise ValueError(f"`{place}` is not a readable image ({', '.join(FORMATS)}): {error}") from error
         return image, len(content)
 
     def _check_size(self, image: PIL.Image.Image, place: str) -> None:
@@ -186,20 +180,10 @@ class EndpointHandler:
             raise ValueError(f"`{place}` is {shown}; expected an image as base64 text or a URL: {error}") from error
 
     def _fetch(self, url: str, place: str, left: int) -> bytes:
-        deadline = time.monotonic() + self.timeout
-        pieces, size = [], 0
         try:
-            with self._opener.open(url, timeout=self.timeout) as response:
-                while piece := response.read(1 << 16):
-                    pieces.append(piece)
-                    size += len(piece)
-                    if size > left:
-                        raise self._too_large(place)
-                    if time.monotonic() > deadline:
-                        raise TimeoutError(f"it took longer than {self.timeout:g} seconds")
-        except (OSError, http.client.HTTPException) as error:
+            return fetch(url, left, self.timeout, self.allow_private_urls)
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise ValueError(f"`{place}`: {url[:200]} cannot be fetched: {error}") from error
-        return b"".join(pieces)
 
 
 def _limit(variable: str, value: int | None, default: int) -> int:
@@ -214,45 +198,164 @@ def _limit(variable: str, value: int | None, default: int) -> int:
     return value
 
 
+@contextlib.contextmanager
+def _readable(place: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # what Pillow's decoders raise has no end: zlib's errors, struct's, KeyError
+        raise ValueError(f"`{place}` is not a readable image ({', '.join(FORMATS)}): {error}") from error
+
+
 def _is_url(text: str) -> bool:
-    return urlsplit(text[:2000]).scheme in ("http", "https")
+    return text[:8].lower().startswith(("http://", "https://"))
 
 
-class _CheckedConnection(http.client.HTTPConnection):
-    """A connection to public addresses only.
+def fetch(url: str, max_bytes: int, timeout: float, allow_private: bool = False) -> bytes:
+    """Downloads what a stranger's URL leads to.
 
-    It checks the address that it is connected to, so that neither a redirect nor a name that resolves differently the
-    second time leads elsewhere.
+    A host is looked up once, all of its addresses are checked, and one of them is connected to, so that nothing but a
+    lookup is done for an address that is refused. Redirects are followed in the same way. Proxies are not used.
+
+    Args:
+        url (`str`): an `http(s)` URL.
+        max_bytes (`int`): reading stops once there are more.
+        timeout (`float`): seconds for everything.
+        allow_private (`bool`): also connect to addresses that are not public.
+
+    Returns:
+        `bytes`: the content; if it is longer than `max_bytes`, the beginning of it, of more than `max_bytes`.
+
+    Raises:
+        OSError, ValueError, http.client.HTTPException: it cannot be fetched. One text stands for a host that is
+            refused, for whatever reason, and for one that does not exist: clients learn nothing about the network.
     """
+    deadline = time.monotonic() + timeout
+    for _ in range(1 + _MAX_REDIRECTS):
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected an http or https URL with a host")
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        addresses = _look_up(parts.hostname, port, deadline)
+        if not addresses or not (allow_private or all(is_public(address[0]) for _, address in addresses)):
+            raise PermissionError("its host is not a public address, or is unknown")
+        connection = _Connection(parts.hostname, port, addresses, deadline, is_tls=parts.scheme == "https")
+        target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+        with contextlib.closing(connection):
+            connection.request("GET", quote(target, safe=string.punctuation), headers=_HEADERS)
+            with connection.getresponse() as response:
+                location = response.headers["Location"]
+                if response.status in (301, 302, 303, 307, 308) and location:
+                    url = urljoin(url, quote(location, safe=string.punctuation, encoding="latin-1"))
+                elif not 200 <= response.status < 300:
+                    raise OSError(f"HTTP Error {response.status}: {response.reason}")
+                else:
+                    return _content(response, max_bytes)
+    raise OSError(f"it leads through more than {_MAX_REDIRECTS} redirects")
 
-    allow_private = False
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet, and no service of a cloud's own network."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is None:
+            # others carry IPv4 addresses (6to4, NAT64), or are local ones
+            return ip in _GLOBAL_UNICAST and ip.sixtofour is None and ip.is_global
+        ip = ip.ipv4_mapped
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _CLOUD_NETWORKS)
+
+
+_MAX_REDIRECTS = 5
+_HEADERS = {"User-Agent": "querypose-hf", "Accept": "image/*", "Connection": "close"}
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+# of Oracle's metadata service, and of Azure's host
+_CLOUD_NETWORKS = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("168.63.129.16/32"))
+_Address = tuple[int, tuple[Any, ...]]
+
+
+def _seconds_to(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+def _look_up(host: str, port: int, deadline: float) -> list[_Address]:
+    """Families and socket addresses of a host; none if it is unknown."""
+    answers: queue.SimpleQueue[list[_Address]] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            found = []
+        answers.put([(family, address) for family, _, _, _, address in found])
+
+    # in a thread, because the resolver has no time limit of its own
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answers.get(timeout=_seconds_to(deadline))
+    except queue.Empty:
+        raise TimeoutError("timed out") from None
+
+
+def _content(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
+    pieces, size = [], 0
+    while size <= max_bytes and (piece := response.read1(1 << 16)):
+        pieces.append(piece)
+        size += len(piece)
+    if size <= max_bytes and response.length:
+        raise http.client.IncompleteRead(b"", response.length)
+    return b"".join(pieces)
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection to one of the addresses that were looked up; certificate and `Host` are of the host's name."""
+
+    def __init__(self, host: str, port: int, addresses: list[_Address], deadline: float, is_tls: bool):
+        super().__init__(host, port)
+        self.addresses = addresses
+        self.deadline = deadline
+        self.is_tls = is_tls
+        if is_tls:
+            self.default_port = 443
 
     def connect(self) -> None:
-        super().connect()
-        address = ipaddress.ip_address(self.sock.getpeername()[0].partition("%")[0])
-        mapped = getattr(address, "ipv4_mapped", None)
-        if not self.allow_private and not (mapped or address).is_global:
-            self.close()
-            raise urllib.error.URLError(f"{self.host} is not a public address")
+        for index, (family, address) in enumerate(self.addresses):
+            connected = _Socket(family, socket.SOCK_STREAM)
+            try:
+                connected.deadline = self.deadline
+                connected.settimeout(_seconds_to(self.deadline) / (len(self.addresses) - index))
+                connected.connect(address)
+            except OSError:
+                connected.close()
+                if index == len(self.addresses) - 1:
+                    raise
+            else:
+                break
+        self.sock = connected
+        self.sock.settimeout(_seconds_to(self.deadline))
+        if self.is_tls:
+            context = ssl.create_default_context()
+            context.set_alpn_protocols(["http/1.1"])
+            context.sslsocket_class = _TLSSocket
+            encrypted: Any = context.wrap_socket(connected, server_hostname=self.host)
+            encrypted.deadline = self.deadline
+            self.sock = encrypted
 
 
-class _CheckedTLSConnection(_CheckedConnection, http.client.HTTPSConnection):
+class _Deadline:
+    """A socket that reads up to a deadline; the timeout alone would begin anew with every byte."""
+
+    deadline: float
+
+    def recv_into(self: Any, *arguments: Any) -> int:
+        self.settimeout(_seconds_to(self.deadline))
+        return super().recv_into(*arguments)  # type: ignore[misc]
+
+
+class _Socket(_Deadline, socket.socket):
     pass
 
 
-class _HTTPHandler(urllib.request.HTTPHandler):
-    def __init__(self, allow_private: bool):
-        super().__init__()
-        self.connection: Any = type("Connection", (_CheckedConnection,), {"allow_private": allow_private})
-
-    def http_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(self.connection, request)
-
-
-class _HTTPSHandler(urllib.request.HTTPSHandler):
-    def __init__(self, allow_private: bool):
-        super().__init__()
-        self.connection: Any = type("Connection", (_CheckedTLSConnection,), {"allow_private": allow_private})
-
-    def https_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(self.connection, request)
+class _TLSSocket(_Deadline, ssl.SSLSocket):
+    pass
