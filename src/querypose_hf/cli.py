@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
+    logging.getLogger("torch.utils._pytree").addFilter(_is_not_of_torchao)
     try:
         return options.run(options) or 0
     except UsageError as error:
@@ -59,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, ValueError, FloatingPointError) as error:
         print(f"{options.parser.prog}: {error}", file=sys.stderr)
         return 2
+
+
+def _is_not_of_torchao(record: logging.LogRecord) -> bool:
+    """Leaves out what torch says about torchao's own code, which Transformers imports wherever it is installed."""
+    return "register_constant" not in record.getMessage()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Tests of the `querypose` command and of the scripts that share its flags."""
 
 import json
+import logging
 import os
 import re
 import runpy
@@ -17,7 +18,7 @@ from tiny import save_tiny_checkpoint
 from transformers import pipeline
 
 import querypose_hf
-from querypose_hf import COCO_17
+from querypose_hf import COCO_17, QUERYPOSE_NANO, PoseEstimationPipeline
 from querypose_hf.assets import SAMPLE_IMAGE
 from querypose_hf.cli import build_parser, main
 from querypose_hf.commands.options import VARIANTS
@@ -70,20 +71,15 @@ def fails(capsys, *arguments):
 def test_predict_prints_and_draws(model, in_folder, capsys):
     image = make_image(in_folder / "street.png")
     arguments = ["predict", str(image), "--model", model, "--device", "cpu", "--output", "drawn"]
-    assert main([*arguments, "--threshold", "0.01"]) == 0
+    assert main([*arguments, "--threshold", "0.01", "--verbose"]) == 0
     printed = capsys.readouterr().out
     people = pipeline("pose-estimation", model=model, device="cpu")(str(image), threshold=0.01)
     assert len(people) > 1
     lines = printed.splitlines()
     assert lines[0] == f"{image}: {len(people)} people, drawn to {Path('drawn/street_poses.jpg')}"
-    assert len(lines) == 1 + len(people) * (1 + 17)
-    for person, first in zip(people, lines[1::18], strict=True):
+    for person, line in zip(people, lines[1:], strict=True):
         box = [round(side) for side in person["box"].values()]
-        assert first == f"  person {person['score']:.2f}, box ({', '.join(map(str, box))})"
-    assert [line.split()[0] for line in lines[2:19]] == list(COCO_17.keypoint_names)
-    numbers = re.findall(r"-?\d+\.\d+", lines[2])
-    nose = people[0]["keypoints"][0]
-    assert [float(number) for number in numbers] == pytest.approx([nose["x"], nose["y"], nose["score"]], abs=0.06)
+        assert line == f"  person {person['score']:.2f}, box ({', '.join(map(str, box))})"
 
     assert [path.name for path in Path("drawn").iterdir()] == ["street_poses.jpg"]
     with PIL.Image.open("drawn/street_poses.jpg") as drawn, PIL.Image.open(image) as original:
@@ -91,7 +87,7 @@ def test_predict_prints_and_draws(model, in_folder, capsys):
         with_people = np.asarray(drawn).astype(int)
         pixels = np.asarray(original).astype(int)
     assert main([*arguments, "--threshold", "1"]) == 0
-    assert "0 people" in capsys.readouterr().out
+    assert capsys.readouterr().out == f"{image}: 0 people, drawn to {Path('drawn/street_poses.jpg')}\n"
     with PIL.Image.open("drawn/street_poses.jpg") as drawn:
         without_people = np.asarray(drawn).astype(int)
     # nothing but JPEG's losses without people, and far more with them
@@ -107,13 +103,92 @@ def test_predict_json(model, in_folder, capsys):
     pose_estimator = pipeline("pose-estimation", model=model, device="cpu")
     assert len(results) == 2
     for image, result in zip(images, results, strict=True):
-        assert list(result) == ["image", "drawn", "people"]
-        assert result["image"] == str(image)
+        assert list(result) == RECORD_FIELDS
+        assert (result["source"], result["index"]) == (str(image), images.index(image))
+        assert (result["time"], result["error"], result["width"], result["height"]) == (None, None, 160, 120)
         assert result["drawn"] == str(Path("outputs", f"{image.stem}_poses.jpg"))
         assert Path(result["drawn"]).is_file()
-        expected = pose_estimator(str(image), threshold=0.01)
-        assert result["people"] == expected
-        assert list(result["people"][0]) == ["score", "label", "box", "keypoints"]
+        assert result["people"] == records_of(pose_estimator(str(image), threshold=0.01))
+
+
+RECORD_FIELDS = ["source", "index", "time", "width", "height", "people", "error", "drawn"]
+
+
+def records_of(people):
+    """The pipeline's people as records have them."""
+    assert people
+    return [{**person, "track_id": None} for person in people]
+
+
+def horses(folder, score_threshold):
+    """A checkpoint of two classes, sure of horses, with a score threshold of its own."""
+    save_tiny_checkpoint(folder, class_bias=4.0, longest_edge=96)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": {"0": "horse"}}))
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    settings["score_threshold"] = score_threshold
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_predict_takes_the_score_threshold_of_the_checkpoint(in_folder, capsys):
+    image = make_image(in_folder / "a.png")
+    folder = horses(in_folder / "model", 0.0)
+    arguments = ["predict", str(image), "--model", str(folder), "--device", "cpu", "--no-draw"]
+    everybody = pipeline("pose-estimation", model=str(folder), device="cpu")(str(image), threshold=0.0)
+    scores = sorted(person["score"] for person in everybody)
+    horses(in_folder / "model", (scores[-1] + scores[-2]) / 2)
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == f"{image}: 1 horse\n"
+    assert main([*arguments, "--threshold", "0"]) == 0
+    assert capsys.readouterr().out == f"{image}: {len(scores)} horses\n"
+    assert main([*arguments, "--threshold", "0", "--top-k", "2", "--json"]) == 0
+    [record] = json.loads(capsys.readouterr().out)
+    assert [person["score"] for person in record["people"]] == pytest.approx(scores[:-3:-1])
+    assert record["drawn"] is None
+    assert not Path("outputs").exists()
+
+
+def test_predict_in_batches(model, in_folder, capsys, monkeypatch):
+    """Images share forward passes; one that the model cannot take does not cost the others."""
+    images = [make_image(in_folder / "photos" / f"{n}.png", seed=n) for n in range(5)]
+    make_image(in_folder / "photos" / "3.png", height=40, seed=3)
+    find, sizes = PoseEstimationPipeline.__call__, []
+
+    def with_little_memory(self, batch, **options):
+        sizes.append(len(batch))
+        if any(image.height == 40 for image in batch):
+            raise RuntimeError("out of memory")
+        return find(self, batch, **options)
+
+    arguments = ["predict", "photos", "--model", model, "--device", "cpu", "--threshold", "0.01"]
+    assert main([*arguments, "--jsonl", "alone.jsonl", "--no-draw"]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(PoseEstimationPipeline, "__call__", with_little_memory)
+    assert main([*arguments, "--jsonl", "people.jsonl", "--no-draw", "--batch-size", "2", "--quiet"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(r"skipped: \S+3.png: out of memory\n4 sources read, 0 of them empty; 1 skipped .*\n", said.err)
+    assert sizes == [2, 2, 1, 1, 1]
+    alone, found = (
+        [json.loads(line) for line in Path(name).read_text().splitlines()] for name in ("alone.jsonl", "people.jsonl")
+    )
+    assert [record["source"] for record in alone] == [str(Path("photos", image.name)) for image in images]
+    assert [record["index"] for record in found] == [0, 1, 2, 4]
+    for record in found:
+        expected = alone[record["index"]]
+        assert record["source"] == expected["source"] and len(record["people"]) == len(expected["people"])
+
+
+def test_predict_draws_keypoints_above_their_threshold(in_folder, capsys):
+    image = make_image(in_folder / "a.png")
+    folder = horses(in_folder / "model", 0.1)
+    arguments = ["predict", str(image), "--model", str(folder), "--device", "cpu", "--quiet"]
+    capsys.readouterr()
+    assert main([*arguments, "--output", "some"]) == main([*arguments, "--keypoint-threshold", "1"]) == 0
+    assert capsys.readouterr() == ("", "")
+    drawn, without = (PIL.Image.open(Path(name, "a_poses.jpg")).convert("RGB") for name in ("some", "outputs"))
+    assert np.abs(np.asarray(drawn).astype(int) - np.asarray(without)).max() > 80
 
 
 def test_predict_images_of_one_name(model, in_folder, capsys):
@@ -203,7 +278,7 @@ def test_predict_skips_what_it_cannot_read(model, in_folder, capsys):
     for name in [*bad, "missing.png", "nothing*.jpg", "http://127.0.0.1:9/a.jpg"]:
         assert sum(name in line for line in skipped) == 1, name
     assert len(skipped) == len(bad) + 3
-    assert re.search(r"2 sources read, 0 of them without people; 8 skipped \(.*; .*; .*; and 5 more\)", said)
+    assert re.search(r"2 sources read, 0 of them empty; 8 skipped \(.*; .*; .*; and 5 more\)", said)
     lines = [json.loads(line) for line in Path("people.jsonl").read_text().splitlines()]
     assert [line["source"] for line in lines] == [str(Path("photos", path.name)) for path in good]
     assert sorted(path.name for path in Path("outputs").iterdir()) == ["a_poses.jpg", "z_poses.jpg"]
@@ -218,7 +293,7 @@ def test_predict_skips_what_it_cannot_read(model, in_folder, capsys):
         {**lines[0], "source": "photos/a.png"}
     ]
     assert main(["predict", *shown, "--json"]) == 2
-    assert [entry["image"] for entry in json.loads(capsys.readouterr().out)] == ["photos/a.png"]
+    assert [entry["source"] for entry in json.loads(capsys.readouterr().out)] == ["photos/a.png"]
 
 
 def test_predict_of_an_image_too_wide_to_draw(model, in_folder, capsys):
@@ -277,11 +352,12 @@ def test_predict_without_arguments(in_folder, capsys):
     """The model that comes with the package finds the people whom the photograph shows best."""
     assert main(["predict", "--json", "--device", "cpu"]) == 0
     [result] = json.loads(capsys.readouterr().out)
-    assert result["image"] == str(SAMPLE_IMAGE)
+    assert result["source"] == str(SAMPLE_IMAGE)
     with PIL.Image.open(result["drawn"]) as drawn:
         assert drawn.size == (640, 360)
     people = result["people"]
-    assert all(person["score"] > 0.15 for person in people)
+    settings = json.loads(Path(QUERYPOSE_NANO, "preprocessor_config.json").read_text())
+    assert all(person["score"] > settings["score_threshold"] for person in people)
     found = [np.array(list(person["box"].values())) for person in people]
     matched = set()
     for annotation in SAMPLE_PEOPLE:
@@ -316,8 +392,12 @@ def scored_files(in_folder):
 def test_evaluate(scored_files, capsys):
     pytest.importorskip("pycocotools")
     assert main(scored_files) == 0
-    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
-    metrics = json.loads(Path("scores/metrics.json").read_text())["metrics"]
+    *lines, last = capsys.readouterr().out.splitlines()
+    printed = dict(line.split() for line in lines)
+    figures = json.loads(Path("scores/metrics.json").read_text())
+    metrics = figures["metrics"]
+    assert figures["score_threshold"] == {"value": 0.45, "f1": 1, "precision": 1, "recall": 1}
+    assert last.startswith("best F1 at OKS 0.5: 1.0000, with the score threshold 0.4500 ")
     assert list(printed) == list(metrics)
     assert set(metrics) == {"AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL"}
     assert float(printed["AP"]) == metrics["AP"] == pytest.approx(1)
@@ -376,6 +456,14 @@ def test_version(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"querypose {querypose_hf.__version__}\n"
+
+
+def test_start_up_without_what_torch_says_about_torchao(in_folder, capsys, caplog):
+    main(["predict", "missing.jpg"])
+    logger = logging.getLogger("torch.utils._pytree")
+    logger.warning("<enum> is an Enum subclass. Calling register_constant() on Enum subclasses is deprecated")
+    logger.warning("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
 
 
 def test_usage_errors_show_the_usage_of_the_command(in_folder, capsys):
@@ -512,7 +600,7 @@ def test_check_data_skips_images_that_are_missing_or_broken(capsys, tmp_path):
     assert main([*arguments, "--output", str(tmp_path / "report")]) == 1
     said = capsys.readouterr()
     assert "nose" in said.out
-    assert re.search("1 images read, 0 of them without people; 4 skipped .*text.png.*; and 1 more", said.err)
+    assert re.search("1 images read, 0 of them empty; 4 skipped .*text.png.*; and 1 more", said.err)
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["left_out"]["missing_images"] == 1 and len(report["unusable_images"]) == 3
     assert "1 of 5 images are not in" in fails(capsys, *arguments, "--strict")

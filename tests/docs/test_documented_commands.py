@@ -33,7 +33,7 @@ NOT_RUN = {
 SHORTENED = {"--epochs": "1", "--mixed-precision": "no"}
 #: A file that each command leaves, by how it begins.
 LEAVES = {
-    "predict --dataset": "people/settings.json",
+    "predict --dataset": "people/people-*.parquet",
     "predict clip.mp4": "people.jsonl",
     "predict photo.jpg": "outputs/photo_poses.jpg",
     "explain photo.jpg": "outputs/photo_parts.png",

@@ -45,7 +45,7 @@ def test_the_files_written_are_what_is_returned(files, coco_case):
     assert json.loads((output_dir / "metrics.json").read_text()) == report
     assert json.loads((output_dir / "keypoints.json").read_text()) == coco_case[1]
     assert sorted(file.name for file in output_dir.iterdir()) == ["keypoints.json", "metrics.json"]
-    assert list(report) == ["metrics", "box_metrics", "protocol"]
+    assert list(report) == ["metrics", "box_metrics", "score_threshold", "protocol"]
     assert tuple(report["metrics"]) == KEYPOINT_METRICS["coco"]
     assert all(0 < value < 1 for value in report["metrics"].values())
     assert report["protocol"]["metric"] == "coco"

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import io
 import math
 import sys
@@ -297,6 +298,30 @@ def test_worst_images_come_first(one_person):
     assert score(one_person, results, sigmas=HORSE_SIGMAS).worst_images(1) == worst[:1]
 
 
+def test_the_score_threshold_with_the_best_f1(either_case):
+    """Scoring only the results above it gives the recall that is told; other thresholds have no better F1."""
+    metric, dataset, results = either_case
+    best = score(dataset, results, metric).best_score_threshold()
+    kept = [result for result in results if result["score"] > best.value]
+    assert 0 < len(kept) < len(results)
+    assert score(dataset, kept, metric).metrics["AR50"] == pytest.approx(best.recall)
+    assert best.f1 == pytest.approx(2 / (1 / best.precision + 1 / best.recall))
+    again = score(dataset, kept, metric).best_score_threshold()
+    assert (again.f1, again.precision, again.recall) == pytest.approx((best.f1, best.precision, best.recall))
+
+
+def test_results_on_people_who_do_not_count_are_no_errors(one_person):
+    """Of two results one is right; the other finds a crowd, who is not to be found."""
+    results = [found(one_person["annotations"][0], score=0.3)]
+    crowd = {**one_person["annotations"][0], "id": 99, "iscrowd": 1, "bbox": [300.0, 300.0, 100.0, 100.0]}
+    crowd["keypoints"] = [310, 310, 2, 350, 350, 2, 390, 390, 1]
+    results.append(found(crowd, score=0.9))
+    one_person["annotations"].append(crowd)
+    best = score(one_person, results, sigmas=HORSE_SIGMAS).best_score_threshold()
+    assert (best.value, best.f1) == pytest.approx((0.15, 1.0))
+    assert score(one_person, [], sigmas=HORSE_SIGMAS).best_score_threshold() is None
+
+
 def test_faster_coco_eval_gives_the_same(either_case):
     pytest.importorskip("faster_coco_eval")
     metric, dataset, results = either_case
@@ -311,6 +336,9 @@ def test_faster_coco_eval_gives_the_same(either_case):
     for ours, theirs in zip(actual.average_precision_by_people(), expected.average_precision_by_people(), strict=True):
         assert (ours.first, ours.images, ours.people) == (theirs.first, theirs.images, theirs.people)
         assert ours.average_precision == pytest.approx(theirs.average_precision, abs=1e-12)
+    assert dataclasses.astuple(actual.best_score_threshold()) == pytest.approx(
+        dataclasses.astuple(expected.best_score_threshold()), abs=1e-12
+    )
     assert np.allclose(actual.precision_recall().precision, expected.precision_recall().precision, atol=1e-12)
     assert score(dataset, [], metric, backend="faster-coco-eval").metrics == score(dataset, [], metric).metrics
     if metric == "coco":

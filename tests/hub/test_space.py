@@ -28,6 +28,11 @@ def test_space_of_a_hub_model(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_space_of_the_shipped_checkpoint(tmp_path):
+    folder = write_space(tmp_path / "space", "querypose-nano", gradio_version="6")
+    assert (folder / "model" / "model.safetensors").is_file()
+
+
 def test_wrong_folders_and_models_are_refused(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "kept.txt").write_text("kept")

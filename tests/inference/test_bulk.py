@@ -13,9 +13,12 @@ from querypose_hf.cli import main
 from querypose_hf.data import GeneratedPeople
 from querypose_hf.inference.bulk import BulkOptions, predict_to_parquet
 from querypose_hf.inference.image_dataset import open_image_dataset
+from querypose_hf.inference.records import count_people, image_record, record_schema
 
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+import pyarrow  # noqa: E402
+from pyarrow.parquet import ParquetDataset  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -45,26 +48,27 @@ def test_people_of_a_folder(model, photos, tmp_path, capsys):
     arguments += ["--output-parquet", str(tmp_path / "out"), "--rows-per-shard", "3", "--batch-size", "2"]
     assert main(arguments) == 1  # one of them is no image
     said = capsys.readouterr()
-    assert "8 images in " in said.out and "1 could not be read, 0 have no people" in said.out
+    assert "8 images in " in said.out and "1 could not be read, 0 are empty" in said.out
     assert "could not be read: " in said.err and "3b.png' cannot be decoded" in said.err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [*(f"people-0000{shard}-of-00003.parquet" for shard in range(3)), "settings.json"]
+    assert names == [f"people-0000{shard}-of-00003.parquet" for shard in range(3)]
     rows = read(tmp_path / "out")
     assert rows["index"] == list(range(8))
     pose_estimator = pipeline("pose-estimation", model=model, device="cpu")
     for row in rows:
-        if row["path"].endswith("3b.png"):
+        if row["source"].endswith("3b.png"):
             assert "cannot be decoded" in row["error"]
             assert row["people"] == []
             continue
         assert (row["width"], row["height"], row["error"]) == (96, 80, None)
-        expected = pose_estimator(row["path"], threshold=0.01)
+        expected = pose_estimator(row["source"], threshold=0.01)
         assert len(row["people"]) == len(expected) > 0
         for person, other in zip(row["people"], expected, strict=True):
             assert person["score"] == pytest.approx(other["score"], abs=1e-4)
-            assert person["box"] == pytest.approx(list(other["box"].values()), abs=0.05)
-            points = [[point["x"], point["y"], point["score"]] for point in other["keypoints"]]
-            assert person["keypoints"][16] == pytest.approx(points[16], abs=0.05)
+            assert person["box"] == pytest.approx(other["box"], abs=0.05)
+            last, expected_last = person["keypoints"][16], other["keypoints"][16]
+            assert last.pop("name") == expected_last.pop("name") == "right_ankle"
+            assert last == pytest.approx(expected_last, abs=0.05)
 
     # nothing is done twice, what is missing is made again, and other settings are refused
     lost = tmp_path / "out" / "people-00001-of-00003.parquet"
@@ -72,7 +76,7 @@ def test_people_of_a_folder(model, photos, tmp_path, capsys):
     lost.unlink()
     assert main(arguments) == 1
     assert re.search("3 images in .* 5 were there already, 1 could not be read", capsys.readouterr().out)
-    assert read(tmp_path / "out")["path"] == rows["path"]
+    assert read(tmp_path / "out")["source"] == rows["source"]
     assert (tmp_path / "out" / "people-00000-of-00003.parquet").stat().st_mtime_ns == kept
     lost.unlink()
     assert main([*arguments, "--strict"]) == 2
@@ -172,7 +176,45 @@ def test_options_are_checked(arguments, message, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_settings_are_readable(model, photos, tmp_path):
+def test_the_folder_holds_one_table(model, photos, tmp_path):
+    """Other libraries read it as it is; its settings are in the files' metadata."""
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     pose_estimator = pipeline("pose-estimation", model=model, device="cpu")
-    predict_to_parquet(pose_estimator, open_image_dataset(photos), tmp_path, model_name="a/b", progress=False)
-    assert json.loads((tmp_path / "settings.json").read_text())["model"] == "a/b"
+    options = BulkOptions(rows_per_shard=5, top_k=1)
+    dataset = open_image_dataset(photos)
+    predict_to_parquet(pose_estimator, dataset, tmp_path / "people", options, model_name="a/b", progress=False)
+    table = pandas.read_parquet(tmp_path / "people")
+    assert table["index"].tolist() == list(range(8))
+    lines = [image_record("a.jpg", 0, (4, 3), []), image_record("clip.mp4", 7, (4, 3), [], time=0.5)]
+    assert list(table.columns) == list(lines[0]) == list(lines[1])
+    assert all(len(people) <= 1 for people in table["people"])
+    settings = json.loads(ParquetDataset(tmp_path / "people").schema.metadata[b"querypose"])
+    assert (settings["model"], settings["threshold"], settings["top_k"]) == ("a/b", 0.3, 1)
+
+
+def test_records_of_images_and_videos_fit_one_table():
+    """JSON lines of `predict` and rows of `predict --dataset` have the same fields."""
+    point = {"name": "nose", "x": 1.0, "y": 2.0, "score": 0.5}
+    box = {"xmin": 0.0, "ymin": 0.0, "xmax": 4.0, "ymax": 3.0}
+    person = {"score": 0.5, "label": "horse", "box": box, "keypoints": [point]}
+    rows = [
+        image_record("a.jpg", 0, (4, 3), [person], drawn="a_poses.jpg"),
+        image_record("clip.mp4", 7, (4, 3), [{**person, "track_id": 3}], time=0.5),
+        image_record(None, 1, None, [], error="no image"),
+    ]
+    assert pyarrow.Table.from_pylist(rows, schema=record_schema()).to_pylist() == rows
+    assert rows[0]["people"][0] == {**person, "track_id": None}
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "words"),
+    [
+        (["horse"], ["horse"], "1 horse"),
+        ([], ["horse"], "0 horses"),
+        (["person", "person"], ["person"], "2 people"),
+        (["fox", "dog", "fox"], ["dog", "cat", "fox"], "1 dog and 2 foxes"),
+        ([], ["dog", "cat"], "nothing"),
+    ],
+)
+def test_counts_in_words(labels, classes, words):
+    assert count_people(labels, classes) == words

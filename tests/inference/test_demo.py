@@ -54,7 +54,7 @@ def test_page_finds_people_in_a_video(page_address, tmp_path):
     drawn, summary, lines = client.predict(clip, 0.3, ["boxes"], api_name="/watch")
     assert str(drawn).endswith(".mp4")
     assert re.match(r"3 frames, \d+ people followed", summary)
-    assert [json.loads(line)["frame"] for line in Path(lines).read_text().splitlines()] == [0, 1, 2]
+    assert [json.loads(line)["index"] for line in Path(lines).read_text().splitlines()] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_webcam_and_video(demo, tmp_path):
     video, text, lines = demo.watch(str(clip), 0.05, EVERYTHING, lambda *numbers: progress.append(numbers), VISITOR)
     assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert Path(video).is_file() and text.startswith("4 frames, ")
-    assert [json.loads(line)["frame"] for line in Path(lines).read_text().splitlines()] == [0, 1, 2, 3]
+    assert [json.loads(line)["index"] for line in Path(lines).read_text().splitlines()] == [0, 1, 2, 3]
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(ValueError, match=r"text\.mp4 cannot be opened as a video"):
         demo.watch(str(tmp_path / "text.mp4"), 0.3, [], print, VISITOR)

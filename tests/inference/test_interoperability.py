@@ -19,6 +19,8 @@ from querypose_hf.inference.interoperability import (
     to_fiftyone_sample,
     to_supervision_detections,
     to_supervision_keypoints,
+    to_transformers_detections,
+    to_transformers_keypoints,
 )
 
 
@@ -49,7 +51,17 @@ def test_supervision(found, form):
     assert key_points.class_id.tolist() == [0] * len(people)
     assert key_points.data["class_name"].tolist() == ["person"] * len(people)
 
+    same = supervision.KeyPoints.from_transformers(to_transformers_keypoints(people, config))
+    np.testing.assert_allclose(same.xy, theirs.xy, atol=1e-3)
+    np.testing.assert_allclose(same.keypoint_confidence, theirs.keypoint_confidence, atol=1e-6)
+    boxes = supervision.Detections.from_transformers(
+        to_transformers_detections(people, config), id2label=config.id2label
+    )
+
     detections = to_supervision_detections(people, config)
+    np.testing.assert_allclose(boxes.xyxy, detections.xyxy)
+    np.testing.assert_allclose(boxes.confidence, detections.confidence)
+    assert boxes.data["class_name"].tolist() == detections.data["class_name"].tolist()
     np.testing.assert_allclose(detections.xyxy, torch.stack([one["bbox"] for one in found[0]]), atol=1e-3)
     best = detections[detections.confidence == detections.confidence.max()]
     np.testing.assert_allclose(best.data["keypoints"], key_points.xy[:1])
@@ -65,7 +77,8 @@ def test_supervision_of_nobody():
     supervision = pytest.importorskip("supervision", reason="supervision is not installed")
     assert len(to_supervision_keypoints([], tiny_config())) == 0
     assert len(to_supervision_detections([], tiny_config())) == 0
-    assert supervision.KeyPoints.from_transformers([]).is_empty()
+    assert supervision.KeyPoints.from_transformers(to_transformers_keypoints([], tiny_config())).is_empty()
+    assert supervision.Detections.from_transformers(to_transformers_detections([], tiny_config())).is_empty()
 
 
 @pytest.mark.parametrize("form", [0, 1], ids=["post-processed", "pipeline"])

@@ -24,8 +24,10 @@ def test_recipe(tmp_path):
     for number in range(3):
         people[number]["image"].save(tmp_path / "photos" / f"{number}.jpg")
 
-    [recipe] = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "bulk.md").read_text(), flags=re.DOTALL)
-    for name, place in (("photos", "photos"), ("path/to/checkpoint", "model"), ("people", "out")):
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "bulk.md").read_text(), flags=re.DOTALL)
+    [recipe] = [block for block in blocks if "import ray" in block]
+    recipe = recipe.replace("(QUERYPOSE_NANO,)", f'("{tmp_path / "model"}",)')
+    for name, place in (("photos", "photos"), ("people", "out")):
         recipe = re.sub(rf'(?<=[( ])"{name}"(?=[,)])', f'"{tmp_path / place}"', recipe)
     paths = os.pathsep.join([str(REPOSITORY / "src"), os.environ.get("PYTHONPATH", "")])
     ray.init(

@@ -129,9 +129,9 @@ def test_predict_keeps_what_it_found_in_a_damaged_video(model, damaged, tmp_path
     arguments += ["--output", str(tmp_path / "out"), "--jsonl", str(tmp_path / "people.jsonl"), "--batch-size", "4"]
     assert main(arguments) == 1
     said = capsys.readouterr().err
-    assert re.search(r"2 sources read, \d of them without people; 0 skipped, 1 read in part \(.*damaged in \d+", said)
+    assert re.search(r"2 sources read, \d of them empty; 0 skipped, 1 read in part \(.*damaged in \d+", said)
     lines = [json.loads(line) for line in (tmp_path / "people.jsonl").read_text().splitlines()]
-    assert lines[-1]["source"] == str(tmp_path / "a.png") and lines[-2]["frame"] == 59
+    assert lines[-1]["source"] == str(tmp_path / "a.png") and lines[-2]["index"] == 59
     with VideoReader(tmp_path / "out" / "damaged_poses.mp4") as reader:
         assert len(list(reader)) == len(lines) - 1
 
@@ -144,7 +144,7 @@ def test_predict_keeps_what_it_found_before_it_stops(model, tmp_path, capsys):
     assert main(arguments) == 2
     assert "breaks off after" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "people.jsonl").read_text().splitlines()]
-    assert len(lines) > 4 and [line["frame"] for line in lines] == list(range(len(lines)))
+    assert len(lines) > 4 and [line["index"] for line in lines] == list(range(len(lines)))
     with VideoReader(tmp_path / "out" / "clip_poses.mp4") as reader:
         assert len(list(reader)) == len(lines)
 
@@ -201,7 +201,7 @@ def test_predict_on_a_live_stream(model, stream, tmp_path, capsys):
         assert "cannot be opened" in capsys.readouterr().err  # nobody listens yet
         time.sleep(0.2)
     assert code == 0
-    indices = [json.loads(line)["frame"] for line in (tmp_path / "people.jsonl").read_text().splitlines()]
+    indices = [json.loads(line)["index"] for line in (tmp_path / "people.jsonl").read_text().splitlines()]
     assert indices == sorted(set(indices)) and indices[0] == 0 and indices[-1] == 29
     [video] = saved.glob("*.mp4")
     with VideoReader(video) as reader:
@@ -341,7 +341,7 @@ def test_predict_follows_people_and_saves_the_video(model, clip, tmp_path, capsy
     assert main([*arguments, "--save-video", "--jsonl", str(tmp_path / "people.jsonl")]) == 0
     printed = capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "people.jsonl").read_text().splitlines()]
-    assert [line["frame"] for line in lines] == list(range(6))
+    assert [line["index"] for line in lines] == list(range(6))
     assert {line["source"] for line in lines} == {str(clip)}
     numbers = {person["track_id"] for line in lines for person in line["people"]} - {None}
     followed = re.escape(f"{clip}: 6 frames, {len(numbers)} people followed, drawn to ")
@@ -361,7 +361,7 @@ def test_predict_follows_people_and_saves_the_video(model, clip, tmp_path, capsy
 
     assert main([*arguments, "--no-track", "--max-frames", "2", "--jsonl", "-"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["frame"] for line in lines] == [0, 1]
+    assert [line["index"] for line in lines] == [0, 1]
     assert all("track_id" not in person for line in lines for person in line["people"])
     assert main([*arguments, "--max-frames", "1"]) == 0
     assert capsys.readouterr().out.startswith("frame 0 (0.00 s): person ")

@@ -786,6 +786,26 @@ class TestPeople:
         assert count(threshold=best + 1e-4) == 0
         assert [count(threshold=-1, top_k=top_k) for top_k in (0, 1, 2, 9, None)] == [0, 1, 2, 2, 2]
 
+    def test_the_score_threshold_is_the_processors_own(self, processor_class, tmp_path):
+        processor_class(score_threshold=0.55).save_pretrained(tmp_path)
+        processor = processor_class.from_pretrained(tmp_path)
+        best = 0.9 * torch.tensor(1.0).sigmoid().item()
+        assert processor_class().score_threshold == 0.3
+        for threshold, count in ((0.55, 1), (best + 1e-4, 0), (0.0, 2)):
+            processor.score_threshold = threshold
+            assert len(processor.post_process_pose_estimation(self.outputs())[0]) == count
+            assert processor.query_selection()["person_threshold"] == (threshold or None)
+            assert len(processor.post_process_pose_estimation(self.outputs(), threshold=0.0)[0]) == 2
+            assert processor.query_selection(0.2)["person_threshold"] == 0.2
+
+    @pytest.mark.parametrize("value", [None, -0.5, 1.5, True, "0.7", float("nan")])
+    def test_wrong_score_threshold(self, processor_class, value):
+        message = f"`score_threshold` is {value!r}; expected a number from 0 to 1"
+        with pytest.raises(ValueError, match=message):
+            processor_class(score_threshold=value).post_process_pose_estimation(self.outputs())
+        with pytest.raises(ValueError, match=message):
+            processor_class(score_threshold=value)(PIL.Image.new("RGB", (64, 48)))
+
     def test_duplicates(self, processor_class, tmp_path):
         boxes = torch.tensor([[[0.5, 0.5, 0.4, 0.8], [0.52, 0.5, 0.4, 0.8], [0.1, 0.5, 0.1, 0.8]]])
         logits = torch.tensor([[[1.0], [2.0], [3.0]]])

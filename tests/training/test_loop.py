@@ -49,6 +49,19 @@ class TestRun:
         assert not torch.equal(seen[1]["flow.scale.0.0.weight"], seen[2]["flow.scale.0.0.weight"])
         assert loop.model.training
 
+    def test_models_have_the_score_threshold_of_the_evaluation(self, tmp_path):
+        figures = iter([{"AP": 0.6, "score_threshold": 0.12}, {"AP": 0.4, "score_threshold": 0.34}])
+        config = small_config(2, evaluate_every=1, save_every=1, schedule=one_step(2))
+        small_loop(tmp_path, config, evaluate=lambda model: next(figures)).run()
+        thresholds = {
+            folder: QueryPoseImageProcessor.from_pretrained(tmp_path / folder).score_threshold
+            for folder in ("best", "last")
+        }
+        assert thresholds == {"best": 0.12, "last": 0.34}
+        loop = small_loop(tmp_path, small_config(3, evaluate_every=None, schedule=one_step(3)))
+        loop.run(resume=True)  # without an evaluation: the last one counts
+        assert QueryPoseImageProcessor.from_pretrained(tmp_path / "last").score_threshold == 0.34
+
     def test_the_papers_learning_rate_is_scaled_by_the_images_of_a_step(self, tmp_path, caplog):
         config = small_config(1, learning_rate=2.5e-5, gradient_accumulation_steps=2, schedule=one_step())
         with caplog.at_level("INFO", logger="querypose_hf.training.loop"):

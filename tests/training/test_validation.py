@@ -47,7 +47,9 @@ class TestValidation:
         torch.manual_seed(0)
         model = QueryPoseForPoseEstimation(tiny_config())
         validation.check(model)
-        assert validation(model)["AP"] < 0.5
+        figures = validation(model)
+        assert figures["AP"] < 0.5
+        assert "score_threshold" not in figures  # nobody is found
 
     def test_yolo(self, tmp_path):
         for kind in ("images", "labels"):

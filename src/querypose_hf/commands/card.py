@@ -37,7 +37,7 @@ def _card(options: argparse.Namespace) -> None:
     output = options.output or folder / "README.md"
     if output.exists() and not options.force:
         raise UsageError(f"{output} exists; --force replaces it.")
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoImageProcessor
 
     from ..files import write_text
     from ..hub.figures import MeasuredFigures
@@ -47,6 +47,10 @@ def _card(options: argparse.Namespace) -> None:
     config = AutoConfig.from_pretrained(options.model)
     if not isinstance(config, QueryPoseConfig):
         raise UsageError(f"--model must be a QueryPose checkpoint, but {options.model} is of {config.model_type!r}.")
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(options.model)
+    except OSError:  # it has none
+        image_processor = None
     card = build_model_card(
         config,
         "own" if options.converted is None else "converted",
@@ -54,6 +58,7 @@ def _card(options: argparse.Namespace) -> None:
         variant=options.converted or find_variant(config),
         figures=MeasuredFigures.read(from_options(MetricsFile, options)),
         repo_id=options.repo,
+        image_processor=image_processor,
     )
     check_model_card(card)
     write_text(str(card), output)

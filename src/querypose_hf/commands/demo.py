@@ -6,7 +6,7 @@ from typing import Any
 
 from ..inference.options import DemoOptions
 from ..settings import add_options, from_options
-from .options import add_device_option, add_model_option, add_threshold_option, load_pipeline, threshold_of
+from .options import add_device_option, add_model_option, add_threshold_option, load_pipeline
 
 
 def add_parser(commands: Any) -> None:
@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    demo_options = from_options(DemoOptions, options, threshold=threshold_of(options))
+    demo_options = from_options(DemoOptions, options, threshold=options.threshold)
     from ..inference import demo
 
     gradio = demo.import_gradio()

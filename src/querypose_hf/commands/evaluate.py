@@ -62,6 +62,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     # only the first of several processes has a result
     for name, value in ((result or {}).get("metrics") or {}).items():
         print(f"{name:<10} {'-' if value is None else format(value, '.4f')}")
+    if best := (result or {}).get("score_threshold"):
+        print(
+            f"best F1 at OKS 0.5: {best['f1']:.4f}, with the score threshold {best['value']:.4f} "
+            f"(precision {best['precision']:.4f}, recall {best['recall']:.4f})"
+        )
     skipped = (result or {}).get("prediction", {}).get("skipped_images", {})
     if not skipped:
         return 0

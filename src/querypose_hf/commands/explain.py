@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..inference.records import count_people
 from ..inference.sources import check_image
 from .options import (
     about,
@@ -14,9 +15,8 @@ from .options import (
     count,
     device_of,
     require_folder,
-    threshold_of,
 )
-from .output import count_people, free_name
+from .output import free_name
 from .tally import InputTally
 
 
@@ -64,7 +64,7 @@ def _explain(options: argparse.Namespace) -> int:
         found = tally.attempt(source, _explain_image, options, model, image_processor, source)
         if found is not None:
             tally.add(has_people=bool(found[1]))
-            tqdm.write(_draw(options, source, *found, taken))
+            tqdm.write(f"{source}: {_count(found[1], model.config)}, drawn to {_draw(options, source, *found, taken)}")
     return tally.finish()
 
 
@@ -81,14 +81,14 @@ def _explain_image(
     from ..model.image_decoding_querypose import decode_pil_image
 
     image = decode_pil_image(source)
-    people = explain_people(model, image_processor, image, threshold=threshold_of(options), top_k=options.top_k)
+    people = explain_people(model, image_processor, image, threshold=options.threshold, top_k=options.top_k)
     return image, people
 
 
 def _draw(
     options: argparse.Namespace, source: str, image: "Image", people: list["PersonAttention"], taken: set[str]
 ) -> str:
-    """Draws the people of one image; returns the line to print."""
+    """Draws the people of one image; returns the files, in words."""
     from ..files import replacing_file
     from ..inference.explanation_drawing import draw_part_attention, overlay_part_attention
 
@@ -102,5 +102,9 @@ def _draw(
     for file, drawing in drawings.items():
         with replacing_file(options.output / file) as temporary:
             drawing.save(temporary)
-    written = ", ".join(str(options.output / file) for file in drawings)
-    return f"{source}: {count_people(people)}, drawn to {written}"
+    return ", ".join(str(options.output / file) for file in drawings)
+
+
+def _count(people: list["PersonAttention"], config: Any) -> str:
+    labels = [config.id2label[found.person["label"].item()] for found in people]
+    return count_people(labels, list(config.id2label.values()))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..assets import QUERYPOSE_NANO, resolve_checkpoint
+from ..assets import resolve_checkpoint
 from ..settings import UsageError
 
 
@@ -31,19 +31,27 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_threshold_option(parser: argparse.ArgumentParser) -> None:
-    """Adds `--threshold`; [`threshold_of`] reads it."""
+    """Adds `--threshold`, None unless it is given: the checkpoint's own."""
     parser.add_argument(
         "--threshold",
-        type=_score,
-        help="score threshold, the least score of a person (0.3; 0.15 with querypose-nano, whose scores are low)",
+        type=score,
+        help="score threshold, the least score of a person; by default the checkpoint's own, which training chose",
     )
 
 
-def threshold_of(options: argparse.Namespace) -> float:
-    """The value of `--threshold`, or the default for `--model`."""
-    if options.threshold is not None:
-        return options.threshold
-    return 0.15 if options.model == QUERYPOSE_NANO else 0.3
+def keypoint_threshold_of(options: argparse.Namespace) -> float:
+    """The value of `--keypoint-threshold`; by default it fits `--threshold`."""
+    from ..inference.visualization import keypoint_threshold_for
+
+    given = options.keypoint_threshold
+    return keypoint_threshold_for(options.threshold) if given is None else given
+
+
+def batch_size_of(options: argparse.Namespace) -> int:
+    """The value of `--batch-size`, or 8; 1 on a CPU, which one image keeps busy."""
+    if options.batch_size is not None:
+        return options.batch_size
+    return 1 if device_of(options).type == "cpu" else 8
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -78,11 +86,26 @@ def load_pipeline(options: argparse.Namespace) -> "PoseEstimationPipeline":
     Raises:
         UsageError: there is no such checkpoint, or torch cannot use the device.
     """
+    from transformers.utils import logging
+
     from ..inference import loading
 
     device = device_of(options)
-    with about("--model"):
-        return loading.load_pipeline(options.model, device)
+    shows_bars = logging.is_progress_bar_enabled()
+    if getattr(options, "quiet", False):
+        logging.disable_progress_bar()
+    try:
+        with about("--model"):
+            return loading.load_pipeline(options.model, device)
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()
+
+
+def class_names(pose_estimator: "PoseEstimationPipeline") -> list[str]:
+    """What the model finds, such as `["person"]`."""
+    names: Any = pose_estimator.model.config.id2label
+    return [str(name) for name in names.values()]
 
 
 @contextlib.contextmanager
@@ -107,7 +130,8 @@ def count(text: str) -> int:
     return int(text)
 
 
-def _score(text: str) -> float:
+def score(text: str) -> float:
+    """The `type` of an option that is a number from 0 to 1."""
     try:
         value = float(text)
     except ValueError:

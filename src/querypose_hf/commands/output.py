@@ -1,11 +1,11 @@
-"""What commands write and print: names of drawn images, JSON lines, people in words."""
+"""What commands write and print: names of drawn images, JSON lines, boxes in words."""
 
 import contextlib
 import json
 import os
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import urlsplit
@@ -83,11 +83,6 @@ class JsonList:
         print(",\n" if self._count else "[\n", textwrap.indent(json.dumps(record, indent=2), "  "), sep="", end="")
         sys.stdout.flush()
         self._count += 1
-
-
-def count_people(people: Sequence[Any] | set[Any]) -> str:
-    """`1 person`, `2 people`."""
-    return f"{len(people)} {'person' if len(people) == 1 else 'people'}"
 
 
 def corners(box: Mapping[str, float]) -> str:

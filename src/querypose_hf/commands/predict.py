@@ -2,11 +2,13 @@
 
 import argparse
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..assets import SAMPLE_IMAGE
+from ..inference.records import count_people, find_people_in_batch, image_record
 from ..inference.sources import check_image, expand_sources, is_video
 from ..settings import UsageError
 from . import predict_dataset, predict_video
@@ -15,11 +17,15 @@ from .options import (
     add_model_option,
     add_strict_option,
     add_threshold_option,
+    batch_size_of,
+    class_names,
+    count,
+    keypoint_threshold_of,
     load_pipeline,
     require_folder,
-    threshold_of,
+    score,
 )
-from .output import JsonLines, JsonList, corners, count_people, free_name
+from .output import JsonLines, JsonList, corners, free_name
 from .tally import InputTally
 
 
@@ -27,7 +33,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
         help="find people in images and videos",
-        description="Finds people in images, prints them, and draws them on copies of the images. In videos it "
+        description="Finds people in images, says how many, and draws them on copies of the images. In videos it "
         "follows them, too.",
     )
     parser.add_argument(
@@ -39,24 +45,36 @@ def add_parser(commands: Any) -> None:
     )
     add_model_option(parser)
     add_threshold_option(parser)
+    parser.add_argument("--top-k", type=count, metavar="N", help="at most so many people per image or frame")
+    parser.add_argument(
+        "--batch-size", type=count, metavar="N", help="images or frames per forward pass (8; 1 on a CPU)"
+    )
     add_device_option(parser)
     add_strict_option(parser)
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for drawn images (%(default)s)")
-    parser.add_argument("--json", action="store_true", help='print JSON: "image", "drawn" and "people" of each image')
+    parser.add_argument("--no-draw", action="store_true", help="draw no images")
     parser.add_argument(
-        "--jsonl", metavar="FILE", help="write a JSON line per image and frame; - is the standard output"
+        "--keypoint-threshold",
+        type=score,
+        help="least score of a keypoint that is drawn (0.3, or the score threshold if that is lower)",
     )
+    parser.add_argument("--json", action="store_true", help="print a JSON list with the record of each image")
+    parser.add_argument(
+        "--jsonl", metavar="FILE", help="write the record of each image and frame as a line of JSON; - prints them"
+    )
+    told = parser.add_mutually_exclusive_group()
+    told.add_argument("--verbose", action="store_true", help="print a line for each person, too")
+    told.add_argument("--quiet", action="store_true", help="print nothing but what goes wrong, and JSON")
     predict_video.add_options(parser)
     predict_dataset.add_options(parser)
     parser.set_defaults(run=_predict)
 
 
 def _predict(options: argparse.Namespace) -> int:
-    options.threshold = threshold_of(options)
     if options.dataset is not None or options.output_parquet is not None:
         return predict_dataset.run(options)
     require_folder("--output", options.output)
-    tally = InputTally(options.strict)
+    tally = InputTally(options.strict, quiet=options.quiet)
     sources: list[str] = []
     for source in options.images or [str(SAMPLE_IMAGE)]:
         sources += tally.attempt(source, expand_sources, [source]) or []
@@ -87,60 +105,121 @@ def _find_people(options: argparse.Namespace, sources: Sequence[str], tally: Inp
     from tqdm.auto import tqdm
 
     pose_estimator = load_pipeline(options)
+    if options.threshold is None:
+        options.threshold = pose_estimator.score_threshold
     # a drawn image must replace neither another one nor an image that is read
     taken = {Path(source).name for source in sources if Path(source).resolve().parent == options.output.resolve()}
+    few = len(sources) == 1 or options.quiet
     with contextlib.ExitStack() as opened:
         lines = None if options.jsonl is None else opened.enter_context(JsonLines(options.jsonl))
         results = opened.enter_context(JsonList()) if options.json else None
-        for source in tqdm(sources, desc="Finding people", unit="source", disable=len(sources) == 1):
-            if is_video(source):
-                drawn = options.output / free_name(source, "_poses.mp4", taken) if options.save_video else None
-                predict_video.run(options, pose_estimator, source, drawn, lines, tally)
-                continue
-            found = tally.attempt(source, _find_people_in_image, pose_estimator, source, options.threshold)
-            if found is None:
-                continue
-            image, people = found
-            drawn = options.output / free_name(source, "_poses.jpg", taken)
-            tally.add(has_people=bool(people))
-            try:
-                _draw(pose_estimator, image, people, options.threshold, drawn)
-            except OSError as error:
-                if error.errno is not None:  # of the disk, not of the image, such as one too large for JPEG
-                    raise
-                tally.add_in_part(f"{source}: its people cannot be drawn: {error}")
-            if lines is not None:
-                lines.write({"source": source, "drawn": str(drawn), "people": people})
-            if results is not None:
-                results.write({"image": source, "drawn": str(drawn), "people": people})
-            elif options.jsonl != "-":
-                # a plain `print` would break the progress bar
-                tqdm.write(_describe_people(source, drawn, people))
+        bar = opened.enter_context(tqdm(total=len(sources), desc="Finding people", unit="source", disable=few))
+        finder = _ImageFinder(options, pose_estimator, taken, lines, results, tally)
+        for batch in _batches(sources, batch_size_of(options), tally):
+            if isinstance(batch, str):
+                drawn = options.output / free_name(batch, "_poses.mp4", taken) if options.save_video else None
+                predict_video.run(options, pose_estimator, batch, drawn, lines, tally)
+                bar.update()
+            else:
+                finder.find(batch)
+                bar.update(len(batch))
         tally.require_some()
 
 
-def _find_people_in_image(pose_estimator: Any, source: str, threshold: float) -> tuple[Any, list[dict[str, Any]]]:
-    """The decoded image and its people."""
+class _Image(NamedTuple):
+    """An image, its source, and the place of that among the sources."""
+
+    place: int
+    source: str
+    image: Any
+
+
+def _batches(sources: Sequence[str], size: int, tally: InputTally) -> Iterator[str | list[_Image]]:
+    """Images that follow one another, decoded and in batches, and each video by itself.
+
+    Images before an error come before the error.
+    """
     from ..model.image_decoding_querypose import decode_pil_image
 
-    image = decode_pil_image(source)
-    return image, pose_estimator(image, threshold=threshold)
+    batch: list[_Image] = []
+    for index, source in enumerate(sources):
+        try:
+            image = None if is_video(source) else tally.attempt(source, decode_pil_image, source)
+        except Exception:
+            if batch:
+                yield batch
+            raise
+        if image is not None:
+            batch.append(_Image(index, source, image))
+        if batch and (len(batch) == size or is_video(source)):
+            yield batch
+            batch = []
+        if is_video(source):
+            yield source
+    if batch:
+        yield batch
 
 
-def _draw(pose_estimator: Any, image: Any, people: Sequence[dict[str, Any]], threshold: float, drawn: Path) -> None:
-    from ..files import replacing_file
-    from ..inference.visualization import draw_poses, keypoint_threshold_for
+@dataclass(frozen=True)
+class _ImageFinder:
+    """Finds the people of images, and prints, writes and draws them as the options say."""
 
-    edges = pose_estimator.model.config.keypoint_edges
-    with replacing_file(drawn) as temporary:
-        with_people = draw_poses(image, people, edges=edges, keypoint_threshold=keypoint_threshold_for(threshold))
-        with_people.save(temporary, quality=92)
+    options: argparse.Namespace
+    pose_estimator: Any
+    taken: set[str]
+    lines: JsonLines | None
+    results: JsonList | None
+    tally: InputTally
 
+    def find(self, batch: Sequence[_Image]) -> None:
+        """Finds the people of a batch; an image that the model cannot take is skipped."""
+        images = [one.image for one in batch]
+        options = self.options
+        for one, found in zip(
+            batch, find_people_in_batch(self.pose_estimator, images, options.threshold, options.top_k), strict=True
+        ):
+            if isinstance(found, Exception):
+                self.tally.skip(one.source, found)
+            else:
+                self.report(one, found)
 
-def _describe_people(source: str, drawn: Path, people: Sequence[dict[str, Any]]) -> str:
-    lines = [f"{source}: {count_people(people)}, drawn to {drawn}"]
-    for person in people:
-        lines.append(f"  {person['label']} {person['score']:.2f}, box ({corners(person['box'])})")
-        for point in person["keypoints"]:
-            lines.append(f"    {point['name']:<16} ({point['x']:7.1f}, {point['y']:7.1f})  {point['score']:.2f}")
-    return "\n".join(lines)
+    def report(self, one: _Image, people: Sequence[dict[str, Any]]) -> None:
+        """Prints, writes and draws the people of one image."""
+        from tqdm.auto import tqdm
+
+        self.tally.add(has_people=bool(people))
+        drawn = None if self.options.no_draw else self.options.output / free_name(one.source, "_poses.jpg", self.taken)
+        if drawn is not None:
+            try:
+                self.draw(one.image, people, drawn)
+            except OSError as error:
+                if error.errno is not None:  # of the disk, not of the image, such as one too large for JPEG
+                    raise
+                self.tally.add_in_part(f"{one.source}: its people cannot be drawn: {error}")
+                drawn = None
+        place = None if drawn is None else str(drawn)
+        record = image_record(one.source, one.place, one.image.size, people, drawn=place)
+        if self.lines is not None:
+            self.lines.write(record)
+        if self.results is not None:
+            self.results.write(record)
+        elif self.options.jsonl != "-" and not self.options.quiet:
+            # a plain `print` would break the progress bar
+            tqdm.write(self.describe(one.source, place, people))
+
+    def draw(self, image: Any, people: Sequence[dict[str, Any]], drawn: Path) -> None:
+        """Draws the people on a copy of the image."""
+        from ..files import replacing_file
+        from ..inference.visualization import draw_poses
+
+        edges, least = self.pose_estimator.model.config.keypoint_edges, keypoint_threshold_of(self.options)
+        with replacing_file(drawn) as temporary:
+            draw_poses(image, people, edges=edges, keypoint_threshold=least).save(temporary, quality=92)
+
+    def describe(self, source: str, drawn: str | None, people: Sequence[dict[str, Any]]) -> str:
+        """One line about the image, and with `--verbose` one for each of its people."""
+        counted = count_people([person["label"] for person in people], class_names(self.pose_estimator))
+        lines = [f"{source}: {counted}" + (f", drawn to {drawn}" if drawn else "")]
+        if self.options.verbose:
+            lines += [f"  {p['label']} {p['score']:.2f}, box ({corners(p['box'])})" for p in people]
+        return "\n".join(lines)

@@ -7,7 +7,7 @@ from pathlib import Path
 from .. import settings
 from ..inference.options import BulkOptions
 from ..settings import UsageError
-from .options import load_pipeline, require_folder
+from .options import batch_size_of, load_pipeline, require_folder
 from .tally import FAILED, SOME_SKIPPED
 
 
@@ -17,7 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output-parquet", type=Path, metavar="DIR", help="folder for its people; a run resumes there")
     group.add_argument("--split", help="such as train")
     group.add_argument("--image-column", help="column of the images; the first one that holds images by default")
-    # --batch-size is there for videos already, --strict for all
+    # --batch-size and --strict are there for all
     settings.add_options(group, BulkOptions, leave_out=("batch_size", "strict"))
 
 
@@ -28,7 +28,8 @@ def run(options: argparse.Namespace) -> int:
     where one ends otherwise.
     """
     _check_options(options)
-    bulk_options = settings.from_options(BulkOptions, options, threshold=options.threshold)
+    wanted = {"threshold": options.threshold, "top_k": options.top_k, "batch_size": batch_size_of(options)}
+    bulk_options = settings.from_options(BulkOptions, options, **wanted)
     from ..inference.bulk import predict_to_parquet
     from ..inference.image_dataset import open_image_dataset
     from ..processes import rank, world_size
@@ -36,13 +37,19 @@ def run(options: argparse.Namespace) -> int:
     dataset = open_image_dataset(options.dataset, options.split, options.image_column)
     pose_estimator = load_pipeline(options)
     report = predict_to_parquet(
-        pose_estimator, dataset, options.output_parquet, bulk_options, model_name=options.model
+        pose_estimator,
+        dataset,
+        options.output_parquet,
+        bulk_options,
+        model_name=options.model,
+        progress=not options.quiet,
     )
     process = f"process {rank() + 1} of {world_size()}: " if world_size() > 1 else ""
-    print(
-        f"{process}{report.images} images in {report.seconds:.1f} s ({report.images_per_second:.2f} per second), "
-        f"{report.skipped} were there already, {report.unreadable} could not be read, {report.empty} have no people"
-    )
+    if not options.quiet:
+        print(
+            f"{process}{report.images} images in {report.seconds:.1f} s ({report.images_per_second:.2f} per second), "
+            f"{report.skipped} were there already, {report.unreadable} could not be read, {report.empty} are empty"
+        )
     if not report.unreadable:
         return 0
     more = report.unreadable - len(report.reasons)

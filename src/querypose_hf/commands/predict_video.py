@@ -9,20 +9,22 @@ from typing import Any
 
 from .. import settings
 from ..inference.options import VideoOptions
+from ..inference.records import count_people, image_record
 from ..settings import UsageError
-from .output import JsonLines, corners, count_people
+from .options import batch_size_of, class_names, keypoint_threshold_of
+from .output import JsonLines, corners
 from .tally import InputTally
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     videos = parser.add_argument_group("videos")
     videos.add_argument("--save-video", action="store_true", help="write each video with its people drawn on it")
-    settings.add_options(videos, VideoOptions)
+    settings.add_options(videos, VideoOptions, leave_out=("batch_size",))
 
 
 def check_options(options: argparse.Namespace, videos: Sequence[str]) -> None:
     """Raises an error if options cannot be used, or a package is missing that videos need."""
-    video_options = _video_options(options)
+    settings.from_options(VideoOptions, options, batch_size=options.batch_size or 1)
     if options.save_video and not videos:
         raise UsageError("--save-video needs a video, a stream or a webcam, but IMAGE names none.")
     if not videos:
@@ -31,8 +33,8 @@ def check_options(options: argparse.Namespace, videos: Sequence[str]) -> None:
     from ..inference.video import import_av
 
     import_av()
-    if video_options.track:
-        PersonTracker(options.threshold)
+    if options.track:
+        PersonTracker()
 
 
 def check_video(source: str) -> None:
@@ -44,7 +46,8 @@ def check_video(source: str) -> None:
 
 
 def _video_options(options: argparse.Namespace) -> VideoOptions:
-    return settings.from_options(VideoOptions, options, threshold=options.threshold)
+    wanted = {"threshold": options.threshold, "top_k": options.top_k, "batch_size": batch_size_of(options)}
+    return settings.from_options(VideoOptions, options, **wanted)
 
 
 def run(
@@ -63,13 +66,13 @@ def run(
 
     from ..inference.tracking import find_people_in_video
     from ..inference.video import VideoReader, VideoWriter
-    from ..inference.visualization import draw_poses, keypoint_threshold_for
+    from ..inference.visualization import draw_poses
 
-    seen: set[int] = set()
+    labels_of: dict[int, str] = {}
     count = with_people = 0
     skipped = len(tally.skipped)
     edges = pose_estimator.model.config.keypoint_edges
-    keypoint_threshold = keypoint_threshold_for(options.threshold)
+    keypoint_threshold = keypoint_threshold_of(options)
     with contextlib.ExitStack() as opened:
         reader = tally.attempt(source, lambda: VideoReader(source, strict=options.strict))
         if reader is None:
@@ -77,21 +80,21 @@ def run(
         opened.enter_context(reader)
         writer = None if drawn is None else opened.enter_context(VideoWriter(drawn, reader.frame_rate))
         total = min(filter(None, (reader.num_frames, options.max_frames)), default=None)
-        progress = opened.enter_context(tqdm(total=total, desc=Path(source).name, unit="frame"))
+        bar = tqdm(total=total, desc=Path(source).name, unit="frame", disable=options.quiet)
+        progress = opened.enter_context(bar)
         found = find_people_in_video(pose_estimator, reader, _video_options(options))
         try:
             for frame, people in tally.items(source, found):
-                time = round(frame.time, 6)
                 if lines is not None:
-                    lines.write({"source": source, "frame": frame.index, "time": time, "people": people})
+                    lines.write(image_record(source, frame.index, frame.image.size, people, time=frame.time))
                 if writer is not None:
                     image = draw_poses(frame.image, people, edges=edges, keypoint_threshold=keypoint_threshold)
                     writer.write(image, frame.time)
-                if lines is None and writer is None:
+                if lines is None and writer is None and not options.quiet:
                     tqdm.write(_describe_frame(frame.index, frame.time, people))
                 count += 1
                 with_people += bool(people)
-                seen |= {person["track_id"] for person in people if person.get("track_id") is not None}
+                labels_of |= {p["track_id"]: p["label"] for p in people if p.get("track_id") is not None}
                 progress.update()
                 progress.set_postfix(people=len(people))
         except KeyboardInterrupt:
@@ -104,7 +107,10 @@ def run(
     tally.add(has_people=with_people > 0)
     if reader.damage:
         tally.add_in_part(f"{source}: damaged in {len(reader.damage)} places: {reader.damage[0]}")
-    followed = f", {count_people(seen)} followed" if options.track else ""
+    if options.quiet:
+        return
+    counted = count_people([*labels_of.values()], class_names(pose_estimator))
+    followed = f", {counted} followed" if options.track else ""
     place = "" if drawn is None else f", drawn to {drawn}"
     tqdm.write(f"{source}: {count} frames{followed}{place}", file=sys.stderr if options.jsonl == "-" else sys.stdout)
 
@@ -114,4 +120,4 @@ def _describe_frame(index: int, time: float, people: Sequence[dict[str, Any]]) -
     for person in people:
         number = "" if person.get("track_id") is None else f" #{person['track_id']}"
         described.append(f"{person['label']}{number} {person['score']:.2f} ({corners(person['box'])})")
-    return f"frame {index} ({time:.2f} s): {'; '.join(described) or 'nobody'}"
+    return f"frame {index} ({time:.2f} s): {'; '.join(described) or 'nothing found'}"

@@ -1,4 +1,4 @@
-"""What became of each input of a command: read, without people, skipped; and the exit status that says so."""
+"""What became of each input of a command: read, empty, skipped; and the exit status that says so."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -20,16 +20,18 @@ class InputTally:
     Args:
         strict (`bool`): raise the first error of an input.
         noun (`str`): what an input is, in the plural.
+        quiet (`bool`): print no counts unless something is amiss.
 
     Attributes:
         read (`int`): inputs that were read, at least in part.
-        empty (`int`): those of them without people.
+        empty (`int`): those of them in which nobody was found.
         skipped (`list[str]`): why the others were not.
         in_part (`list[str]`): which of those read are damaged.
     """
 
-    def __init__(self, strict: bool, noun: str = "sources"):
+    def __init__(self, strict: bool, noun: str = "sources", quiet: bool = False):
         self.strict = strict
+        self.quiet = quiet
         self.noun = noun
         self.read = 0
         self.empty = 0
@@ -92,8 +94,8 @@ class InputTally:
         """Prints the counts, where there are several inputs or something is amiss; returns the exit status."""
         self.require_some()
         amiss = self.skipped + self.in_part
-        if self.read > 1 or amiss:
-            counts = f"{self.read} {self.noun} read, {self.empty} of them without people; {len(self.skipped)} skipped"
+        if amiss or (self.read > 1 and not self.quiet):
+            counts = f"{self.read} {self.noun} read, {self.empty} of them empty; {len(self.skipped)} skipped"
             counts += f", {len(self.in_part)} read in part" if self.in_part else ""
             _say(f"{counts} ({_first(amiss)})" if amiss else counts)
         return SOME_SKIPPED if amiss else 0

@@ -50,8 +50,9 @@ def evaluate_predictions(
 
     Returns:
         `dict`: `metrics`, the figures as fractions (`None`, in the file `null`, where the annotations have nobody of
-        that size or group); `box_metrics` with `boxes`; `protocol`: the metric, the numbers of images, people and
-        results, the sigmas, the area that OKS divides by, and the backend with its version.
+        that size or group); `box_metrics` with `boxes`; `score_threshold`, the threshold with the best F1 at OKS 0.5
+        (`value`, `f1`, `precision`, `recall`; `None` if nobody is found); `protocol`: the metric, the numbers of
+        images, people and results, the sigmas, the area that OKS divides by, and the backend with its version.
 
     Raises:
         FileNotFoundError: a file does not exist.
@@ -251,6 +252,8 @@ def _score(
     figures: dict[str, Any] = {"metrics": evaluation.metrics}
     if scoring.boxes:
         figures["box_metrics"] = score_boxes(ground_truth, results, scoring.backend, progress)
+    best = evaluation.best_score_threshold()
+    figures["score_threshold"] = None if best is None else dataclasses.asdict(best)
     return evaluation, {**figures, "protocol": evaluation.protocol}
 
 

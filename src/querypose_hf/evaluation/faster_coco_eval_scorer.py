@@ -43,6 +43,23 @@ class FasterCocoEvalScorer:
         evaluation = self._run(image_ids)
         return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
 
+    def results(self) -> tuple[np.ndarray, np.ndarray]:
+        """See [`PycocotoolsScorer.results`]."""
+        evaluation = self._run(None, lowest_threshold_only=True)
+        person_of = {int(found): int(person) for found, person in map(_pair, evaluation.eval["matched"])}
+        groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        for result in self._results.dataset["annotations"]:
+            groups.setdefault((result["image_id"], result["category_id"]), []).append(result)
+        most = evaluation.params.maxDets[-1]
+        scores, right = [], []
+        for group in groups.values():
+            for result in sorted(group, key=lambda result: -result["score"])[:most]:
+                person = person_of.get(result["id"])
+                if person is None or person in self._image_of_person:  # matched with anybody else it does not count
+                    scores.append(result["score"])
+                    right.append(person is not None)
+        return np.asarray(scores, dtype=np.float64), np.asarray(right, dtype=bool)
+
     def matches(self) -> list[tuple[int, float]]:
         """See [`PycocotoolsScorer.matches`]."""
         evaluation = self._run(None, lowest_threshold_only=True)
@@ -71,6 +88,10 @@ class FasterCocoEvalScorer:
         evaluation.evaluate()
         evaluation.accumulate()
         return evaluation
+
+
+def _pair(matched: str) -> list[str]:
+    return matched.split("_")[:2]
 
 
 def _print_nothing(*args: Any) -> None:

@@ -280,7 +280,7 @@ def _find_people(
 
     def look(pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> list[list[dict[str, Any]]]:
         # keypoints of no more queries than it takes to find exactly the best, unless some of these are left out
-        selection = image_processor.query_selection(top_k=options.top_k)
+        selection = image_processor.query_selection(threshold=0.0, top_k=options.top_k)
         outputs = model(pixel_values=pixel_values, pixel_mask=pixel_mask, **selection)
         return image_processor.post_process_pose_estimation(
             outputs, threshold=0.0, target_sizes=target_sizes, top_k=options.top_k

@@ -124,6 +124,18 @@ class PycocotoolsScorer:
             evaluation.accumulate()
         return evaluation.eval["precision"], evaluation.eval["recall"]
 
+    def results(self) -> tuple[np.ndarray, np.ndarray]:
+        """Score of every result that counts, and whether it finds somebody at the lowest threshold, of all sizes."""
+        images, ranges = len(self._evaluation.params.imgIds), len(self._evaluation.params.areaRng)
+        scores, right = [], []
+        for start in range(0, len(self._evaluation.evalImgs), ranges * images):
+            for entry in self._evaluation.evalImgs[start : start + images]:
+                if entry is not None:
+                    counts = ~np.asarray(entry["dtIgnore"][0], dtype=bool)
+                    scores.append(np.asarray(entry["dtScores"], dtype=np.float64)[counts])
+                    right.append(np.asarray(entry["dtMatches"][0])[counts] > 0)
+        return np.concatenate([*scores, np.zeros(0)]), np.concatenate([*right, np.zeros(0, dtype=bool)])
+
     def matches(self) -> list[tuple[int, float]]:
         """Image id and OKS of every person that is found at the lowest threshold, people of all sizes."""
         found = []

@@ -10,6 +10,7 @@ import numpy as np
 
 from .ground_truth import KeypointGroundTruth
 from .protocols import BOX_METRICS, resolve_sigmas
+from .score_threshold import ScoreThreshold, best_score_threshold
 
 
 #: For each backend: the module and class here that drive it, its distribution, and how to install it.
@@ -26,6 +27,8 @@ class _Scorer(Protocol):
     def accumulate(self, image_ids: Collection[int] | None = None) -> tuple[np.ndarray, np.ndarray]: ...
 
     def matches(self) -> list[tuple[int, float]]: ...
+
+    def results(self) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,10 @@ class KeypointEvaluation:
             precision=_mean_over_categories(precision[:, :, :, 0, -1]),
             highest_recall=_mean_over_categories(recall[:, :, 0, -1]),
         )
+
+    def best_score_threshold(self) -> ScoreThreshold | None:
+        """The score threshold with the best F1 at OKS 0.5; `None` if nobody is found."""
+        return best_score_threshold(*self._scorer.results(), sum(self.ground_truth.people_per_image().values()))
 
     def average_precision_by_people(
         self, groups: Sequence[tuple[int, int | None]] = PEOPLE_GROUPS

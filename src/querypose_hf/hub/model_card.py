@@ -54,6 +54,7 @@ def build_model_card(
     figures: MeasuredFigures | None = None,
     repo_id: str | None = None,
     examples: Sequence[str] = (),
+    image_processor: Any = None,
 ) -> ModelCard:
     """The model card of a checkpoint or of a published variant.
 
@@ -68,6 +69,7 @@ def build_model_card(
         figures ([`MeasuredFigures`], *optional*): what was measured; becomes a table and the `model-index`.
         repo_id (`str`, *optional*): the model's id on the Hub, for the snippets.
         examples (`Sequence[str]`): Markdown of the images to show.
+        image_processor (*optional*): the model's; the card gives its score threshold.
 
     Raises:
         ValueError: `origin` is unknown, or needs a `variant`.
@@ -110,6 +112,7 @@ def build_model_card(
         "variant": variant,
         "figures": figures,
         "examples": examples,
+        "score_threshold": getattr(image_processor, "score_threshold", None),
         "title": title,
         "version": version,
         "backbone": backbone,

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from ..assets import SAMPLE_CREDIT, SAMPLE_IMAGE
 from ..files import write_text
 from ..model.configuration_querypose import QueryPoseConfig
+from ..model.image_processing_querypose import QueryPoseImageProcessor
 from .checkpoint_files import collect_checkpoint
 from .figures import MeasuredFigures
 from .model_card import build_model_card, check_model_card, find_variant
@@ -107,7 +108,7 @@ def push_checkpoint(
 
 
 def draw_examples(
-    folder: str | os.PathLike, images: Sequence[str | os.PathLike], output: Path, threshold: float = 0.3
+    folder: str | os.PathLike, images: Sequence[str | os.PathLike], output: Path, threshold: float | None = None
 ) -> list[Path]:
     """Finds people in images with a checkpoint, and draws them into copies of at most 1024 pixels a side.
 
@@ -123,7 +124,7 @@ def draw_examples(
         return []
     from transformers import pipeline
 
-    from ..inference.visualization import draw_poses
+    from ..inference.visualization import draw_poses, keypoint_threshold_for
     from ..model.image_decoding_querypose import decode_pil_image
 
     decoded = []
@@ -140,7 +141,9 @@ def draw_examples(
     drawn: list[Path] = []
     for source, image in zip(images, decoded, strict=True):
         people = pose_estimator(image, threshold=threshold)
-        poses = draw_poses(image, people, edges=pose_estimator.model.config.keypoint_edges)
+        least = keypoint_threshold_for(pose_estimator.score_threshold if threshold is None else threshold)
+        edges = pose_estimator.model.config.keypoint_edges
+        poses = draw_poses(image, people, edges=edges, keypoint_threshold=least)
         poses.thumbnail((1024, 1024))
         path = output / f"{Path(source).stem}_poses.jpg"
         while path in drawn:
@@ -170,6 +173,7 @@ def _card(
             figures=figures,
             repo_id=repo_id,
             examples=examples,
+            image_processor=QueryPoseImageProcessor.from_pretrained(folder),
         )
     card = ModelCard(written.read_text(encoding="utf-8"))
     if figures is not None:

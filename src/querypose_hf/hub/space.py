@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+from ..assets import resolve_checkpoint
 from ..files import making_folder
 
 
@@ -48,7 +49,7 @@ def write_space(
 
     Args:
         folder (`str` or `os.PathLike`): a new or empty folder; it appears once all files are written.
-        model (`str`): a Hub id, or a checkpoint's folder, which is copied into the Space.
+        model (`str`): a Hub id, or a checkpoint's folder or `querypose-nano`, which is copied into the Space.
         requirement (`str`, *optional*): what pip installs the package from.
         gradio_version (`str`): the version of Gradio that the Space pins.
 
@@ -56,6 +57,7 @@ def write_space(
         FileExistsError: `folder` is not empty.
         ValueError: `model` is neither a checkpoint's folder nor a Hub id.
     """
+    model = resolve_checkpoint(model)
     is_local = Path(model).is_dir()
     if (is_local and not Path(model, "config.json").is_file()) or (not is_local and model.count("/") != 1):
         raise ValueError(f"`model` is {model!r}; expected a checkpoint's folder or a Hub id such as 'user/name'.")

@@ -4,6 +4,7 @@ The dataset is cut into shards of consecutive rows, one Parquet file each. A fil
 that was stopped goes on with the shards that have no file.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -17,15 +18,16 @@ from typing import Any
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ..files import read_json, replacing_file, write_json
+from ..files import replacing_file
 from ..model.image_decoding_querypose import decode_pil_image
 from ..processes import rank, world_size
 from .image_dataset import import_from_data_extra
 from .loading import fingerprint
 from .options import BulkOptions
+from .records import find_people_in_batch, image_record, record_schema
 
 
-_SETTINGS = "settings.json"
+_SETTINGS = "querypose"  # under this name the metadata of each file has the settings as JSON
 _LISTED = 3  # reasons why images could not be read
 
 
@@ -65,16 +67,15 @@ def predict_to_parquet(
 ) -> BulkReport:
     """Finds the people of all images of a dataset and writes them to `output_dir/people-*.parquet`.
 
-    Under `accelerate launch` or `torchrun` process r of n does every n-th shard. Each row has `index` (in the
-    dataset), `path` (or null), `width`, `height`, `people` (a list of `score`, `label`, `box` as x1, y1, x2, y2, and
-    `keypoints` as K times x, y, score) and `error`, null unless the image could not be read.
+    Under `accelerate launch` or `torchrun` process r of n does every n-th shard. Each row is an [`image_record`]. The
+    files' metadata has the settings, so that `output_dir` holds nothing but the table.
 
     Args:
         pose_estimator ([`PoseEstimationPipeline`]): of this process.
         dataset (`datasets.Dataset`): from [`open_image_dataset`].
         output_dir (`str` or `os.PathLike`): a run with the same arguments takes up what is there.
-        options ([`BulkOptions`], *optional*): threshold, batch size and rows per shard.
-        model_name (`str`): written to `settings.json`; another name needs another folder.
+        options ([`BulkOptions`], *optional*): threshold, people per image, batch size and rows per shard.
+        model_name (`str`): written into the files' metadata; another name needs another folder.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
 
     Raises:
@@ -85,23 +86,24 @@ def predict_to_parquet(
 
     ```python
     >>> predict_to_parquet(pose_estimator, open_image_dataset("photos"), "people", model_name="my-model")
-    >>> people = datasets.load_dataset("parquet", data_files="people/people-*.parquet")
+    >>> people = pandas.read_parquet("people")
     ```
     """
     options = options or BulkOptions()
     import_from_data_extra("pyarrow")
     output_dir = Path(output_dir)
-    _check_settings(
-        output_dir,
-        {
-            "model": model_name,
-            "weights": fingerprint(pose_estimator.model),
-            "dataset": _dataset_fingerprint(dataset),
-            "rows": len(dataset),
-            "rows_per_shard": options.rows_per_shard,
-            "threshold": options.threshold,
-        },
-    )
+    if options.threshold is None:
+        options = dataclasses.replace(options, threshold=pose_estimator.score_threshold)
+    settings = {
+        "model": model_name,
+        "weights": fingerprint(pose_estimator.model),
+        "dataset": _dataset_fingerprint(dataset),
+        "rows": len(dataset),
+        "rows_per_shard": options.rows_per_shard,
+        "threshold": options.threshold,
+        "top_k": options.top_k,
+    }
+    _check_settings(output_dir, settings)
     shards = [
         range(first, min(first + options.rows_per_shard, len(dataset)))
         for first in range(0, len(dataset), options.rows_per_shard)
@@ -121,7 +123,7 @@ def predict_to_parquet(
                 skipped += len(rows)
                 bar.update(len(rows))
                 continue
-            _write_shard(path, _found_people(pose_estimator, dataset, rows, options), bar, tally)
+            _write_shard(path, _found_people(pose_estimator, dataset, rows, options), settings, bar, tally)
             images += len(rows)
     seconds = time.perf_counter() - start
     return BulkReport(images, skipped, tally.unreadable, tally.empty, tuple(tally.reasons), seconds)
@@ -149,112 +151,70 @@ class _Tally:
         from pyarrow.parquet import ParquetFile
 
         with ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["index", "path", "people.list.element.score", "error"]):
+            for batch in file.iter_batches(columns=["index", "source", "people.list.element.score", "error"]):
                 self.add(batch.to_pylist())
 
 
 def _reason(row: dict[str, Any]) -> str:
-    name = f"row {row['index']}" if row["path"] is None else row["path"]
+    name = f"row {row['index']}" if row["source"] is None else row["source"]
     return row["error"] if name in row["error"] else f"{name}: {row['error']}"
 
 
-def _write_shard(path: Path, batches: Iterator[list[dict[str, Any]]], bar: Any, tally: _Tally) -> None:
-    """Writes the rows of one shard, batch by batch."""
+def _write_shard(
+    path: Path, batches: Iterator[list[dict[str, Any]]], settings: dict[str, Any], bar: Any, tally: _Tally
+) -> None:
+    """Writes the records of one shard, batch by batch."""
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
-    schema = _schema()
+    schema = record_schema().with_metadata({_SETTINGS: json.dumps(settings)})
     with replacing_file(path) as temporary, ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for rows in batches:
-            writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
-            tally.add(rows)
-            bar.update(len(rows))
+        for records in batches:
+            writer.write_table(pyarrow.Table.from_pylist(records, schema=schema))
+            tally.add(records)
+            bar.update(len(records))
 
 
 def _found_people(
     pose_estimator: Any, dataset: Any, rows: Sequence[int], options: BulkOptions
 ) -> Iterator[list[dict[str, Any]]]:
-    """The table's rows of each batch of the dataset's rows."""
+    """The records of each batch of the dataset's rows."""
     for first in range(0, len(rows), options.batch_size):
-        found = [_read_image(dataset, index) for index in rows[first : first + options.batch_size]]
-        readable = [(row, image) for row, image in found if image is not None]
-        if readable:
-            _find_people(pose_estimator, readable, options.threshold)
-        rows_of_batch = [row for row, _ in found]
-        if options.strict:
-            for row in rows_of_batch:
-                if row["error"] is not None:
-                    raise ValueError(_reason(row))
-        yield rows_of_batch
+        batch = [_read_image(dataset, index) for index in rows[first : first + options.batch_size]]
+        images = [image for _, image, _ in batch if image is not None]
+        found = iter(find_people_in_batch(pose_estimator, images, options.threshold, options.top_k) if images else [])
+        records = []
+        for index, (source, image, error) in zip(rows[first:], batch, strict=False):
+            people: Any = [] if image is None else next(found)
+            if isinstance(people, Exception):
+                people, error = [], f"its people cannot be found: {people}"
+            size = None if image is None else image.size
+            records.append(image_record(source, index, size, people, error=error))
+            if options.strict and error is not None:
+                raise ValueError(_reason(records[-1]))
+        yield records
 
 
-def _find_people(
-    pose_estimator: Any, images: Sequence[tuple[dict[str, Any], PIL.Image.Image]], threshold: float
-) -> None:
-    """Writes the people of a batch of images into their rows."""
-    try:
-        found = pose_estimator([image for _, image in images], threshold=threshold, batch_size=len(images))
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        if len(images) == 1:
-            images[0][0]["error"] = f"its people cannot be found: {error}"
-            return
-        for each in images:  # one image, such as one that is too large for the memory, must not cost the others
-            _find_people(pose_estimator, [each], threshold)
-        return
-    for (row, _), people in zip(images, found, strict=True):
-        row["people"] = [_person_row(person) for person in people]
-
-
-def _read_image(dataset: Any, index: int) -> tuple[dict[str, Any], PIL.Image.Image | None]:
-    """The table's row of an image, without people, and the image, unless it cannot be read."""
-    row: dict[str, Any] = {"index": index, "path": None}
-    row.update(width=None, height=None, people=[], error=None)
+def _read_image(dataset: Any, index: int) -> tuple[str | None, PIL.Image.Image | None, str | None]:
+    """A row's file, if it has one, its image, or why that cannot be read."""
+    path = None
     try:
         entry = dataset[index]["image"] or {}
-        row["path"] = entry.get("path")
-        source = entry.get("path") if entry.get("bytes") is None else PIL.Image.open(io.BytesIO(entry["bytes"]))
-        image = decode_pil_image(source)
+        path = entry.get("path")
+        source = path if entry.get("bytes") is None else PIL.Image.open(io.BytesIO(entry["bytes"]))
+        return path, decode_pil_image(source), None
     except Exception as error:  # one bad file must not end a run of days
-        row["error"] = str(error) or type(error).__name__
-        return row, None
-    row["width"], row["height"] = image.size
-    return row, image
-
-
-def _person_row(person: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "score": person["score"],
-        "label": person["label"],
-        "box": [person["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")],
-        "keypoints": [[point["x"], point["y"], point["score"]] for point in person["keypoints"]],
-    }
-
-
-def _schema() -> Any:
-    import pyarrow as pa
-
-    numbers = pa.list_(pa.float32())
-    person = pa.struct(
-        [("score", pa.float32()), ("label", pa.string()), ("box", numbers), ("keypoints", pa.list_(numbers))]
-    )
-    return pa.schema(
-        [
-            ("index", pa.int64()),
-            ("path", pa.string()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-            ("people", pa.list_(person)),
-            ("error", pa.string()),
-        ]
-    )
+        return path, None, str(error) or type(error).__name__
 
 
 def _check_settings(output_dir: Path, settings: dict[str, Any]) -> None:
-    path = output_dir / _SETTINGS
-    if not path.exists():
-        write_json(settings, path, indent=2)
+    """Raises `ValueError` if there are shards of other settings, which each shard's metadata has."""
+    from pyarrow.parquet import read_schema
+
+    shard = next(iter(sorted(output_dir.glob("people-*.parquet"))), None)
+    if shard is None:
         return
-    before = read_json(path)
+    before = json.loads((read_schema(shard).metadata or {}).get(_SETTINGS.encode(), b"{}"))
     for name, value in settings.items():
         if before.get(name) != value:
             raise ValueError(

@@ -49,11 +49,14 @@ def build_demo(
     options = options or DemoOptions()
     pose_estimator = load_pipeline(model, device) if isinstance(model, str | os.PathLike) else model
     actions = PoseDemo(pose_estimator, options.max_frames)
+    start = options.threshold
+    if start is None:
+        start = max(LOWEST_THRESHOLD, round(pose_estimator.score_threshold, 2))
     with gr.Blocks(title="QueryPose", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown("# QueryPose\nFinds every person in an image, with a box and keypoints, in one pass.")
         with gr.Row():
             threshold = gr.Slider(
-                LOWEST_THRESHOLD, 1.0, options.threshold, step=0.01, label="Score threshold", elem_id="threshold"
+                LOWEST_THRESHOLD, 1.0, start, step=0.01, label="Score threshold", elem_id="threshold"
             )
             drawings = gr.CheckboxGroup([*DRAWINGS], value=[*DRAWINGS], label="Draw", elem_id="drawings")
         controls = _Controls(actions, threshold, drawings)

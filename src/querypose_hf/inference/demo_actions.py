@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import PIL.Image
 from .explanation import PersonAttention, explain_people
 from .explanation_drawing import overlay_part_attention
 from .options import LOWEST_THRESHOLD, VideoOptions
+from .records import count_people, image_record
 from .tracking import PersonTracker, find_people_in_video
 from .video import VideoReader, VideoWriter
 from .visualization import draw_poses, keypoint_threshold_for
@@ -95,7 +96,8 @@ class PoseDemo:
         people_path, image_path = (self._folder(visitor) / name for name in ("people.json", "people.png"))
         people_path.write_text(json.dumps(people, indent=2), encoding="utf-8")
         drawn.save(image_path)
-        return drawn, f"{_counted(people)} above {threshold:.2f}", people, str(people_path), str(image_path)
+        told = f"{self._count(person['label'] for person in people)} above {threshold:.2f}"
+        return drawn, told, people, str(people_path), str(image_path)
 
     def follow(
         self, image: PIL.Image.Image | None, tracker: PersonTracker | None, threshold: float, drawings: list[str]
@@ -130,7 +132,7 @@ class PoseDemo:
             OSError, ValueError: the file is no video. One that is damaged gives the frames that can be read.
         """
         video_path, lines_path = (self._folder(visitor) / name for name in ("people.mp4", "people.jsonl"))
-        numbers: set[int] = set()
+        labels_of: dict[int | None, str] = {}
         count = 0
         with (
             VideoReader(video) as reader,
@@ -141,16 +143,21 @@ class PoseDemo:
             options = VideoOptions(threshold, max_frames=self.max_frames)
             for frame, people in _up_to_an_error(find_people_in_video(self.pose_estimator, reader, options), reader):
                 writer.write(self._draw(frame.image, people, threshold, drawings), frame.time)
-                lines.write(json.dumps({"frame": frame.index, "time": frame.time, "people": people}) + "\n")
-                numbers |= {person["track_id"] for person in people} - {None}
+                record = image_record(Path(video).name, frame.index, frame.image.size, people, time=frame.time)
+                lines.write(json.dumps(record) + "\n")
+                labels_of |= {person["track_id"]: person["label"] for person in people}
                 count += 1
                 on_frame(count, total)
+        labels_of.pop(None, None)
         damage = f"; damaged in {len(reader.damage)} places: {reader.damage[0]}" if reader.damage else ""
-        return str(video_path), f"{count} frames, {_counted(numbers)} followed{damage}", str(lines_path)
+        return str(video_path), f"{count} frames, {self._count(labels_of.values())} followed{damage}", str(lines_path)
 
     def forget(self, visitor: str | None) -> None:
         """Removes the files of a visitor."""
         shutil.rmtree(self._folder(visitor), ignore_errors=True)
+
+    def _count(self, labels: Iterable[str]) -> str:
+        return count_people([*labels], [*self.pose_estimator.model.config.id2label.values()])
 
     def _draw(self, image: PIL.Image.Image, people: list, threshold: float, drawings: list[str]) -> PIL.Image.Image:
         return draw_poses(
@@ -180,7 +187,3 @@ def _up_to_an_error(frames: Iterator[Any], reader: VideoReader) -> Iterator[Any]
         if not count:
             raise
         reader.damage.append(str(error))
-
-
-def _counted(people: Any) -> str:
-    return f"{len(people)} {'person' if len(people) == 1 else 'people'}"

@@ -48,7 +48,7 @@ def explain_people(
     image_processor: Any,
     image: Any,
     *,
-    threshold: float = 0.3,
+    threshold: float | None = None,
     top_k: int | None = None,
 ) -> list[PersonAttention]:
     """Finds the people in an image, and where each of their parts looked in every stage.
@@ -57,7 +57,7 @@ def explain_people(
         model ([`QueryPoseForPoseEstimation`]): in evaluation mode.
         image_processor ([`QueryPoseImageProcessor`]): the model's.
         image: a path, URL, PIL image or array, as the image processor takes it.
-        threshold (`float`, *optional*, defaults to 0.3): least score of a person.
+        threshold (`float`, *optional*, defaults to the image processor's `score_threshold`): least score of a person.
         top_k (`int`, *optional*): at most so many people.
 
     Returns:

@@ -1,4 +1,4 @@
-"""People in the types of other libraries: supervision, FiftyOne and pandas.
+"""People in the types of other libraries: supervision, FiftyOne, pandas, and what reads Transformers' detections.
 
 For COCO results see `querypose_hf.evaluation`: `coco_results_from_people` and `write_coco_results`.
 
@@ -101,6 +101,44 @@ def _stacked(people: Sequence[Mapping[str, Any]], name: str, shape: tuple[int, .
     if array.shape != shape:
         raise ValueError(f"`{name}` of a person has shape {array.shape[1:]}; expected {shape[1:]}.")
     return array
+
+
+def to_transformers_keypoints(people: Sequence[Mapping[str, Any]], config: Any) -> list[dict[str, torch.Tensor]]:
+    """The people as Transformers' pose estimators give them, for `supervision.KeyPoints.from_transformers`.
+
+    People of `post_process_pose_estimation` are like this already; the pipeline's are not.
+
+    Returns:
+        `list[dict[str, torch.Tensor]]`: see [`~QueryPoseImageProcessor.post_process_pose_estimation`].
+    """
+    arrays = PeopleArrays.from_people(people, config)
+    return [
+        {
+            "score": torch.tensor(arrays.scores[index]),
+            "label": torch.tensor(arrays.labels[index]),
+            "bbox": torch.from_numpy(arrays.boxes[index]),
+            "keypoints": torch.from_numpy(arrays.keypoints[index]),
+            "scores": torch.from_numpy(arrays.keypoint_scores[index]),
+            "labels": torch.arange(config.num_keypoints),
+        }
+        for index in range(len(arrays.scores))
+    ]
+
+
+def to_transformers_detections(people: Sequence[Mapping[str, Any]], config: Any) -> dict[str, torch.Tensor]:
+    """The people's boxes as Transformers' object detectors give them.
+
+    `supervision.Detections.from_transformers` takes them, and torchmetrics' `MeanAveragePrecision`.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `scores` (n,), `labels` (n,), int64, and `boxes` (n, 4), corners in pixels.
+    """
+    arrays = PeopleArrays.from_people(people, config)
+    return {
+        "scores": torch.from_numpy(arrays.scores),
+        "labels": torch.from_numpy(arrays.labels),
+        "boxes": torch.from_numpy(arrays.boxes),
+    }
 
 
 def to_supervision_keypoints(people: Sequence[Mapping[str, Any]], config: Any) -> Any:

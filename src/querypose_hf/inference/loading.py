@@ -86,7 +86,7 @@ def load_pipeline(
 
     ```python
     >>> pose_estimator = load_pipeline("querypose-nano", device="cpu")
-    >>> people = pose_estimator("photo.jpg", threshold=0.15)
+    >>> people = pose_estimator("photo.jpg")
     ```
     """
     loaded, image_processor = load_model(model, device=device, dtype=dtype)

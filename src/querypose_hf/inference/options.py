@@ -14,13 +14,15 @@ class VideoOptions:
     """How people are found in a video.
 
     Attributes:
-        threshold (`float`): least score of a person.
+        threshold (`float`, *optional*): least score of a person; by default the image processor's `score_threshold`.
+        top_k (`int`, *optional*): at most so many people per frame.
         track (`bool`): whether to follow people from frame to frame.
         max_frames (`int`, *optional*): stop after so many frames.
         batch_size (`int`): frames per forward pass; a live stream is always looked at frame by frame.
     """
 
-    threshold: float = 0.3
+    threshold: float | None = None
+    top_k: int | None = None
     track: bool = option(True, "do not follow people from frame to frame")
     max_frames: int | None = option(None, "stop each video after so many frames", metavar="N")
     batch_size: int = option(1, "frames or images per forward pass")
@@ -35,13 +37,15 @@ class BulkOptions:
     """How the people of a dataset are found.
 
     Attributes:
-        threshold (`float`): least score of a person.
+        threshold (`float`, *optional*): least score of a person; by default the image processor's `score_threshold`.
+        top_k (`int`, *optional*): at most so many people per image.
         batch_size (`int`): images per forward pass.
         rows_per_shard (`int`): images per file; a kill costs at most so many.
         strict (`bool`): raise an error at the first image that cannot be read.
     """
 
-    threshold: float = 0.3
+    threshold: float | None = None
+    top_k: int | None = None
     batch_size: int = option(8, "images per forward pass")
     rows_per_shard: int = option(1024, "images per file")
     strict: bool = option(False, "stop at the first image that cannot be read")
@@ -56,14 +60,15 @@ class DemoOptions:
     """What the page starts with.
 
     Attributes:
-        threshold (`float`): where the slider stands in the beginning.
+        threshold (`float`, *optional*): where the slider stands in the beginning; by default at the image processor's
+            `score_threshold`.
         max_frames (`int`): how many frames of a video are looked at.
     """
 
-    threshold: float = 0.3
+    threshold: float | None = None
     max_frames: int = option(300, "frames of a video to look at")
 
     def __post_init__(self) -> None:
-        in_range = LOWEST_THRESHOLD <= self.threshold <= 1
+        in_range = self.threshold is None or LOWEST_THRESHOLD <= self.threshold <= 1
         require(self, "threshold", in_range, f"a number from {LOWEST_THRESHOLD} to 1")
         require(self, "max_frames", self.max_frames >= 1, "at least 1")

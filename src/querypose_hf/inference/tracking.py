@@ -105,7 +105,7 @@ def find_people_in_video(
     Args:
         pose_estimator ([`PoseEstimationPipeline`]): what `pipeline("pose-estimation", ...)` returns.
         reader ([`VideoReader`]): the video.
-        options ([`VideoOptions`], *optional*): by default a threshold of 0.3, with tracking.
+        options ([`VideoOptions`], *optional*): by default the image processor's score threshold, with tracking.
 
     Yields:
         `tuple[VideoFrame, list[dict]]`: each frame with its people, as the pipeline gives them. With tracking each has
@@ -115,16 +115,22 @@ def find_people_in_video(
 
     ```python
     >>> with VideoReader("clip.mp4") as reader:
-    ...     for frame, people in find_people_in_video(pose_estimator, reader, VideoOptions(threshold=0.4)):
+    ...     for frame, people in find_people_in_video(pose_estimator, reader, VideoOptions(top_k=20)):
     ...         print(frame.time, [person["track_id"] for person in people])
     ```
     """
     options = options or VideoOptions()
-    tracker = PersonTracker(options.threshold, frame_rate=float(reader.frame_rate)) if options.track else None
-    threshold = options.threshold if tracker is None else tracker.lowest_score
+    threshold = options.threshold
+    if threshold is None:
+        threshold = pose_estimator.score_threshold
+    tracker = PersonTracker(threshold, frame_rate=float(reader.frame_rate)) if options.track else None
+    if tracker is not None:
+        threshold = tracker.lowest_score
     batch_size = 1 if reader.is_live else options.batch_size
     for batch in _batches(islice(reader, options.max_frames), batch_size):
-        found = pose_estimator([frame.image for frame in batch], threshold=threshold, batch_size=batch_size)
+        found = pose_estimator(
+            [frame.image for frame in batch], threshold=threshold, top_k=options.top_k, batch_size=batch_size
+        )
         for frame, people in zip(batch, found, strict=True):
             yield frame, people if tracker is None else tracker.update(people, frame.time)
 

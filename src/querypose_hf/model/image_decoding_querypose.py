@@ -34,8 +34,9 @@ def decode_image(
     of floating-point numbers keeps its values; [`white_level`] tells which range they have.
 
     Args:
-        image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): a path, URL or base64 text, a
-            PIL image of any mode, or an array of shape `(height, width)`, `(height, width, channels)` or `(channels,
+        image (`str`, `os.PathLike`, `bytes`, file, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): a path, URL or
+            base64 text, the bytes of an image file, a file that is open for reading bytes, such as `io.BytesIO`, a PIL
+            image of any mode, or an array of shape `(height, width)`, `(height, width, channels)` or `(channels,
             height, width)`.
         do_convert_rgb (`bool`, *optional*, defaults to `True`): whether to convert to three channels.
         input_data_format (`str` or `ChannelDimension`, *optional*): where the channels of an array are; inferred from
@@ -54,6 +55,10 @@ def decode_image(
     """
     if isinstance(image, str | os.PathLike):
         image = _open_image(image, timeout)
+    elif isinstance(image, bytes | bytearray | memoryview):
+        image = _read_image(bytes(image), f"an image of {len(image)} bytes")
+    elif is_file(image):
+        image = _read_image(read_bytes(image), f"the content of {image!r}")
     if isinstance(image, PIL.Image.Image):
         try:
             pixels = torch.from_numpy(_pil_to_array(image, do_convert_rgb))
@@ -68,7 +73,8 @@ def decode_image(
         pixels = image.detach()
     else:
         raise TypeError(
-            f"expected a PIL image, a numpy array, a torch tensor, a path, a URL or base64 text, got {type(image)}."
+            "expected a PIL image, a numpy array, a torch tensor, a path, a URL, base64 text, bytes or a file opened "
+            f"for reading bytes, got {type(image)}."
         )
 
     if pixels.numel() == 0:
@@ -110,6 +116,30 @@ def white_level(pixels: torch.Tensor | np.ndarray) -> float:
     )
 
 
+def is_file(value: Any) -> bool:
+    """Whether a value is an open file, such as `open(path, "rb")` or `io.BytesIO`; a PIL image is none."""
+    return callable(getattr(value, "read", None))
+
+
+def read_bytes(file: Any) -> bytes:
+    """The rest of an open file; raises `TypeError` if it was not opened for reading bytes."""
+    content = file.read()
+    if not isinstance(content, bytes):
+        raise TypeError(f"{file!r} gives {type(content).__name__}; expected a file opened for reading bytes ('rb').")
+    return content
+
+
+def _read_image(content: bytes, shown: str) -> PIL.Image.Image:
+    try:
+        image = PIL.Image.open(BytesIO(content))
+        image.load()
+    except PIL.UnidentifiedImageError as error:  # its message has the address of the buffer
+        raise ValueError(f"{shown} cannot be decoded as an image: no format is recognised") from error
+    except Exception as error:  # what the readers of damaged files raise has no end: zlib's errors, struct's, KeyError
+        raise ValueError(f"{shown} cannot be decoded as an image: {error}") from error
+    return image
+
+
 def _open_image(source: str | os.PathLike, timeout: float) -> PIL.Image.Image:
     text = os.fspath(source)
     shown = repr(text if len(text) <= 100 else f"{text[:100]}...")
@@ -134,14 +164,12 @@ def _open_image(source: str | os.PathLike, timeout: float) -> PIL.Image.Image:
         except ValueError as error:
             raise FileNotFoundError(not_found) from error
     try:
-        image = PIL.Image.open(BytesIO(content))
-        image.load()
-    except Exception as error:  # what the readers of damaged files raise has no end: zlib's errors, struct's, KeyError
+        return _read_image(content, shown)
+    except ValueError as error:
         # a short file name may happen to be valid base64
-        if is_base64 and isinstance(error, PIL.UnidentifiedImageError):
+        if is_base64 and isinstance(error.__cause__, PIL.UnidentifiedImageError):
             raise FileNotFoundError(not_found) from error
-        raise ValueError(f"{shown} cannot be decoded as an image: {error}") from error
-    return image
+        raise
 
 
 def _pil_to_array(image: PIL.Image.Image, do_convert_rgb: bool | None) -> np.ndarray:

@@ -49,6 +49,10 @@ class QueryPoseImageProcessorKwargs(ImagesKwargs, total=False):
         The default is COCO's person.
     num_keypoints (`int`, *optional*):
         Number of keypoints of every person. Taken from the annotations when not given, and 17 when none of them tells.
+    score_threshold (`float`, *optional*, defaults to 0.3):
+        In post-processing, people with a higher score than this are returned, unless another threshold is asked for.
+        Training replaces it by the one that has the best F1 on the validation images: how high scores are differs from
+        model to model.
     nms_threshold (`float`, *optional*):
         In post-processing, people whose box overlaps a better one's by an IoU above this are left out, for models that
         were trained too little to give each person once. Off by default, as in the paper.
@@ -57,6 +61,7 @@ class QueryPoseImageProcessorKwargs(ImagesKwargs, total=False):
     size_divisor: int | None
     category_ids: list[int] | tuple[int, ...]
     num_keypoints: int | None
+    score_threshold: float
     nms_threshold: float | None
 
 
@@ -126,6 +131,7 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
     size_divisor = 32
     category_ids = (1,)
     num_keypoints = None
+    score_threshold = 0.3
     nms_threshold = None
     model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012 - a list in BaseImageProcessor
 
@@ -180,6 +186,8 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
             if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"`{field}` is {value!r}; expected a positive integer.")
         _check_nms_threshold(kwargs.get("nms_threshold"))
+        if "score_threshold" in kwargs:
+            _check_score_threshold(kwargs["score_threshold"])
         category_ids = kwargs.get("category_ids")
         if category_ids is not None:
             if (
@@ -347,7 +355,7 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
     def post_process_pose_estimation(
         self,
         outputs: Any,
-        threshold: float = 0.3,
+        threshold: float | None = None,
         target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         top_k: int | None = None,
         nms_threshold: float | None = None,
@@ -363,7 +371,8 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
                 (batch, queries, 4) and `pred_keypoints` (batch, queries, K, 2), relative to each image's unpadded
                 size, `keypoint_scores` (batch, queries, K) and, if not every query was decoded, `keypoint_query_mask`
                 (batch, queries).
-            threshold (`float`, *optional*, defaults to 0.3): people with a higher score are returned.
+            threshold (`float`, *optional*, defaults to the processor's `score_threshold`): people with a higher score
+                are returned.
             target_sizes (`torch.Tensor` of shape `(batch, 2)` or list of pairs, *optional*): height and width of each
                 image that coordinates are wanted for, usually those of the original. Without them coordinates stay
                 relative to the image.
@@ -386,20 +395,21 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
                 `supervision.KeyPoints.from_transformers` takes the list of one image as it is.
 
         Raises:
-            `ValueError`: if a field is missing or shapes do not go together, or `target_sizes`, `top_k` or
-                `nms_threshold` is wrong.
+            `ValueError`: if a field is missing or shapes do not go together, or `target_sizes`, `top_k`,
+                `score_threshold` or `nms_threshold` is wrong.
 
         Example:
 
         ```python
         >>> outputs = model(**image_processor(image, return_tensors="pt"))
         >>> people = image_processor.post_process_pose_estimation(
-        ...     outputs, threshold=0.3, target_sizes=[(image.height, image.width)]
+        ...     outputs, target_sizes=[(image.height, image.width)]
         ... )[0]
         ```
         """
         if top_k is not None and (not isinstance(top_k, Integral) or isinstance(top_k, bool) or top_k < 0):
             raise ValueError(f"`top_k` is {top_k!r}; expected None or an integer of at least 0.")
+        threshold = self._threshold_or_own(threshold)
         nms_threshold = self.nms_threshold if nms_threshold is None else nms_threshold
         _check_nms_threshold(nms_threshold)
         logits, boxes, keypoints, keypoint_scores, decoded = _on_host(_read_outputs(outputs))
@@ -421,7 +431,17 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
             `dict`: `person_threshold` and `max_people` of [`QueryPoseForPoseEstimation.forward`]. With NMS every
             candidate is needed, so that then there is no `max_people`.
         """
-        return {"person_threshold": threshold, "max_people": top_k if self.nms_threshold is None else None}
+        threshold = self._threshold_or_own(threshold)
+        return {
+            "person_threshold": threshold if threshold > 0 else None,
+            "max_people": top_k if self.nms_threshold is None else None,
+        }
+
+    def _threshold_or_own(self, threshold: float | None) -> float:
+        if threshold is None:
+            _check_score_threshold(self.score_threshold)
+            return self.score_threshold
+        return threshold
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, with the `auto_map` that lets `AutoImageProcessor` load this code from the saved folder."""
@@ -530,6 +550,11 @@ def _describe_people(people: People, image: int, queries: torch.Tensor) -> list[
         {**dict(zip(names, person, strict=True)), "labels": keypoint_labels}
         for person in zip(*(field[image, queries] for field in fields), strict=True)
     ]
+
+
+def _check_score_threshold(value: Any) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
+        raise ValueError(f"`score_threshold` is {value!r}; expected a number from 0 to 1.")
 
 
 def _check_nms_threshold(value: Any) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +18,11 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.image_utils import ChannelDimension
 from transformers.pipelines.pt_utils import KeyDataset
 
-from .image_decoding_querypose import decode_image
+from .image_decoding_querypose import decode_image, is_file, read_bytes
 
 
 # What post-processing needs of the model's output; the rest stays where it is.
 _USED_OUTPUTS = ("logits", "pred_boxes", "pred_keypoints", "keypoint_scores", "keypoint_query_mask")
-# least score of a person unless another is asked for
-_THRESHOLD = 0.3
 
 
 class _Items(Dataset):
@@ -107,7 +105,7 @@ class PoseEstimationPipeline(Pipeline):
     >>> from transformers import pipeline
 
     >>> pose_estimator = pipeline("pose-estimation", model="path/to/checkpoint")
-    >>> pose_estimator("photo.jpg", threshold=0.3)
+    >>> pose_estimator("photo.jpg")
     [{'score': 0.93, 'label': 'person', 'box': {'xmin': 52.1, 'ymin': 20.9, 'xmax': 180.4, 'ymax': 431.0},
       'keypoints': [{'name': 'nose', 'x': 114.2, 'y': 61.7, 'score': 0.97}, ...]}, ...]
     ```
@@ -124,7 +122,13 @@ class PoseEstimationPipeline(Pipeline):
         top_k: int | None = None,
         timeout: float | None = None,
         keypoint_top_k: int | None = None,
+        **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if unknown:
+            raise TypeError(
+                f"the pose-estimation pipeline has no argument {next(iter(unknown))!r}; expected threshold, top_k, "
+                "batch_size, num_workers, timeout or keypoint_top_k."
+            )
         if threshold is not None and not (_is_number(threshold) and 0 <= threshold <= 1):
             raise ValueError(f"`threshold` must be a number from 0 to 1, but is {threshold!r}.")
         for name, count in (("top_k", top_k), ("keypoint_top_k", keypoint_top_k)):
@@ -139,14 +143,20 @@ class PoseEstimationPipeline(Pipeline):
         wanted = given(threshold=threshold, top_k=top_k)
         return given(timeout=timeout), {**wanted, **given(keypoint_top_k=keypoint_top_k)}, wanted
 
+    @property
+    def score_threshold(self) -> float:
+        """Least score of a person where none is asked for: the image processor's, unless the pipeline has one."""
+        processor: Any = self.image_processor
+        return self._postprocess_params.get("threshold", processor.score_threshold)
+
     def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]] | Iterator:
         """Finds people in one or many images.
 
         Args:
-            inputs: one image (path, URL, base64, PIL image, array or tensor), a list of images, or a dataset, a column
-                of a dataset or a generator of images. Their order is kept; the latter three are read as the results
-                are asked for.
-            threshold (`float`, *optional*, defaults to 0.3): least score of a person.
+            inputs: one image (path, URL, base64, PIL image, array, tensor, bytes of a file, or a file opened for
+                reading bytes), a list of images, or a dataset, a column of a dataset or a generator of images. Their
+                order is kept; the latter three are read as the results are asked for.
+            threshold (`float`, *optional*): least score of a person; by default [`score_threshold`].
             top_k (`int`, *optional*): at most so many people per image.
             batch_size (`int`, *optional*, defaults to 1): images per forward pass; they are padded to a common size,
                 for which those of a list are sorted by aspect ratio.
@@ -164,7 +174,8 @@ class PoseEstimationPipeline(Pipeline):
         Raises:
             FileNotFoundError, OSError, TypeError, ValueError: an image cannot be read. Of many images the message
                 begins with the place of the first that cannot, such as `images[3]: `. No image is skipped: a list
-                gives no results then, and an iterator those before it (with `batch_size`, those of whole batches).
+                gives no results then, and an iterator those before it (with `batch_size`, those of whole batches). The
+                call itself raises a `TypeError` if `inputs` is none of the above or an argument is unknown.
         """
         if isinstance(inputs, Path):
             inputs = str(inputs)
@@ -173,12 +184,18 @@ class PoseEstimationPipeline(Pipeline):
         elif isinstance(inputs, KeyDataset):
             # Transformers looks into the first item for chat messages: read twice, and an error where there is none
             inputs = _Items(inputs)
-        elif isinstance(inputs, (str, list, dict, bytes, np.ndarray, Tensor, PIL.Image.Image, Dataset)):
+        elif isinstance(inputs, (bytearray, memoryview)):
+            inputs = bytes(inputs)
+        elif is_file(inputs):
+            inputs = read_bytes(inputs)
+        elif isinstance(inputs, (str, list, bytes, np.ndarray, Tensor, PIL.Image.Image, Dataset)):
             pass
         elif isinstance(inputs, Sequence):
             inputs = _Items(inputs)
-        elif isinstance(inputs, Iterable):
+        elif isinstance(inputs, Iterable) and not isinstance(inputs, Mapping):
             inputs = (item for item in inputs)
+        else:
+            decode_image(inputs)  # it is no image: says what is expected
         if isinstance(inputs, list) and not inputs:
             return []
         batch_size = kwargs.get("batch_size") or self._batch_size or 1
@@ -219,7 +236,7 @@ class PoseEstimationPipeline(Pipeline):
     def _forward(
         self,
         model_inputs: dict[str, Any],
-        threshold: float = _THRESHOLD,
+        threshold: float | None = None,
         top_k: int | None = None,
         keypoint_top_k: int | None = None,
     ) -> dict[str, Tensor]:
@@ -237,7 +254,7 @@ class PoseEstimationPipeline(Pipeline):
         return {**{name: outputs[name] for name in _USED_OUTPUTS}, "target_size": model_inputs["target_size"]}
 
     def postprocess(
-        self, model_outputs: dict[str, Tensor], threshold: float = _THRESHOLD, top_k: int | None = None
+        self, model_outputs: dict[str, Tensor], threshold: float | None = None, top_k: int | None = None
     ) -> list[dict[str, Any]]:
         people = self.image_processor.post_process_pose_estimation(
             model_outputs, threshold=threshold, target_sizes=model_outputs["target_size"], top_k=top_k

@@ -44,6 +44,7 @@ PROCESSOR_FIELDS = frozenset(
         "pad_size",
         "resample",
         "rescale_factor",
+        "score_threshold",
         "size",
         "size_divisor",
     }

@@ -118,12 +118,19 @@ class PoseMetrics:
         return [result for group in by_image.values() for result in group]
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The protocol's figures by name, without those for which there is no ground truth."""
+        """The protocol's figures by name, without those for which there is no ground truth.
+
+        Among them are `F1`, the best at OKS 0.5, and `score_threshold`, which has it; the image processor takes it.
+        """
         if not isinstance(prediction.predictions, list):
             raise ValueError("`eval_do_concat_batches` is True; expected False: the numbers of people differ.")
         results = self.results(prediction.predictions)  # type: ignore[arg-type]
-        metrics = score_keypoints(self.ground_truth, results, self.sigmas, progress=False).metrics
-        return {name: value for name, value in metrics.items() if value is not None}
+        evaluation = score_keypoints(self.ground_truth, results, self.sigmas, progress=False)
+        metrics = {name: value for name, value in evaluation.metrics.items() if value is not None}
+        if (best := evaluation.best_score_threshold()) is not None:
+            metrics.update(F1=best.f1, score_threshold=best.value)
+            self.image_processor.score_threshold = best.value  # it is saved with every checkpoint
+        return metrics
 
 
 def build_trainer(

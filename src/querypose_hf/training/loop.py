@@ -63,7 +63,8 @@ def train(
 ) -> dict[str, float]:
     """Trains a model, on as many processes as the program was started with (`accelerate launch`).
 
-    Afterwards `output_dir` holds `last/` and, with `evaluate`, `best/`, both for `from_pretrained`; `checkpoints/`,
+    Afterwards `output_dir` holds `last/` and, with `evaluate`, `best/`, both for `from_pretrained`, their image
+    processors with the `score_threshold` that the evaluation gives, if it gives one; `checkpoints/`,
     from which a stopped run goes on; `training_log.jsonl`, see [`TrainingLog`]; and `training.yaml`, the settings.
 
     A resumed run goes on as if it had never stopped: it sees the same data in the same order and, on a CPU, has the
@@ -285,6 +286,7 @@ class TrainingLoop:
         if self.average is None:
             model.train()
         set_random_state(random_numbers)
+        self._set_score_threshold()
         self.log.write_evaluation(self.metrics, self.step)
         if self.config.best_metric not in self.metrics:
             logger.warning(
@@ -298,6 +300,11 @@ class TrainingLoop:
             self.best = figure
             if self.accelerator.is_main_process:
                 save_model_folder(self.output_dir / "best", model, self.image_processor)
+
+    def _set_score_threshold(self) -> None:
+        """Has models be saved with the score threshold that the last evaluation chose."""
+        if "score_threshold" in self.metrics:
+            self.image_processor.score_threshold = self.metrics["score_threshold"]
 
     def save_state(self) -> None:
         """Writes a checkpoint, and the model to `last/`; every process has to call it."""
@@ -337,6 +344,7 @@ class TrainingLoop:
                 )
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.best, self.metrics = state["best"], state["metrics"]
+        self._set_score_threshold()
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

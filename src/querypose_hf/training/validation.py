@@ -71,13 +71,19 @@ class Validation:
         return resolve_sigmas(truth.metric, truth.num_keypoints, self.settings.sigmas, model.config.skeleton).tolist()
 
     def __call__(self, model: QueryPoseForPoseEstimation) -> dict[str, float]:
-        """The protocol's figures, in every process, without those for which there is no ground truth."""
+        """The protocol's figures, in every process, without those for which there is no ground truth.
+
+        `F1` is the best at OKS 0.5, and `score_threshold` the score threshold that has it.
+        """
         truth = self.ground_truth
         results = predict_dataset(model, truth, self.images, self.settings, image_processor=self.image_processor)
         with process_group() as group:
             metrics: dict[str, float | None] = {}
             if group.rank == 0:
-                metrics = score_keypoints(truth, results, self._sigmas(model), progress=False).metrics
+                evaluation = score_keypoints(truth, results, self._sigmas(model), progress=False)
+                metrics = dict(evaluation.metrics)
+                if (best := evaluation.best_score_threshold()) is not None:
+                    metrics.update(F1=best.f1, score_threshold=best.value)
             return {name: value for name, value in group.broadcast(metrics).items() if value is not None}
 
 
