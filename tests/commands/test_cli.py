@@ -392,7 +392,9 @@ def scored_files(in_folder):
 def test_evaluate(scored_files, capsys):
     pytest.importorskip("pycocotools")
     assert main(scored_files) == 0
-    *lines, last = capsys.readouterr().out.splitlines()
+    said = capsys.readouterr()
+    assert said.err.endswith(f"Written to {Path('scores/metrics.json')}\n")
+    *lines, last = said.out.splitlines()
     printed = dict(line.split() for line in lines)
     figures = json.loads(Path("scores/metrics.json").read_text())
     metrics = figures["metrics"]
@@ -622,7 +624,9 @@ def test_evaluate_a_model(capsys, model, tmp_path):
     capsys.readouterr()
     assert main([*arguments, "--output", str(tmp_path / "scores"), "--model", str(model)]) == 0
     metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())["metrics"]
-    assert f"AP         {metrics['AP']:.4f}" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"AP         {metrics['AP']:.4f}" in said.out
+    assert f"Written to {tmp_path / 'scores' / 'report.html'}\n" in said.err
     assert {entry["image_id"] for entry in json.loads((tmp_path / "scores" / "keypoints.json").read_text())} == {1}
     assert "<svg" in (tmp_path / "scores" / "report.html").read_text()
 

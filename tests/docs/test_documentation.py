@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import re
 import shlex
 from pathlib import Path
@@ -12,10 +13,11 @@ import torch
 from places import PROJECT
 from small_data import SAMPLE_PEOPLE, sample_coco
 from tiny import people, save_tiny_checkpoint, tiny_config
+from transformers import pipeline
 
-from querypose_hf import CROWDPOSE_14, QueryPoseConfig, QueryPoseForPoseEstimation
+from querypose_hf import CROWDPOSE_14, QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessorPil
 from querypose_hf.assets import SAMPLE_IMAGE
-from querypose_hf.cli import build_parser
+from querypose_hf.cli import build_parser, main
 from querypose_hf.data import CocoPoseDataset
 from querypose_hf.weights import backbone_weights
 
@@ -123,6 +125,36 @@ def test_serving(in_folder):
     namespace, _ = run("docs/serving.md")
     assert (in_folder / "path/to/checkpoint/handler.py").is_file()
     assert all(person["score"] >= 0.5 for person in namespace["people"])
+
+
+def test_an_exported_file_runs_without_this_package(in_folder, capsys, caplog):
+    """And the export says what it is doing, and nothing else."""
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    page = PROJECT / "docs" / "export.md"
+    (command,) = (words for words in commands(page) if "people" in words)
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert out == f"Written to {Path('exported-people/model.onnx')}\n"
+    assert "Tracing the model ...\nWriting model.onnx ...\n" in err
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+    (block,) = (block for block in blocks(page, "python") if "import onnxruntime" in block)
+    assert "querypose" not in block and "torch" not in block
+    namespace = {}
+    exec(compile(block, page.name, "exec"), namespace)
+    checkpoint = "path/to/checkpoint"
+    pose_estimator = pipeline(
+        "pose-estimation",
+        model=QueryPoseForPoseEstimation.from_pretrained(checkpoint),
+        image_processor=QueryPoseImageProcessorPil.from_pretrained(checkpoint),
+    )
+    expected = pose_estimator("photo.jpg")
+    assert len(expected) == namespace["found"].sum() > 0
+    for person, box, points in zip(expected, namespace["boxes"], namespace["keypoints"], strict=False):
+        assert box == pytest.approx([person["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")], abs=0.05)
+        assert points[:, 0] == pytest.approx([point["x"] for point in person["keypoints"]], abs=0.05)
+        assert points[:, 1] == pytest.approx([point["y"] for point in person["keypoints"]], abs=0.05)
 
 
 def test_adapters(in_folder):

@@ -104,10 +104,13 @@ def test_what_the_onnx_file_says(model, onnx_folder):
         assert attributes["sampling_ratio"] == 2
         assert attributes["mode"] == b"avg"
         assert attributes["coordinate_transformation_mode"] == b"half_pixel"
-    for value in (*graph.graph.input, *graph.graph.output):
-        assert value.type.tensor_type.shape.dim[0].dim_param, value.name
-    for dim in graph.graph.input[0].type.tensor_type.shape.dim[2:]:
-        assert dim.dim_param
+    axes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.graph.input, *graph.graph.output)
+    }
+    assert axes["pixel_values"] == ["batch", 3, "height", "width"]
+    assert axes["pixel_mask"] == ["batch", "height", "width"]
+    assert {shape[0] for shape in axes.values()} == {"batch"}
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
     assert json.loads(metadata["keypoint_names"]) == model.config.keypoint_names
     assert json.loads(metadata["keypoint_edges"]) == model.config.keypoint_edges

@@ -16,6 +16,7 @@ from transformers import pipeline
 
 from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.assets import SAMPLE_IMAGE
+from querypose_hf.cli import main
 from querypose_hf.inference.demo import DemoOptions, build_demo, launch_options
 
 
@@ -69,6 +70,23 @@ def test_options_are_checked(options, message):
         DemoOptions(**options)
 
 
+def test_command_says_when_the_page_is_there(pose_estimator, monkeypatch, capsys):
+    gradio = pytest.importorskip("gradio", reason="Gradio is not installed")
+    addresses = []
+
+    def visit(blocks):  # in place of waiting for Ctrl-C
+        with urllib.request.urlopen(blocks.local_url) as answer:
+            assert b"QueryPose" in answer.read()
+        addresses.append(blocks.local_url)
+        blocks.close()
+
+    monkeypatch.setattr(gradio.Blocks, "block_thread", visit)
+    folder = pose_estimator.model.name_or_path
+    assert main(["demo", "--model", folder, "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"Loading {folder} ...", f"Ready: open {addresses[0]} in a browser. Ctrl-C ends it."]
+
+
 def people_shown(text):
     return int(re.search(r"(\d+) (?:people|person) above", text).group(1))
 
@@ -89,30 +107,48 @@ def test_page_in_a_browser(page_address, pose_estimator, browse, tmp_path):
     import playwright.sync_api as api
 
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"broken" * 20)
-    expected = len(pose_estimator(str(SAMPLE_IMAGE), threshold=0.3))
+    with PIL.Image.open(SAMPLE_IMAGE) as opened:
+        PIL.ImageOps.mirror(opened).save(tmp_path / "mirrored.png")
+    sample, mirrored = (
+        len(pose_estimator(str(path), threshold=0.3)) for path in (SAMPLE_IMAGE, tmp_path / "mirrored.png")
+    )
     asked = []
     browser = browse()
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(40_000)
     page.on("request", lambda request: asked.append(request.url))
     page.goto(page_address)
-    page.locator("#image input[type=file]").set_input_files(str(SAMPLE_IMAGE))
+
+    # the page opens with the sample and its people
     summary = page.locator("#summary")
     api.expect(summary).to_contain_text("above 0.30", timeout=40_000)
-    assert people_shown(summary.inner_text()) == expected
+    assert people_shown(summary.inner_text()) == sample
+    api.expect(page.locator("#image img")).to_be_visible()
+    for place, label in (("#image", "Your image"), ("#drawn", "People found")):
+        api.expect(page.locator(place).get_by_text(label, exact=True)).to_be_visible()
+    before = page.locator("#drawn img").get_attribute("src")
+
+    page.locator("#image").get_by_label("Remove Image").click()
+    api.expect(summary).not_to_contain_text("above")
+    page.locator("#image input[type=file]").set_input_files(str(tmp_path / "mirrored.png"))
+    api.expect(summary).to_contain_text("above 0.30", timeout=40_000)
+    assert people_shown(summary.inner_text()) == mirrored
+    assert page.locator("#drawn img").get_attribute("src") != before
     before = page.locator("#drawn img").get_attribute("src")
 
     number = page.locator("#threshold input[type=number]")
     number.fill("0.47")
     number.press("Tab")
     api.expect(summary).to_contain_text("above 0.47", timeout=40_000)
-    assert people_shown(summary.inner_text()) < expected
+    assert people_shown(summary.inner_text()) < mirrored
     assert page.locator("#drawn img").get_attribute("src") != before
     with page.expect_download() as download:
         page.locator("#people_file").click()
     assert len(json.loads(download.value.path().read_text())) == people_shown(summary.inner_text())
 
     page.reload()
+    api.expect(summary).to_contain_text("above 0.30", timeout=40_000)
+    page.locator("#image").get_by_label("Remove Image").click()
     page.locator("#image input[type=file]").set_input_files(str(tmp_path / "broken.png"))
     api.expect(page.get_by_text("This file cannot be read as an image.")).to_be_visible(timeout=40_000)
     browser.close()

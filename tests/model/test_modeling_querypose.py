@@ -11,6 +11,7 @@ import torch
 import torchvision
 from tiny import BACKBONES, images, make_model, people, tiny_config
 from torch import nn
+from transformers import AutoModel
 
 from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessorPil, QueryPoseModel
 from querypose_hf.model import modeling_querypose
@@ -501,6 +502,17 @@ def test_initialisation():
     for conv in (*model.model.neck.lateral_convs, *model.model.neck.output_convs):
         fan_in = conv.weight[0].numel()
         assert is_uniform(conv.weight, math.sqrt(3 / fan_in)) and (conv.bias == 0).all()
+
+
+def test_model_without_head_loads_from_a_checkpoint_for_pose_estimation(tmp_path):
+    """Without a report of what it does not have: the flow of the loss, and the heatmap head."""
+    whole = QueryPoseForPoseEstimation(tiny_config(heatmap_loss_coefficient=0.5))
+    assert any(name.startswith("flow.") for name in whole.state_dict())
+    assert any(name.startswith("heatmap_head.") for name in whole.state_dict())
+    whole.save_pretrained(tmp_path)
+    model, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(model) is QueryPoseModel
+    assert not any(report.values()), report
 
 
 def test_loaded_weights_are_not_initialised_again(tmp_path):

@@ -44,5 +44,15 @@ def _demo(options: argparse.Namespace) -> None:
         )
         print(f"A Space: {folder}")
         return
+    print(f"Loading {options.model} ...", flush=True)
     app = demo.build_demo(load_pipeline(options), demo_options)
-    app.launch(server_name=options.host, server_port=options.port, **demo.launch_options())
+    # its own lines are replaced by one that says that the page is there
+    app.launch(
+        server_name=options.host,
+        server_port=options.port,
+        prevent_thread_lock=True,
+        quiet=True,
+        **demo.launch_options(),
+    )
+    print(f"Ready: open {app.local_url} in a browser. Ctrl-C ends it.", flush=True)
+    app.block_thread()

@@ -38,12 +38,13 @@ def add_parser(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from ..evaluation.evaluate import evaluate_model, evaluate_predictions, predict_test_dev
+    from ..evaluation.evaluate import TEST_DEV_FILE, evaluate_model, evaluate_predictions, predict_test_dev
     from ..evaluation.image_list import read_image_list
     from ..processes import world_size
 
     scoring = from_options(ScoringOptions, options)
     result: dict[str, Any] | None
+    written = options.output / "metrics.json"
     if options.predictions is not None:
         result = evaluate_predictions(options.annotations, options.predictions, options.output, scoring)
     else:
@@ -52,12 +53,15 @@ def _evaluate(options: argparse.Namespace) -> int:
             if dataclasses.replace(scoring, category_ids=None) != ScoringOptions():
                 raise UsageError("--test-dev: nothing is scored; --metric, --sigmas, --boxes, --backend do not apply.")
             images = read_image_list(options.annotations, category_ids=scoring.category_ids)
+            written = options.output / TEST_DEV_FILE
             result = predict_test_dev(
                 options.model, images, options.images, options.output, prediction, strict=options.strict
             )
         else:
             what = (options.model, options.annotations, options.images, options.output)
             report = from_options(ReportOptions, options)
+            if report.write:
+                written = options.output / "report.html"
             result = evaluate_model(*what, prediction, scoring, report, strict=options.strict)
     # only the first of several processes has a result
     for name, value in ((result or {}).get("metrics") or {}).items():
@@ -67,6 +71,8 @@ def _evaluate(options: argparse.Namespace) -> int:
             f"best F1 at OKS 0.5: {best['f1']:.4f}, with the score threshold {best['value']:.4f} "
             f"(precision {best['precision']:.4f}, recall {best['recall']:.4f})"
         )
+    if result is not None:
+        print(f"Written to {written}", file=sys.stderr)
     skipped = (result or {}).get("prediction", {}).get("skipped_images", {})
     if not skipped:
         return 0

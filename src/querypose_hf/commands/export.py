@@ -1,6 +1,7 @@
 """`querypose export`: writes a model for ONNX Runtime, OpenVINO, or torch without this package."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,5 +31,9 @@ def _export(options: argparse.Namespace) -> None:
 
     with about("--model"):
         model, image_processor = load_model(options.model, device="cpu")
-    path = export_model(model, image_processor, options.output, export_options)
+    path = export_model(model, image_processor, options.output, export_options, _tell)
     print(f"Written to {path}")
+
+
+def _tell(step: str) -> None:
+    print(f"{step.capitalize()} ...", file=sys.stderr, flush=True)

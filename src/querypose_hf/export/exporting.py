@@ -1,14 +1,17 @@
 """Writing a model for another engine."""
 
+import contextlib
 import copy
 import json
+import logging
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..files import filling_folder, write_json, write_text
 from ..model.modeling_querypose import STRIDES, QueryPoseForPoseEstimation
@@ -29,6 +32,7 @@ def export_model(
     image_processor: Any,
     output_dir: str | os.PathLike,
     options: ExportOptions | None = None,
+    on_step: Callable[[str], Any] = lambda step: None,
 ) -> Path:
     """Writes a model's graph, its configuration and its image processor's settings.
 
@@ -41,6 +45,7 @@ def export_model(
         output_dir (`str` or `os.PathLike`): the folder; made if it does not exist. Its files are replaced once the
             export is complete.
         options ([`ExportOptions`], *optional*): format and outputs; by default the model's tensors in ONNX.
+        on_step (`Callable`, *optional*): is told what begins, such as "tracing the model".
 
     Returns:
         `Path`: the graph's file.
@@ -67,8 +72,11 @@ def export_model(
     }
     # the description comes last: it says that the rest is there
     with filling_folder(output_dir, last=METADATA_FILE) as folder:
-        with torch.no_grad():
-            chosen.write(_trace(graph, options), folder / chosen.file, metadata)
+        with torch.no_grad(), _silence():
+            on_step("tracing the model")
+            program = _trace(graph, options)
+            on_step(f"writing {chosen.file}")
+            chosen.write(program, folder / chosen.file, metadata)
         write_json(metadata, folder / METADATA_FILE, indent=2)
         model.config.to_json_file(folder / "config.json", use_diff=False)
         write_text(image_processor.to_json_string(), folder / "preprocessor_config.json")
@@ -95,6 +103,9 @@ def _build_graph(
     exported = copy.deepcopy(model).float().cpu().eval()
     # a threshold makes the number of decoded queries depend on the image, which a graph of fixed shapes cannot follow
     fuse_for_inference(exported, channels_last=False)
+    for name, module in list(exported.named_modules()):
+        if isinstance(module, nn.Hardtanh):
+            exported.set_submodule(name, _Clamp(module))
     graph: RawOutputsGraph | PeopleGraph
     if options.outputs == "raw":
         graph = RawOutputsGraph(exported, keypoint_top_k)
@@ -103,6 +114,17 @@ def _build_graph(
             exported, keypoint_top_k, options.num_people or keypoint_top_k, image_processor.nms_threshold
         )
     return graph.eval()
+
+
+class _Clamp(nn.Module):
+    """`nn.ReLU6` and its like as one operator of ONNX; torch.onnx takes them apart, which takes it seconds."""
+
+    def __init__(self, like: nn.Hardtanh):
+        super().__init__()
+        self.low, self.high = like.min_val, like.max_val
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values.clamp(self.low, self.high)
 
 
 def _example_inputs(options: ExportOptions) -> dict[str, torch.Tensor]:
@@ -124,8 +146,20 @@ def _trace(graph: nn.Module, options: ExportOptions) -> torch.export.ExportedPro
         "target_sizes": {0: batch},
     }
     inputs = _example_inputs(options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.export.export(
-            graph, (), inputs, dynamic_shapes={name: shapes[name] for name in inputs}, strict=False
-        )
+    return torch.export.export(graph, (), inputs, dynamic_shapes={name: shapes[name] for name in inputs}, strict=False)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Leaves out what exporters warn of and log below errors: it is about their own code."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

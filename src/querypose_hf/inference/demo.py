@@ -4,7 +4,10 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from .demo_actions import DRAWINGS, PoseDemo
+import PIL.Image
+
+from ..assets import SAMPLE_CREDIT, SAMPLE_IMAGE
+from .demo_actions import DRAWINGS, PoseDemo, SeenImage
 from .explanation import name_parts
 from .loading import load_pipeline
 from .options import LOWEST_THRESHOLD, DemoOptions
@@ -25,7 +28,7 @@ class _Controls:
 def build_demo(
     model: str | os.PathLike | Any, options: DemoOptions | None = None, *, device: str | None = None
 ) -> Any:
-    """Builds the page. It sends nothing to third parties.
+    """Builds the page, which opens with the sample photograph and the people in it. It sends nothing to third parties.
 
     Args:
         model: a checkpoint's folder or Hub id, or a [`PoseEstimationPipeline`].
@@ -52,6 +55,8 @@ def build_demo(
     start = options.threshold
     if start is None:
         start = max(LOWEST_THRESHOLD, round(pose_estimator.score_threshold, 2))
+    with PIL.Image.open(SAMPLE_IMAGE) as opened:
+        sample = actions.look_at(opened.convert("RGB"))
     with gr.Blocks(title="QueryPose", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.Markdown("# QueryPose\nFinds every person in an image, with a box and keypoints, in one pass.")
         with gr.Row():
@@ -61,7 +66,7 @@ def build_demo(
             drawings = gr.CheckboxGroup([*DRAWINGS], value=[*DRAWINGS], label="Draw", elem_id="drawings")
         controls = _Controls(actions, threshold, drawings)
         with gr.Tab("Image"):
-            _image_tab(gr, controls)
+            _image_tab(gr, controls, sample, blocks)
         with gr.Tab("Webcam"):
             _webcam_tab(gr, controls)
         with gr.Tab("Video"):
@@ -97,13 +102,13 @@ def import_gradio() -> Any:
     return gradio
 
 
-def _image_tab(gr: Any, controls: _Controls) -> None:
+def _image_tab(gr: Any, controls: _Controls, sample: SeenImage | None, blocks: Any) -> None:
     seen = gr.State()
     with gr.Row():
-        image = _image_input(gr, sources=["upload", "clipboard"], label="Image", elem_id="image")
-        drawn = gr.Image(
-            type="pil", format="png", label="People", show_label=False, interactive=False, elem_id="drawn"
+        image = _image_input(
+            gr, value=str(SAMPLE_IMAGE), sources=["upload", "clipboard"], label="Your image", elem_id="image"
         )
+        drawn = gr.Image(type="pil", format="png", label="People found", interactive=False, elem_id="drawn")
     summary = gr.Markdown(elem_id="summary")
     config = controls.actions.pose_estimator.model.config
     with gr.Row():
@@ -114,7 +119,8 @@ def _image_tab(gr: Any, controls: _Controls) -> None:
         people_file = gr.DownloadButton("Download people (JSON)", elem_id="people_file")
         image_file = gr.DownloadButton("Download image (PNG)", elem_id="image_file")
     with gr.Accordion("People as JSON", open=False):
-        people = gr.JSON(show_label=False)
+        people = gr.JSON(label="People", show_label=False)
+    gr.Markdown(f"The image that the page opens with: {SAMPLE_CREDIT}")
 
     def show(
         seen: Any,
@@ -132,6 +138,7 @@ def _image_tab(gr: Any, controls: _Controls) -> None:
         "outputs": [drawn, summary, people, people_file, image_file],
         "api_name": False,
     }
+    blocks.load(lambda: sample, None, seen, api_name=False).then(**shown)
     image.change(controls.actions.look_at, image, seen, api_name="look_at").then(**shown)
     gr.on([controls.threshold.release, controls.drawings.change, attention.change, part.change], **shown)
 
@@ -140,7 +147,7 @@ def _webcam_tab(gr: Any, controls: _Controls) -> None:
     tracker = gr.State()
     with gr.Row():
         webcam = _image_input(gr, sources=["webcam"], streaming=True, label="Webcam", elem_id="webcam")
-        live = gr.Image(type="pil", label="People", interactive=False, elem_id="live")
+        live = gr.Image(type="pil", label="People found", interactive=False, elem_id="live")
     webcam.stream(
         controls.actions.follow,
         [webcam, tracker, controls.threshold, controls.drawings],
@@ -153,8 +160,8 @@ def _webcam_tab(gr: Any, controls: _Controls) -> None:
 
 def _video_tab(gr: Any, controls: _Controls) -> None:
     with gr.Row():
-        video = gr.Video(sources=["upload"], label="Video", elem_id="video")
-        followed = gr.Video(label="People", interactive=False, elem_id="followed")
+        video = gr.Video(sources=["upload"], label="Your video", elem_id="video")
+        followed = gr.Video(label="People found", interactive=False, elem_id="followed")
     title = f"Find people (the first {controls.actions.max_frames} frames)"
     start = gr.Button(title, variant="primary", elem_id="start")
     summary = gr.Markdown(elem_id="video_summary")
