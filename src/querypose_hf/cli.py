@@ -43,7 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a `querypose` command; returns its exit status: 1 if it skipped some of its inputs, 2 if it fails."""
+    """Runs a `querypose` command.
+
+    Returns:
+        `int`: its exit status: 1 if it skipped some of its inputs, 2 if it fails, 130 after Ctrl-C.
+    """
     parser = build_parser()
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -61,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, ValueError, FloatingPointError) as error:
         print(f"{options.parser.prog}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"{options.parser.prog}: {interrupt or 'interrupted'}", file=sys.stderr)
+        return 130  # as shells have it: 128 + SIGINT
 
 
 def _is_not_of_torchao(record: logging.LogRecord) -> bool:

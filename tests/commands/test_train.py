@@ -1,5 +1,6 @@
 """What a user does with `querypose train`."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from querypose_hf import CROWDPOSE_14, QueryPoseImageProcessor
 from querypose_hf.cli import main
 from querypose_hf.training import run
 from querypose_hf.training.checkpoints import find_checkpoints, load_checkpoint
+from querypose_hf.training.recipe import RECIPES
 
 
 MEASURED = ("images_per_second", "data_wait", "memory_gib")
@@ -93,6 +95,12 @@ def test_a_run_leaves_models_a_log_and_its_description(finished):
     description = yaml.safe_load((finished / "experiment.yaml").read_text())
     assert description["training"]["ema_decay"] == 0.9
     assert (finished / "querypose").is_dir()  # TensorBoard's
+    report = (finished / "report.html").read_text()
+    assert report.count("<svg") == 2  # curves of the loss terms and of AP
+    assert all(f">{name} " in report for name in ("loss", "loss_keypoint", "AP", "AP50"))
+    assert report.count('<img alt="annotated"') == report.count('<img alt="found"') == 6
+    card = (finished / "best" / "README.md").read_text()
+    assert "Trained with querypose-hf." in card and "without non-maximum" in card and "license: mit" in card
 
 
 def test_flags_come_after_the_file(config, tmp_path, capsys):
@@ -106,9 +114,42 @@ def test_flags_come_after_the_file(config, tmp_path, capsys):
     assert [settings[name] for name in ("learning_rate", "batch_size", "seed", "log_every")] == [0.5, 3, 4, 9]
 
 
-def test_splits_of_a_yolo_dataset(tmp_path, monkeypatch):
-    experiments = []
-    monkeypatch.setattr(run, "run_experiment", lambda experiment, *_, **__: experiments.append(experiment) or {})
+@pytest.fixture
+def experiments(monkeypatch):
+    """The experiments that would run."""
+    found = []
+    monkeypatch.setattr(run, "run_experiment", lambda experiment, *_, **__: found.append(experiment) or {})
+    return found
+
+
+def test_without_a_model_querypose_nano_is_fine_tuned(source, tmp_path, experiments):
+    flags = ["--annotations", source["annotations"], "--images", source["images"], "--output", tmp_path]
+    for more in ([], ["--steps", 50], ["--epochs", 5], ["--patience", 2, "--batch-size", 3]):
+        assert train(*flags, *more) == 0
+    assert train(*flags, "--model", "r50") == 0
+    plain, steps, epochs, changed, variant = experiments
+    assert plain.model.checkpoint == "querypose-nano" and plain.training == RECIPES["fine_tuning"]
+    sides = plain.augmentation.short_sides
+    assert min(sides) < 288 < max(sides)  # that of its image processor
+    for one, length in ((steps, ("step", 50)), (epochs, ("epoch", 5))):
+        schedule = one.training.schedule
+        assert (schedule.unit, schedule.length, schedule.kind) == (*length, "cosine")
+        assert dataclasses.replace(one.training, schedule=plain.training.schedule) == plain.training
+    assert (changed.training.patience, changed.training.batch_size, changed.training.learning_rate) == (2, 3, 2e-4)
+    assert variant.training == RECIPES["paper_1x"]
+
+
+def test_an_interrupted_run_says_how_to_go_on(config, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt("Stopped at step 3 of 9. Run the same command with --resume to go on.")
+
+    monkeypatch.setattr(run, "run_experiment", interrupted)
+    assert train("--config", config, "--output", tmp_path / "run") == 130
+    error = capsys.readouterr().err
+    assert error == "querypose train: Stopped at step 3 of 9. Run the same command with --resume to go on.\n"
+
+
+def test_splits_of_a_yolo_dataset(tmp_path, experiments):
     flags = ["--model", "r50", "--output", tmp_path / "run", "--format", "yolo", "--annotations", tmp_path / "a.yaml"]
     for fields, more in (
         ({"train": "a", "val": "b"}, []),
@@ -125,12 +166,15 @@ def test_splits_of_a_yolo_dataset(tmp_path, monkeypatch):
     assert data[2].validation.splits == ("validation", "val", "test")
 
 
-def test_resumed_goes_on_as_if_never_stopped(config, finished, tmp_path):
+def test_resumed_goes_on_as_if_never_stopped(config, finished, tmp_path, capsys):
     # that a run which is killed leaves such a folder is tested with the loop, in tests/training/test_checkpoints.py
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (folder / "checkpoints" / "step_000000004.pt").unlink()
+    assert train("--config", config, "--output", folder, "--resume", "--stop-after", 3) == 0
+    assert "Stopped at step 3 of 4. The checkpoint is in" in capsys.readouterr().out
     assert train("--config", config, "--output", folder, "--resume") == 0
+    assert "Finished at step 4 of 4. Models are in" in capsys.readouterr().out
     assert computed(folder) == computed(finished)
     assert_same_weights(folder / "last", finished / "last")
 
@@ -169,7 +213,7 @@ class TestOtherKeypoints:
         assert model.config.skeleton == CROWDPOSE_14
         assert QueryPoseImageProcessor.from_pretrained(tmp_path / "run" / "best").num_keypoints == 14
         assert computed(tmp_path / "run")[-1]["evaluation/AP"] >= 0
-        assert [record["step"] for record in computed(tmp_path / "run")] == [3, 3]  # three batches of two
+        assert [record["step"] for record in computed(tmp_path / "run")] == [1, 1]  # a batch of at most eight
 
     def test_photographs(self, finished, tmp_path, capsys):
         data = SHARED / "data" / "coco_fullres"
@@ -182,7 +226,7 @@ class TestOtherKeypoints:
         few = ["--steps", 2, "--set", "data.train.0.max_images=4", "--set", "data.validation.max_images=2"]
         assert self.fine_tune(finished / "last", path, data / "images", tmp_path / "run", *few) == 0
         assert "keypoints carried over: 12 of 14; fresh: head, neck" in capsys.readouterr().out
-        assert [record["step"] for record in computed(tmp_path / "run")] == [2, 2]
+        assert [record["step"] for record in computed(tmp_path / "run")] == [1, 1, 2, 2]  # scored after each epoch
 
 
 class TestStreaming:
@@ -251,7 +295,7 @@ class TestErrors:
         ("arguments", "message"),
         [
             (["--config", "none.yaml"], "none.yaml: no such file"),
-            (["--set", "data.train=[{format: generated, length: 1}]"], "command line: `model` is missing"),
+            (["--model", "r50"], "command line: `data` is missing"),
             (["--model", "r50", "--annotations", "none.json", "--images", "."], "`data.train[0]`: none.json: no such"),
             (
                 ["--model", "nowhere", "--annotations", "PEOPLE", "--images", "IMAGES"],

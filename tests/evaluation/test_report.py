@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 
 from querypose_hf import CROWDPOSE_14, Skeleton
+from querypose_hf.evaluation.charts import line_chart
 from querypose_hf.evaluation.ground_truth import KeypointGroundTruth
 from querypose_hf.evaluation.options import ReportOptions
 from querypose_hf.evaluation.report import write_report
@@ -63,6 +64,20 @@ def read(folder):
     text = (folder / "report.html").read_text(encoding="utf-8")
     charts = ["<svg" + part.split("</svg>")[0] + "</svg>" for part in text.split("<svg")[1:]]
     return json.loads((folder / "report.json").read_text()), Page(text), charts
+
+
+def test_line_chart():
+    lines = {"falls <": [(10, 5.5), (20, -0.3)], "one point": [(15, 2.0)], "none": []}
+    chart = line_chart(lines, "Loss & terms", "step")
+    root = xml.etree.ElementTree.fromstring(chart)
+    texts = [element.text for element in root.iter("text")]
+    assert {"falls < -0.3", "one point 2", "none n/a", "step"} <= set(texts)
+    points = [line.get("points").split() for line in root.iter("polyline")]
+    assert [len(line) for line in points] == [2, 2, 0]
+    left, right = (tuple(map(float, point.split(","))) for point in points[0])
+    assert left[0] < right[0] and left[1] < right[1]  # y counts down from the top
+    _, _, width, height = map(float, root.get("viewBox").split())
+    assert all(0 <= x <= width and 0 <= y <= height for x, y in (left, right))
 
 
 def test_figures_and_curves(coco_case, tmp_path):

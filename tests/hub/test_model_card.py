@@ -8,9 +8,15 @@ from huggingface_hub import ModelCard
 from places import PROJECT
 from tiny import tiny_config
 
-from querypose_hf import QueryPoseConfig
+from querypose_hf import QueryPoseConfig, QueryPoseImageProcessor
 from querypose_hf.cli import main
-from querypose_hf.hub.model_card import build_model_card, check_model_card, find_variant, write_published_cards
+from querypose_hf.hub.model_card import (
+    build_model_card,
+    check_model_card,
+    fields_of_start,
+    find_variant,
+    write_published_cards,
+)
 from querypose_hf.model.configuration_querypose import VARIANTS
 
 
@@ -179,6 +185,29 @@ def test_command_fills_a_card_with_measured_figures(checkpoint, tmp_path, capsys
     assert main(["card", "--model", str(checkpoint), "--force", "--converted", "r50"]) == 0
     card = ModelCard.load(checkpoint / "README.md")
     assert "Converted with querypose-hf" in card.text and figures(card) == ["68.7"]
+
+
+def test_a_model_that_was_fine_tuned(checkpoint, tmp_path, capsys):
+    """Its card has licence and name of the start, NMS and classes; a new card keeps them, and needs no --force."""
+    config = tiny_config(id2label={0: "horse", 1: "dog"}, label2id={"horse": 0, "dog": 1})
+    config.save_pretrained(checkpoint)
+    QueryPoseImageProcessor(nms_threshold=0.7).save_pretrained(checkpoint)
+    start = fields_of_start("querypose-nano")
+    assert (start.license, start.base_model) == ("apache-2.0", "querypose-nano")
+    first = build_model_card(config, "own", start, image_processor=QueryPoseImageProcessor(nms_threshold=0.7))
+    first.save(checkpoint / "README.md")
+    assert main(["card", "--model", str(checkpoint), "--name", "Mine"]) == 0, capsys.readouterr().err
+    second = ModelCard.load(checkpoint / "README.md")
+    assert second.text.strip().startswith("# Mine")
+    for card in (first, second):
+        assert "Trained with querypose-hf, starting from querypose-nano." in card.text
+        assert card.data.license == "apache-2.0" and card.data.base_model is None  # it is not on the Hub
+        assert "IoU above 0.7" in card.text and "without non-maximum" not in card.text
+        assert "| classes | horse, dog |" in card.text
+    assert fields_of_start(str(checkpoint)) == start
+    assert main(["card", "--model", str(checkpoint)]) == 2  # this one was not written by training
+    hub = fields_of_start("nobody/has-this-model")
+    assert (hub.license, hub.base_model) == ("unknown", "nobody/has-this-model")
 
 
 def test_incomplete_metadata_is_refused():

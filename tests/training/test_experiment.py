@@ -2,8 +2,11 @@ import pytest
 import yaml
 from small_data import small_experiment, write_rendered_coco
 
+from querypose_hf import QueryPoseImageProcessor
+from querypose_hf.data import AugmentationRecipe
 from querypose_hf.settings import with_assignments
 from querypose_hf.training.experiment import Experiment
+from querypose_hf.training.recipe import RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +45,34 @@ class TestDescription:
     def test_length(self, source):
         values = small_experiment(source)
         values["training"] = {"recipe": "paper_1x"}
-        experiment = Experiment.from_mapping(values)
-        schedule = experiment.with_length(1400, "step").training.schedule
+        schedule = Experiment.from_mapping(values, length=(1400, "step")).training.schedule
         assert (schedule.length, schedule.milestones, schedule.warmup_steps) == (1400, (1100, 1300), 140)
-        schedule = experiment.with_length(12, "epoch").training.schedule
+        schedule = Experiment.from_mapping(values, length=(12, "epoch")).training.schedule
         assert (schedule.unit, schedule.length, schedule.milestones) == ("epoch", 12, (9, 11))
-        assert experiment.with_length(1, "epoch").training.schedule.milestones == ()
+        assert Experiment.from_mapping(values, length=(1, "epoch")).training.schedule.milestones == ()
         with pytest.raises(ValueError, match="expected at least 1"):
-            experiment.with_length(0, "step")
+            Experiment.from_mapping(values, length=(0, "step"))
+
+    def test_from_a_checkpoint_it_is_fine_tuning(self, source, tmp_path):
+        size = {"shortest_edge": 100, "longest_edge": 150}
+        QueryPoseImageProcessor(size=size).save_pretrained(tmp_path)
+        values = {"model": {"checkpoint": str(tmp_path)}, "data": {"train": [source]}}
+        experiment = Experiment.from_mapping(values)
+        assert experiment.training == RECIPES["fine_tuning"]
+        assert experiment.augmentation.short_sides == (80, 90, 100, 110, 120)
+        assert experiment.augmentation.longest_side == 180
+        paper = Experiment.from_mapping({**values, "model": {"variant": "r50"}})
+        assert (paper.training, paper.augmentation) == (RECIPES["paper_1x"], AugmentationRecipe())
+        for change, sizes in (
+            ({"training": {"recipe": "paper_2x"}}, (AugmentationRecipe().short_sides, 1333)),
+            ({"augmentation": {"short_sides": [64]}}, ((64,), 1333)),
+            ({"augmentation": {"longest_side": 99}}, ((80, 90, 100, 110, 120), 99)),
+            ({"image_processor": {"size": {"height": 40, "width": 30}}}, ((24, 27, 30, 33, 36), 48)),
+        ):
+            augmentation = Experiment.from_mapping({**values, **change}).augmentation
+            assert (augmentation.short_sides, augmentation.longest_side) == sizes, change
+        again = Experiment.from_mapping(experiment.to_mapping())
+        assert again == experiment
 
     @pytest.mark.parametrize(
         ("assignment", "message"),

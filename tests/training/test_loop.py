@@ -1,5 +1,9 @@
 import json
 import math
+import os
+import re
+import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from tiny import BACKBONES
 
 from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.training.checkpoints import find_checkpoints
+from querypose_hf.training.log import Length, TrainingLog
 from querypose_hf.training.loop import TrainingLoop, train
 from querypose_hf.training.recipe import LearningRateSchedule, TrainingConfig
 
@@ -89,6 +94,80 @@ class TestRun:
         config = small_config(4, evaluate_every=1, num_workers=2, save_every=1)
         small_loop(tmp_path / "b", config, evaluate=evaluate).run()
         assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+    def test_by_default_every_epoch_is_scored_and_saved(self, tmp_path):
+        config = small_config(14, save_every=None)  # an epoch of eleven images has six steps
+        small_loop(tmp_path, config, evaluate=lambda model: {"AP": 0.5}).run()
+        assert [record["step"] for record in read_log(tmp_path) if "evaluation/AP" in record] == [6, 12, 14]
+        assert [path.stem for path in find_checkpoints(tmp_path / "checkpoints")] == [
+            "step_000000012",
+            "step_000000014",
+        ]
+
+    def test_patience(self, tmp_path):
+        """Three evaluations without a better AP, in two runs of which the second goes on counting."""
+        figures = iter([0.2, 0.6, 0.4, 0.6, 0.5, 0.9])
+        config = small_config(14, evaluate_every=1, save_every=20, patience=3)
+        loop = small_loop(tmp_path, config, evaluate=lambda model: {"AP": next(figures)})
+        loop.run(stop_after=3)
+        assert not loop.is_over and loop.account().startswith("Stopped at step 3 of 14. The checkpoint is in")
+        loop = small_loop(tmp_path, config, evaluate=lambda model: {"AP": next(figures)})
+        loop.run(resume=True)
+        assert loop.is_over and (loop.step, loop.best_step, loop.best) == (5, 2, 0.6)
+        assert loop.account().startswith("Stopped early at step 5 of 14: AP was best at step 2, 3 evaluations ago")
+        assert find_checkpoints(tmp_path / "checkpoints")[-1].stem == "step_000000005"
+        again = small_loop(tmp_path, config)
+        again.run(resume=True)  # there is nothing left to do
+        assert again.step == 5
+
+    def test_an_interrupted_run_writes_a_checkpoint_and_goes_on(self, tmp_path, capsys):
+        small_loop(tmp_path / "whole", small_config(4, save_every=9)).run()
+        loop = small_loop(tmp_path / "parts", small_config(4, save_every=9))
+        before = signal.getsignal(signal.SIGINT)
+
+        def interrupt(module, args):
+            if loop.step == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        loop.model.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt, match=r"Stopped at step 2 of 4\. .* Run the same command with --resume"):
+            loop.run()
+        assert "Interrupted: a checkpoint follows this step" in capsys.readouterr().out
+        assert signal.getsignal(signal.SIGINT) is before
+        assert [path.stem for path in find_checkpoints(tmp_path / "parts" / "checkpoints")] == ["step_000000002"]
+        small_loop(tmp_path / "parts", small_config(4, save_every=9)).run(resume=True)
+        assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+    def test_interrupted_twice_it_stops_at_once(self, tmp_path):
+        loop = small_loop(tmp_path)
+
+        def interrupt(module, args):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        loop.model.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt, match="--resume goes on from the newest checkpoint"):
+            loop.run()
+        assert loop.step == 0 and not find_checkpoints(tmp_path / "checkpoints")
+
+    @pytest.mark.parametrize(("total", "of_epoch"), [(280_000, 3500), (570, 38), (9, None)])
+    def test_the_progress_bar_fits_80_columns(self, total, of_epoch, tmp_path):
+        step = total // 2
+        log = TrainingLog(
+            SimpleNamespace(is_main_process=True, is_local_main_process=True), tmp_path, Length(step, total, of_epoch)
+        )
+        log.show_record({"loss": 12.3456, "images_per_second": 123.4, "learning_rate": 2.5e-5})
+        log.show_figures({"AP": 0.2041})
+        log.progress.start_t -= 40 * 3600
+        log.progress.initial = 0
+        text = str(log.progress)
+        log.progress.close()
+        assert len(text) <= 80
+        epoch = (
+            f"epoch {-(-step // of_epoch)}/{-(-total // of_epoch)} step {step}" if of_epoch else f"step {step}/{total}"
+        )
+        assert text.startswith(f"{epoch} loss 12.3 AP 0.204 lr 2.5e-5 123 images/s ")
+        assert re.search(r" (\d+:)?\d+:\d\d left$", text)
 
     def test_clipping(self, tmp_path):
         loop = small_loop(tmp_path, small_config(1, max_gradient_norm=0.01, schedule=one_step()))

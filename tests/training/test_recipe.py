@@ -23,6 +23,12 @@ class TestSchedule:
         with pytest.raises(ValueError, match="in_steps"):
             schedule.factor(0)
 
+    def test_warm_up_is_at_most_a_tenth_of_a_length_that_is_chosen(self):
+        for unit, length in (("step", 70), ("epoch", 10)):  # an epoch of seven steps
+            schedule = RECIPES["fine_tuning"].schedule.with_length(length, unit).in_steps(7)
+            assert (schedule.length, schedule.warmup_steps) == (70, 7)
+        assert RECIPES["fine_tuning"].schedule.in_steps(100).warmup_steps == 30
+
     def test_cosine(self):
         schedule = LearningRateSchedule(kind="cosine", length=100, milestones=(), warmup_steps=10)
         assert schedule.factor(0) == pytest.approx(0.01)
@@ -48,6 +54,11 @@ class TestConfig:
         path.write_text(config.to_yaml())
         assert TrainingConfig.from_yaml(path) == config
         assert TrainingConfig.from_mapping(yaml.safe_load(RECIPES["paper_2x"].to_yaml())) == RECIPES["paper_2x"]
+
+    def test_a_length_counts_steps_unless_it_says_otherwise(self):
+        config = TrainingConfig.from_mapping({"recipe": "fine_tuning", "schedule": {"length": 500}})
+        assert (config.schedule.unit, config.schedule.length, config.schedule.kind) == ("step", 500, "cosine")
+        assert config.patience == RECIPES["fine_tuning"].patience
 
     def test_the_old_name_of_the_2x_recipe(self):
         assert TrainingConfig.from_mapping({"recipe": "paper_3x"}) == RECIPES["paper_2x"]
@@ -95,6 +106,7 @@ class TestConfig:
             ("compile: 1", "`compile` is 1; expected true or false"),
             ("scale_learning_rate: 1", "`scale_learning_rate` is 1; expected one of .'auto', True, False."),
             ("ema_decay: 2.0", "`ema_decay` is 2.0; expected between 0 and 1, or nothing"),
+            ("patience: 0", "`patience` is 0; expected at least 1, or nothing"),
             ("evaluate_every: never", "`evaluate_every` is 'never'; expected a whole number, or nothing"),
             ("trackers: tensorboard", "`trackers` is 'tensorboard'; expected a list, each of it text, or nothing"),
             ("recipe: paper_9x", "`recipe` is 'paper_9x'; expected one of"),

@@ -10,7 +10,7 @@ from tiny import tiny_config
 from querypose_hf import COCO_17, CROWDPOSE_14, QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.data import DataDescription
 from querypose_hf.training.experiment import ModelSettings
-from querypose_hf.training.starting_model import build_config, build_image_processor, build_model
+from querypose_hf.training.starting_model import about_names, build_config, build_image_processor, build_model
 
 
 PERSON = {1: "person"}
@@ -95,6 +95,15 @@ class TestConfig:
         ):
             with pytest.raises(ValueError, match=message):
                 build_config(ModelSettings(checkpoint=str(folder)), description(COCO_17.keypoint_names))
+
+    def test_keypoints_without_names(self, checkpoint):
+        settings = ModelSettings(checkpoint=str(checkpoint))
+        for count, message in ((17, "taken for the checkpoint's, nose, left_eye"), (9, "all 9 start fresh")):
+            data = description(None, count)
+            (line,) = about_names(settings, data, build_config(settings, data))
+            assert line.startswith("The data does not name its keypoints: ") and message in line
+        named = description(["nose"])
+        assert about_names(settings, named, build_config(settings, named)) == []
 
     def test_image_processor(self, checkpoint):
         data = description(CROWDPOSE_14.keypoint_names, categories={3: "person"})

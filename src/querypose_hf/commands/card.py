@@ -35,31 +35,24 @@ def _card(options: argparse.Namespace) -> None:
     if options.output is None and not folder.is_dir():
         raise UsageError(f"--output is needed, because {options.model} is not a folder.")
     output = options.output or folder / "README.md"
-    if output.exists() and not options.force:
-        raise UsageError(f"{output} exists; --force replaces it.")
-    from transformers import AutoConfig, AutoImageProcessor
+    from transformers import AutoConfig
 
     from ..files import write_text
     from ..hub.figures import MeasuredFigures
-    from ..hub.model_card import build_model_card, check_model_card, find_variant
+    from ..hub.model_card import build_model_card, check_model_card, has_card_of_training, own_card
     from ..model.configuration_querypose import QueryPoseConfig
 
     config = AutoConfig.from_pretrained(options.model)
     if not isinstance(config, QueryPoseConfig):
         raise UsageError(f"--model must be a QueryPose checkpoint, but {options.model} is of {config.model_type!r}.")
-    try:
-        image_processor = AutoImageProcessor.from_pretrained(options.model)
-    except OSError:  # it has none
-        image_processor = None
-    card = build_model_card(
-        config,
-        "own" if options.converted is None else "converted",
-        from_options(CardFields, options),
-        variant=options.converted or find_variant(config),
-        figures=MeasuredFigures.read(from_options(MetricsFile, options)),
-        repo_id=options.repo,
-        image_processor=image_processor,
-    )
+    if output.exists() and not options.force and not (output == folder / "README.md" and has_card_of_training(folder)):
+        raise UsageError(f"{output} exists; --force replaces it.")
+    fields, figures = from_options(CardFields, options), MeasuredFigures.read(from_options(MetricsFile, options))
+    if options.converted is None:
+        card = own_card(options.model, fields, figures=figures, repo_id=options.repo)
+    else:
+        variant = options.converted
+        card = build_model_card(config, "converted", fields, variant=variant, figures=figures, repo_id=options.repo)
     check_model_card(card)
     write_text(str(card), output)
     print(output)

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..assets import resolve_checkpoint
 from ..data.formats import COMMAND_LINE_FORMATS, FORMATS, annotations_help, formats_with
 from ..settings import add_options, given_options, read_yaml, set_field, with_assignments
 from ..training.recipe import TrainingConfig
@@ -35,7 +34,8 @@ def add_parser(commands: Any) -> None:
     )
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--model", help="checkpoint to start from (folder, Hub id or querypose-nano), or a variant such as r50"
+        "--model",
+        help="checkpoint to start from (folder, Hub id or querypose-nano, the default), or a variant such as r50",
     )
     data = parser.add_argument_group("data, in place of the file's")
     data.add_argument("--format", choices=COMMAND_LINE_FORMATS, default="coco", help="(%(default)s)")
@@ -72,11 +72,9 @@ def _train(options: argparse.Namespace) -> None:
     _apply_data(values, options)
     for field, value in given_options(TrainingConfig, options).items():
         set_field(values, f"training.{field}", value)
-    experiment = Experiment.from_mapping(with_assignments(values, options.assignments), source)
-    if options.steps is not None:
-        experiment = experiment.with_length(options.steps, "step")
-    if options.epochs is not None:
-        experiment = experiment.with_length(options.epochs, "epoch")
+    units: dict[Any, int | None] = {"step": options.steps, "epoch": options.epochs}
+    length = next(((given, unit) for unit, given in units.items() if given is not None), None)
+    experiment = Experiment.from_mapping(with_assignments(values, options.assignments), source, length)
     metrics = run_experiment(
         experiment,
         options.output,
@@ -93,13 +91,14 @@ def _train(options: argparse.Namespace) -> None:
 
 def _apply_model(values: dict[str, Any], model: str | None) -> None:
     if model is None:
+        values.setdefault("model", {"checkpoint": "querypose-nano"})
         return
     kept = {
         name: value
         for name, value in (values.get("model") or {}).items()
         if name not in ("checkpoint", "variant", "config", "light")
     }
-    start = {"variant": model} if model in VARIANTS else {"checkpoint": resolve_checkpoint(model)}
+    start = {"variant": model} if model in VARIANTS else {"checkpoint": model}
     values["model"] = {**start, **kept}
 
 

@@ -1,6 +1,7 @@
 """Charts of the report as SVG, which needs no library and is sharp in print."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -55,6 +56,60 @@ def precision_recall_chart(curves: PrecisionRecall) -> str:
             f'<text x="{left + width + 122}" y="{y}" text-anchor="end">{mean}</text>',
         ]
     return "\n".join([*parts, "</svg>"])
+
+
+def line_chart(
+    lines: Mapping[str, Sequence[tuple[float, float]]], title: str, x_label: str, highest: float | None = None
+) -> str:
+    """Lines over a common axis, with their names and last values beside them.
+
+    Args:
+        lines (`Mapping[str, Sequence[tuple[float, float]]]`): points (x, y) by name; x rises from 0 on.
+        title (`str`): what the chart shows, for screen readers.
+        x_label (`str`): what x is.
+        highest (`float`, *optional*): the upper end of the y axis; by default a round number that no point is above.
+    """
+    left, top, width, height = 48, 14, 420, 220
+    points = [point for line in lines.values() for point in line]
+    furthest = max((x for x, _ in points), default=0) or 1
+    highest = highest or _round_above(max((y for _, y in points), default=0))
+    lowest = -_round_above(-min((y for _, y in points), default=0)) if any(y < 0 for _, y in points) else 0.0
+    parts = [
+        f'<svg viewBox="0 0 {left + width + 170} {top + height + 46}" role="img" {_FONT} fill="{_INK}">',
+        f"<title>{escape(title)}</title>",
+    ]
+    for tick in range(5):
+        x, y = left + width * tick / 4, top + height * (1 - tick / 4)
+        parts += [
+            f'<path d="M{left} {y:.1f}H{left + width}" stroke="{_FAINT}"/>',
+            f'<text x="{x:.1f}" y="{top + height + 18}" text-anchor="middle">{furthest * tick / 4:g}</text>',
+            f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">'
+            f"{lowest + (highest - lowest) * tick / 4:g}</text>",
+        ]
+    parts.append(f'<text x="{left + width / 2}" y="{top + height + 38}" text-anchor="middle">{escape(x_label)}</text>')
+    for number, (name, line) in enumerate(lines.items()):
+        color, y = _threshold_color(number / max(len(lines) - 1, 1)), top + 14 + 22 * number
+        # a single point is drawn by the round ends of its stroke
+        path = " ".join(
+            f"{left + width * px / furthest:.1f},{top + height * (highest - py) / (highest - lowest):.1f}"
+            for px, py in (line if len(line) > 1 else [*line, *line])
+        )
+        last = f"{line[-1][1]:.3g}" if line else "n/a"
+        parts += [
+            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2" stroke-linecap="round" '
+            'stroke-linejoin="round"/>',
+            f'<path d="M{left + width + 16} {y - 4}h18" stroke="{color}" stroke-width="3"/>',
+            f'<text x="{left + width + 42}" y="{y}">{escape(name)} {last}</text>',
+        ]
+    return "\n".join([*parts, "</svg>"])
+
+
+def _round_above(value: float) -> float:
+    """The least of 1, 2, 4, 6 and 8 times a power of ten that is not below `value`."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next((step * power for step in (1, 2, 4, 6, 8) if step * power >= value), 10 * power)
 
 
 def bar_chart(rows: Sequence[tuple[str, float | None, str]], title: str) -> str:

@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 from ..files import write_json, write_text
 from ..model.skeletons import Skeleton
 from .charts import bar_chart, precision_recall_chart
+from .image_pairs import ImagePairs
 from .options import ReportOptions
 from .scoring import KeypointEvaluation, PeopleGroup
-from .worst_images import WorstImages
 
 
 _STYLE = """
@@ -95,7 +95,7 @@ def write_report(
     }
     figures: list[str] = []
     if images_dir is not None:
-        drawing = WorstImages(evaluation, Path(images_dir), skeleton)
+        drawing = ImagePairs(evaluation, Path(images_dir), skeleton)
         figures = [
             drawing.figure(error)
             for error in tqdm(worst, desc="Drawing images", unit="image", disable=not progress or not worst)
@@ -124,7 +124,7 @@ def _page(
         f"<h1>{escape(title)}</h1>",
         f'<p class="faint">{account["images"]:,} images, {account["people"]:,} annotated people, '
         f"{account['results']:,} results; protocol {escape(account['metric'])}</p>",
-        _tiles(evaluation.metrics, evaluation.ground_truth.protocol.figures),
+        figure_tiles(evaluation.metrics, evaluation.ground_truth.protocol.figures),
         '<div class="charts"><section><h2>Precision and recall</h2>',
         curves,
         f"</section><section><h2>{escape(by_kind)}</h2>",
@@ -134,7 +134,7 @@ def _page(
         "</section></div>",
     ]
     if "box_metrics" in content:
-        sections += ["<h2>Boxes</h2>", _tiles(content["box_metrics"], {})]
+        sections += ["<h2>Boxes</h2>", figure_tiles(content["box_metrics"], {})]
     if figures:
         sections += [
             "<h2>Worst images</h2>",
@@ -144,6 +144,11 @@ def _page(
             *figures,
         ]
     sections += ["<h2>How this was measured</h2>", _table({**content["details"], **account})]
+    return report_page(title, sections)
+
+
+def report_page(title: str, sections: Sequence[str]) -> str:
+    """A whole HTML page of sections that are HTML already; the title is text."""
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width"><title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n'
@@ -163,7 +168,8 @@ def _average_precision_by_kind(evaluation: KeypointEvaluation) -> tuple[str, lis
     return f"AP by {truth.protocol.image_field}", bars
 
 
-def _tiles(metrics: Mapping[str, float | None], names: Mapping[str, str]) -> str:
+def figure_tiles(metrics: Mapping[str, float | None], names: Mapping[str, str]) -> str:
+    """Figures by name as HTML; `names` says what they mean, for those that need it."""
     tiles = (
         f"<div>{escape(name)}<b>{'n/a' if value is None else format(value, '.3f')}</b>"
         f"<small>{escape(names.get(name, ''))}</small></div>"

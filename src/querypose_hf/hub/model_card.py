@@ -3,14 +3,16 @@
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..assets import CARD_TEMPLATE
+from ..assets import CARD_TEMPLATE, QUERYPOSE_NANO, resolve_checkpoint
 from ..files import write_text
 from ..model.configuration_querypose import VARIANTS, QueryPoseConfig
+from ..model.image_processing_querypose import QueryPoseImageProcessor
 from ..model.skeletons import COCO_17, CROWDPOSE_14
 from .figures import (
     COCO,
@@ -69,7 +71,7 @@ def build_model_card(
         figures ([`MeasuredFigures`], *optional*): what was measured; becomes a table and the `model-index`.
         repo_id (`str`, *optional*): the model's id on the Hub, for the snippets.
         examples (`Sequence[str]`): Markdown of the images to show.
-        image_processor (*optional*): the model's; the card gives its score threshold.
+        image_processor (*optional*): the model's; the card says whether it uses NMS, and its score threshold.
 
     Raises:
         ValueError: `origin` is unknown, or needs a `variant`.
@@ -79,6 +81,7 @@ def build_model_card(
     if origin != "own" and variant not in VARIANTS:
         raise ValueError(f"`variant` is {variant!r}; expected one of {sorted(VARIANTS)} for origin {origin!r}.")
     fields = fields or CardFields()
+    license_name = fields.license or "mit"
     version = "light" if config.pose_query_interaction == "none" else "full"
     backbone = variant or getattr(config.backbone_config, "backbone", None) or config.backbone_config.model_type
     title = fields.name or f"QueryPose {backbone}, {version} version"
@@ -96,12 +99,13 @@ def build_model_card(
         }
         results = [eval_result(DATASET_IDS[scored_on], scored_on, "AP", published_ap, **source)]
     data = ModelCardData(
-        license=fields.license,
+        license=license_name,
         library_name="transformers",
         pipeline_tag="keypoint-detection",
         tags=["pose-estimation", "querypose"],
         datasets=list(datasets) or None,
-        base_model=fields.base_model,
+        # the metadata links to the Hub
+        base_model=fields.base_model if "/" in (fields.base_model or "") else None,
         model_name=title if results else None,
         eval_results=results,
     )
@@ -109,6 +113,9 @@ def build_model_card(
         "config": config,
         "origin": origin,
         "fields": fields,
+        "license_name": license_name,
+        "classes": [str(name) for name in config.id2label.values()],
+        "nms_threshold": getattr(image_processor, "nms_threshold", None),
         "variant": variant,
         "figures": figures,
         "examples": examples,
@@ -128,6 +135,61 @@ def build_model_card(
     card = ModelCard.from_template(data, template_path=str(CARD_TEMPLATE), **values)
     card.text = re.sub(r"\n{3,}", "\n\n", card.text).rstrip() + "\n"  # gaps of the template's parts that are left out
     return card
+
+
+def fields_of_start(checkpoint: str) -> CardFields:
+    """What the card of a model says about the checkpoint that its training started from: licence and base model.
+
+    Args:
+        checkpoint (`str`): folder, Hub id or `querypose-nano`. The base model of a folder is the one on its card. The
+            licence of a model on the Hub is `"unknown"` where its card cannot be read.
+    """
+    place = resolve_checkpoint(checkpoint)
+    if os.path.isdir(place):
+        there = _fields_of_card(Path(place) / "README.md")
+        if place == QUERYPOSE_NANO:
+            return replace(there, base_model=Path(QUERYPOSE_NANO).name)
+        return there
+    try:
+        license_name = ModelCard.load(checkpoint).data.license
+    except (OSError, ValueError):  # what the Hub's client raises is an OSError or ValueError, too
+        license_name = None
+    return CardFields(license=license_name or "unknown", base_model=checkpoint)
+
+
+def _fields_of_card(file: Path) -> CardFields:
+    """Licence and base model of a card; empty fields without one."""
+    if not file.is_file():
+        return CardFields()
+    card = ModelCard(file.read_text(encoding="utf-8"))
+    base = card.data.base_model
+    if base is None:  # the metadata names models of the Hub only
+        found = re.search(r"Trained with querypose-hf, starting from ([\w.-]+)\.$", card.text, re.MULTILINE)
+        base = found and found[1]
+    return CardFields(license=card.data.license, base_model=base[0] if isinstance(base, list) else base)
+
+
+def own_card(checkpoint: str | os.PathLike, fields: CardFields | None = None, **more: Any) -> ModelCard:
+    """The card of a checkpoint of one's own, see [`build_model_card`] for what `more` takes.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): folder or Hub id.
+        fields ([`CardFields`], *optional*): licence and base model are by default those of the card in the folder.
+    """
+    fields, there = fields or CardFields(), _fields_of_card(Path(checkpoint) / "README.md")
+    fields = replace(fields, license=fields.license or there.license, base_model=fields.base_model or there.base_model)
+    config = QueryPoseConfig.from_pretrained(checkpoint)
+    try:
+        more["image_processor"] = QueryPoseImageProcessor.from_pretrained(checkpoint)
+    except OSError:  # there is none
+        pass
+    return build_model_card(config, "own", fields, variant=find_variant(config), **more)
+
+
+def has_card_of_training(folder: str | os.PathLike) -> bool:
+    """Whether the folder's card is as training wrote it, so that a new one loses nothing."""
+    file = Path(folder) / "README.md"
+    return file.is_file() and file.read_text(encoding="utf-8") == str(own_card(folder))
 
 
 def check_model_card(card: ModelCard) -> None:
@@ -171,4 +233,12 @@ def write_published_cards(folder: str | os.PathLike) -> list[Path]:
     return paths
 
 
-__all__ = ["build_model_card", "check_model_card", "find_variant", "write_published_cards"]
+__all__ = [
+    "build_model_card",
+    "check_model_card",
+    "fields_of_start",
+    "find_variant",
+    "has_card_of_training",
+    "own_card",
+    "write_published_cards",
+]

@@ -16,14 +16,16 @@ class CardFields:
 
     Args:
         name (`str`, *optional*): the model's name; made of the variant or the backbone by default.
-        license (`str`, defaults to `"mit"`): licence of the weights, an identifier of the Hub.
-        base_model (`str`, *optional*): Hub id of the model that training started from.
+        license (`str`, *optional*): licence of the weights, an identifier of the Hub; `"mit"` by default.
+        base_model (`str`, *optional*): the model that training started from: a Hub id, or `querypose-nano`.
         datasets (`tuple[str, ...]`): Hub ids of the datasets trained on; COCO for converted weights by default.
     """
 
     name: str | None = option(None, "the model's name")
-    license: str = option("mit", "licence of the weights")
-    base_model: str | None = option(None, "Hub id of the model that training started from")
+    license: str | None = option(None, "licence of the weights; by default that of the card that is there, else mit")
+    base_model: str | None = option(
+        None, "the model that training started from, a Hub id or querypose-nano; by default as the card there says"
+    )
     datasets: tuple[str, ...] | None = option(None, "Hub ids of the datasets trained on")
 
 

@@ -20,11 +20,9 @@ from safetensors import SafetensorError
 
 from ..assets import SAMPLE_CREDIT, SAMPLE_IMAGE
 from ..files import write_text
-from ..model.configuration_querypose import QueryPoseConfig
-from ..model.image_processing_querypose import QueryPoseImageProcessor
 from .checkpoint_files import collect_checkpoint
 from .figures import MeasuredFigures
-from .model_card import build_model_card, check_model_card, find_variant
+from .model_card import check_model_card, has_card_of_training, own_card
 from .options import CardFields, CommitOptions, MetricsFile
 
 
@@ -47,7 +45,7 @@ def push_checkpoint(
     stays as it was; an upload that was cut off continues with the files that had not arrived.
 
     A `README.md` in the folder is used as the card. Its text stays; `metrics` replaces the results in its metadata.
-    Without one, a card is written as `querypose card` writes it.
+    Without one, or with the one that training wrote, a card is written as `querypose card` writes it.
 
     Args:
         folder (`str` or `os.PathLike`): what `save_pretrained` of model and image processor wrote; it stays unchanged.
@@ -163,18 +161,8 @@ def _card(
 ) -> ModelCard:
     """The card in the folder with new results and examples, or a new card."""
     written = folder / "README.md"
-    if not written.is_file():
-        config = QueryPoseConfig.from_pretrained(folder)
-        return build_model_card(
-            config,
-            "own",
-            fields,
-            variant=find_variant(config),
-            figures=figures,
-            repo_id=repo_id,
-            examples=examples,
-            image_processor=QueryPoseImageProcessor.from_pretrained(folder),
-        )
+    if not written.is_file() or has_card_of_training(folder):
+        return own_card(folder, fields, figures=figures, repo_id=repo_id, examples=examples)
     card = ModelCard(written.read_text(encoding="utf-8"))
     if figures is not None:
         card.data.model_name = card.data.model_name or repo_id.rpartition("/")[2]

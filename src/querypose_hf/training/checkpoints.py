@@ -6,6 +6,7 @@ killed at any time.
 
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..files import filling_folder, replacing_file
+from ..files import filling_folder, replacing_file, write_text
 
 
 _FORMAT = 1
@@ -63,14 +64,18 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def save_model_folder(folder: str | Path, model: PreTrainedModel, image_processor: Any = None) -> None:
-    """Saves a model, and its image processor, for `from_pretrained`; every file is replaced whole."""
+def save_model_folder(
+    folder: str | Path, model: PreTrainedModel, image_processor: Any = None, texts: Mapping[str, str] | None = None
+) -> None:
+    """Saves a model, its image processor and texts by file name, for `from_pretrained`; files are replaced whole."""
     for unfinished in Path(folder).glob(".part.*"):  # left by a process that was killed
         shutil.rmtree(unfinished)
     with filling_folder(folder, durable=True) as temporary:
         model.save_pretrained(temporary)
         if image_processor is not None:
             image_processor.save_pretrained(temporary)
+        for name, text in (texts or {}).items():
+            write_text(text, temporary / name)
 
 
 def random_state() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from transformers import PreTrainedConfig
 
+from ..assets import resolve_checkpoint
 from ..checks import shown
 from ..data.augmentation import AugmentationRecipe
 from ..data.formats import FORMATS, SourceSettings
@@ -19,8 +20,9 @@ from ..data.reading_options import ReadingOptions
 from ..evaluation.options import PredictionOptions, check_area_ratio
 from ..evaluation.protocols import Metric
 from ..model.configuration_querypose import VARIANTS, QueryPoseConfig
+from ..model.image_processing_querypose import QueryPoseImageProcessor
 from ..settings import build, plain_mapping, read_yaml, require, with_assignments
-from .recipe import TrainingConfig
+from .recipe import FINE_TUNING_SIZES, TrainingConfig
 
 
 #: The configuration fields that a description of a model may set.
@@ -56,8 +58,9 @@ class ModelSettings:
     """The model to train and its weights at the start. Exactly one of the first three fields chooses the model.
 
     Args:
-        checkpoint (`str`, *optional*): folder or Hub id of a QueryPose checkpoint to start from. If the data has other
-            keypoints, weights are carried over by the names of keypoints, see [`transfer_weights`].
+        checkpoint (`str`, *optional*): folder or Hub id of a QueryPose checkpoint to start from, or `querypose-nano`.
+            If the data has other keypoints, weights are carried over by the names of keypoints, see
+            [`transfer_weights`].
         variant (`str`, *optional*): a published model, `"r50"`, `"hrnet_w32"`, ..., with new weights.
         config (`dict`, *optional*): any fields of [`QueryPoseConfig`], with new weights.
         light (`bool`): the light version of `variant`.
@@ -97,6 +100,11 @@ class ModelSettings:
                     )
         if self.config is not None and self.overrides:
             raise ValueError(f"`overrides` has {sorted(self.overrides)} beside `config`; expected them in `config`.")
+
+    @property
+    def start(self) -> str | None:
+        """The checkpoint as `from_pretrained` takes it; `None` without one."""
+        return None if self.checkpoint is None else resolve_checkpoint(self.checkpoint)
 
     @property
     def backbone_weights_are_a_file(self) -> bool:
@@ -193,10 +201,12 @@ class Experiment:
     Attributes:
         model ([`ModelSettings`]): in YAML, fields of [`QueryPoseConfig`] among its own are `overrides`.
         data ([`DataSettings`]): what to train and to score on.
-        augmentation ([`AugmentationRecipe`]): the paper's by default.
+        augmentation ([`AugmentationRecipe`]): the paper's by default; with the recipe `fine_tuning`, sizes around
+            those of the image processor ([`FINE_TUNING_SIZES`]).
         image_processor (`dict`): settings of [`QueryPoseImageProcessor`] for inference, saved with the model; by
             default the checkpoint's or the paper's. Training uses only mean and standard deviation of it.
-        training ([`TrainingConfig`]): in YAML, `recipe` may name one of the paper's, see [`RECIPES`].
+        training ([`TrainingConfig`]): in YAML, `recipe` names one of [`RECIPES`]: by default `fine_tuning` with
+            `model.checkpoint`, else `paper_1x`.
 
     Example:
 
@@ -224,8 +234,8 @@ class Experiment:
             unit, boxes = self.training.schedule.unit, self.model.initial_boxes
             if unit != "step":
                 raise ValueError(
-                    f"`training.schedule.unit` is {unit!r}; expected 'step': a streamed source does not tell how many "
-                    "images an epoch has."
+                    f"`training.schedule.unit` is {unit!r}; expected 'step' (`--steps`): a streamed source does not "
+                    "tell how many images an epoch has."
                 )
             if boxes != "whole_image":
                 raise ValueError(
@@ -234,8 +244,16 @@ class Experiment:
                 )
 
     @classmethod
-    def from_mapping(cls, values: Any, source: str = "experiment") -> "Experiment":
+    def from_mapping(
+        cls, values: Any, source: str = "experiment", length: tuple[int, Literal["step", "epoch"]] | None = None
+    ) -> "Experiment":
         """Builds the description from plain values.
+
+        Args:
+            values (`Mapping`): fields and their values, as a YAML file has them.
+            source (`str`): where they come from, for messages.
+            length (`tuple`, *optional*): another length of training and its unit, see
+                [`LearningRateSchedule.with_length`].
 
         Raises:
             ValueError: a value is wrong; the message names source, field, value and what is expected.
@@ -249,10 +267,19 @@ class Experiment:
             if fields:
                 rest = {name: value for name, value in model.items() if name not in MODEL_FIELDS}
                 values["model"] = {**rest, "overrides": {**(rest.get("overrides") or {}), **fields}}
-        training = TrainingConfig.from_mapping(values.pop("training", None) or {}, f"{source}: in `training`")
+        settings = values.pop("training", None) or {}
+        if isinstance(settings, Mapping) and isinstance(model, Mapping) and model.get("checkpoint") is not None:
+            settings = {"recipe": "fine_tuning", **settings}
+        training = TrainingConfig.from_mapping(settings, f"{source}: in `training`")
+        if length is not None:
+            training = dataclasses.replace(training, schedule=training.schedule.with_length(*length))
         experiment = build(cls, values, source)
         try:
-            return dataclasses.replace(experiment, training=training)
+            sizes = {}
+            if isinstance(settings, Mapping) and settings.get("recipe") == "fine_tuning":
+                sizes = _sizes_for_fine_tuning(experiment, values.get("augmentation") or {})
+            augmentation = dataclasses.replace(experiment.augmentation, **sizes)
+            return dataclasses.replace(experiment, augmentation=augmentation, training=training)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
 
@@ -270,11 +297,6 @@ class Experiment:
         """The description as YAML text, complete with all defaults."""
         return yaml.safe_dump(self.to_mapping(), sort_keys=False)
 
-    def with_length(self, length: int, unit: Literal["step", "epoch"]) -> "Experiment":
-        """The same experiment with another length of training, see [`LearningRateSchedule.with_length`]."""
-        schedule = self.training.schedule.with_length(length, unit)
-        return dataclasses.replace(self, training=dataclasses.replace(self.training, schedule=schedule))
-
     def check_continues(self, other: "Experiment", source: str) -> None:
         """Raises `ValueError` if a run of `other` cannot be resumed as this experiment.
 
@@ -289,6 +311,27 @@ class Experiment:
                         f"{source}: `{name}.{place}` was {shown(theirs.get(place))} in this run and is "
                         f"{shown(mine.get(place))} now; expected the same to resume."
                     )
+
+
+def _sizes_for_fine_tuning(experiment: Experiment, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of augmentation around those of inference, unless the description gives them."""
+    checkpoint, size = experiment.model.start, experiment.image_processor.get("size")
+    if "short_sides" in given:
+        return {}
+    if size is None:
+        if checkpoint is None:
+            return {}
+        try:
+            size = QueryPoseImageProcessor.from_pretrained(checkpoint).size
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"`model.checkpoint` is {experiment.model.checkpoint!r}; expected a QueryPose checkpoint with its "
+                f"image processor: {error}"
+            ) from error
+    sides = [value for value in dict(size).values() if value is not None]
+    short_sides = tuple(round(factor * min(sides)) for factor in FINE_TUNING_SIZES)
+    longest_side = round(max(FINE_TUNING_SIZES) * max(sides))
+    return {"short_sides": short_sides, "longest_side": given.get("longest_side", longest_side)}
 
 
 #: Fields that may differ when a run is resumed: where files are, and what is scored.

@@ -6,6 +6,8 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +40,27 @@ def choose_trackers(names: tuple[str, ...] | None) -> list[str]:
     return list(names)
 
 
+@dataclass(frozen=True)
+class Length:
+    """How long a run is, and how far it has come, in optimizer steps.
+
+    Attributes:
+        step (`int`): steps already taken.
+        total (`int`): steps of the whole run.
+        of_epoch (`int`, *optional*): steps of an epoch; a stream has none.
+    """
+
+    step: int
+    total: int
+    of_epoch: int | None = None
+
+
 class TrainingLog:
     """Sums up the steps between two records, and writes the records.
 
-    A record goes to the log file (`training_log.jsonl`, one JSON object per line), the trackers and the progress bar.
-    It holds, since the record before:
+    A record goes to the log file (`training_log.jsonl`, one JSON object per line) and the trackers. The progress bar
+    shows epoch, step, loss, AP, learning rate, images per second and the time left. A record holds, since the one
+    before:
 
     - `step` and `epoch`;
     - `loss` and its terms, each summed over the stages: means over micro batches and processes;
@@ -53,23 +71,53 @@ class TrainingLog:
     Args:
         accelerator (`Accelerator`): the run's.
         folder (`Path`): the folder of the log file.
-        step (`int`): optimizer steps already taken. Records of later steps, left by a killed run, are deleted.
-        total_steps (`int`): optimizer steps of the whole run.
+        length ([`Length`]): the run's. Records of later steps, left by a killed run, are deleted.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, step: int, total_steps: int):
+    def __init__(self, accelerator: Accelerator, folder: Path, length: Length):
         self.accelerator = accelerator
+        self.length = length
         self.path = folder / LOG_FILE
         if accelerator.is_main_process:
-            self._keep_records_up_to(step)
+            self._keep_records_up_to(length.step)
+        self._shown: dict[str, str] = {}
         self.progress = tqdm(
-            desc="Training",
-            unit="step",
-            total=total_steps,
-            initial=step,
+            total=length.total,
+            initial=length.step,
             disable=not accelerator.is_local_main_process,
+            bar_format="{desc}{remaining} left",
         )
+        self._show()
         self._clear()
+
+    def _show(self, **values: str) -> None:
+        """Shows these values in the progress bar from now on; with all of them it fits 80 columns."""
+        self._shown.update(values)
+        step, of_epoch = self.progress.n, self.length.of_epoch
+        words = [f"step {step}/{self.length.total}"]
+        if of_epoch is not None:
+            epochs = -(-self.length.total // of_epoch)
+            words = [f"epoch {min(max(step - 1, 0) // of_epoch + 1, epochs)}/{epochs} step {step}"]
+        words += [f"{name} {self._shown[name]}" for name in ("loss", "AP", "lr") if name in self._shown]
+        if "images/s" in self._shown:
+            words.append(f"{self._shown['images/s']} images/s")
+        self.progress.set_description_str(" ".join(words) + " ", refresh=False)
+
+    def show_record(self, record: Mapping[str, float]) -> None:
+        """Shows loss, learning rate and speed of a record in the progress bar from now on."""
+        # 2e-4, not 2.0e-04
+        rate = re.sub(r"e([-+])0+", r"e\1", f"{record['learning_rate']:.1e}").replace(".0e", "e")
+        self._show(**{"loss": f"{record['loss']:.3g}", "lr": rate, "images/s": f"{record['images_per_second']:.3g}"})
+
+    def show_figures(self, metrics: Mapping[str, float]) -> None:
+        """Shows the AP of an evaluation in the progress bar from now on."""
+        if "AP" in metrics:
+            self._show(AP=f"{metrics['AP']:.3f}")
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress bar, in one process of each machine."""
+        if not self.progress.disable:
+            self.progress.write(text)
 
     def _keep_records_up_to(self, step: int) -> None:
         if not self.path.exists():
@@ -105,6 +153,7 @@ class TrainingLog:
         self._add("gradient_norm", gradient_norm.nan_to_num(0.0, 0.0, 0.0))
         self._steps += 1
         self.progress.update()
+        self._show()
 
     def write(self, step: int, epoch: int, learning_rate: float) -> None:
         """Writes a record of everything since the last one; every process has to call it.
@@ -134,12 +183,15 @@ class TrainingLog:
                 "newest checkpoint is from before."
             )
         self._emit(record, step)
-        shown = {name: f"{value:.3g}" for name, value in record.items() if name not in ("step", "epoch")}
-        self.progress.set_postfix(shown, refresh=False)
+        self.show_record(record)
         self._clear()
 
-    def write_evaluation(self, metrics: dict[str, float], step: int) -> None:
-        """Writes the figures of an evaluation."""
+    def write_evaluation(self, metrics: dict[str, float], step: int, is_best: bool = False) -> None:
+        """Writes the figures of an evaluation, and prints the AP."""
+        figures = [f"{name} {metrics[name]:.3f}" for name in ("AP", "AP50", "AR") if name in metrics]
+        if figures:
+            self.say(f"step {step}: {', '.join(figures)}{' (best so far)' if is_best else ''}")
+        self.show_figures(metrics)
         self._emit({"step": step, **{f"evaluation/{name}": value for name, value in metrics.items()}}, step)
 
     def restart_clock(self) -> None:

@@ -1,16 +1,20 @@
 """The training loop, on Accelerate."""
 
+import contextlib
 import dataclasses
 import logging
 import math
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object, set_seed
 from timm.utils import ModelEmaV3
 
 from ..files import write_text
@@ -25,7 +29,7 @@ from .checkpoints import (
 )
 from .fast_convolutions import restore_convolutions, speed_up_convolutions
 from .loaders import build_loader
-from .log import TrainingLog, choose_trackers
+from .log import Length, TrainingLog, choose_trackers
 from .optimizer import build_optimizer
 from .pretraining import OBJECTIVES
 from .recipe import TrainingConfig
@@ -50,6 +54,10 @@ _SETTINGS_OF_THE_WHOLE_RUN = (
 )
 
 
+# Optimizer steps between checkpoints of a stream, which has no epochs.
+_STREAM_SAVES_EVERY = 5000
+
+
 def train(
     model: QueryPoseForPoseEstimation,
     dataset: Any,
@@ -62,6 +70,9 @@ def train(
     stop_after: int | None = None,
 ) -> dict[str, float]:
     """Trains a model, on as many processes as the program was started with (`accelerate launch`).
+
+    Ctrl-C, or a signal like it (SIGINT), ends the run after the step at hand: a checkpoint is written, then
+    `KeyboardInterrupt` is raised, whose message says where the run stopped. A second one ends it at once.
 
     Afterwards `output_dir` holds `last/` and, with `evaluate`, `best/`, both for `from_pretrained`, their image
     processors with the `score_threshold` that the evaluation gives, if it gives one; `checkpoints/`,
@@ -93,6 +104,7 @@ def train(
         ValueError: `output_dir` holds checkpoints and `resume` is not set, the run to resume had other settings or
             data, or a tracker is not installed.
         FloatingPointError: the loss became NaN or infinite.
+        KeyboardInterrupt: the run was interrupted.
 
     Example:
 
@@ -113,7 +125,13 @@ def check_stop_after(stop_after: int | None) -> None:
 
 
 class TrainingLoop:
-    """A training run and its state; see [`train`] for the arguments."""
+    """A training run and its state; see [`train`] for the other arguments.
+
+    Args:
+        report (`Callable`, *optional*): called in the main process when the figures of an evaluation, or without
+            `evaluate` of the steps up to a checkpoint, are in the log.
+        card (`Callable`, *optional*): the text of `README.md` in `last/` and `best/`, given the model.
+    """
 
     def __init__(
         self,
@@ -124,11 +142,15 @@ class TrainingLoop:
         output_dir: str | Path,
         *,
         evaluate: Evaluate | None = None,
+        report: Callable[[], None] | None = None,
+        card: Callable[[QueryPoseForPoseEstimation], str] | None = None,
     ):
         self.config = config
         self.output_dir = Path(output_dir)
         self.image_processor = image_processor
         self.evaluate = evaluate
+        self.report = report
+        self.card = card
         self.accelerator = build_accelerator(config, self.output_dir)
         set_seed(config.seed, device_specific=True)
 
@@ -148,15 +170,23 @@ class TrainingLoop:
             self.average.set(self.model)
 
         schedule = config.schedule
+        self.steps_per_epoch: int | None = None
+        if self.loader.batches_per_epoch is not None:
+            self.steps_per_epoch = math.ceil(self.loader.batches_per_epoch / config.gradient_accumulation_steps)
         if schedule.unit == "epoch":
-            if self.loader.batches_per_epoch is None:
+            if self.steps_per_epoch is None:
                 raise ValueError("`schedule.unit` is 'epoch'; expected 'step' with a stream, whose length is unknown.")
-            schedule = schedule.in_steps(math.ceil(self.loader.batches_per_epoch / config.gradient_accumulation_steps))
+            schedule = schedule.in_steps(self.steps_per_epoch)
+        self.evaluate_every = config.evaluate_every or self.steps_per_epoch
+        self.save_every = config.save_every or self.steps_per_epoch or _STREAM_SAVES_EVERY
         self.total_steps = schedule.length
         # not prepared: Accelerate would advance it once for each process
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
         self.step = self.epoch = self.batch = 0
         self.best: float | None = None
+        self.best_step = self.evaluations_since_best = 0
+        self.interrupts = 0  # signals that this process got
+        self.interrupted = False  # whether any process got one, as all of them know it
         self.metrics: dict[str, float] = {}
         self.origin = {
             **{name: getattr(config, name) for name in _SETTINGS_OF_THE_WHOLE_RUN},
@@ -206,16 +236,80 @@ class TrainingLoop:
             write_text(self.config.to_yaml(), self.output_dir / "training.yaml")
         self.accelerator.wait_for_everyone()
         self.accelerator.init_trackers("querypose", config=self._settings_for_trackers())
-        self.log = TrainingLog(self.accelerator, self.output_dir, self.step, self.total_steps)
+        self.log = TrainingLog(
+            self.accelerator, self.output_dir, Length(self.step, self.total_steps, self.steps_per_epoch)
+        )
+        self.log.show_figures(self.metrics)
         try:
-            while self.step < self.stop_step:
-                self._run_epoch()
+            with self._noticing_interrupts():
+                while not self._is_to_stop:
+                    self._run_epoch()
         finally:
             self.log.close()
             restore_convolutions(self.model)
             if self.average is not None:
                 restore_convolutions(self.average)
+        if self.interrupted:
+            raise KeyboardInterrupt(f"{self.account()} Run the same command with --resume to go on.")
         return self.metrics
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the run is over because `best_metric` no longer becomes better."""
+        return self.config.patience is not None and self.evaluations_since_best >= self.config.patience
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to train: the schedule has ended, or the run stopped early."""
+        return self.step >= self.total_steps or self.stopped_early
+
+    @property
+    def _is_to_stop(self) -> bool:
+        return self.step >= self.stop_step or self.stopped_early or self.interrupted
+
+    def account(self) -> str:
+        """A line about where the run stands and what it left."""
+        config, state = self.config, f"step {self.step} of {self.total_steps}"
+        if self.stopped_early:
+            return (
+                f"Stopped early at {state}: {config.best_metric} was best at step {self.best_step}, "
+                f"{self.evaluations_since_best} evaluations ago (`patience`). Models are in {self.output_dir}."
+            )
+        if self.is_over:
+            return f"Finished at {state}. Models are in {self.output_dir}."
+        return f"Stopped at {state}. The checkpoint is in {self.output_dir / 'checkpoints'}."
+
+    @contextlib.contextmanager
+    def _noticing_interrupts(self) -> Iterator[None]:
+        """In the block, SIGINT is noted for the end of the step; a second one raises `KeyboardInterrupt`."""
+        if threading.current_thread() is not threading.main_thread():  # others cannot handle signals
+            yield
+            return
+        own_process = os.getpid()
+
+        def note(signal_number: int, frame: Any) -> None:
+            if os.getpid() != own_process:  # a worker that prepares data, which goes on for the step at hand
+                return
+            if self.interrupts:
+                raise KeyboardInterrupt("Stopped at once; --resume goes on from the newest checkpoint.")
+            self.interrupts += 1
+            with contextlib.suppress(RuntimeError):  # where the signal came while something was printed
+                self.log.say("Interrupted: a checkpoint follows this step. Ctrl-C again stops at once, without it.")
+
+        before = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _agree_on_interrupt(self) -> None:
+        """Notes in every process that one was interrupted; all have to stop after the same step."""
+        several = self.accelerator.num_processes > 1
+        if several and self._is_due(self.config.log_every):  # not at every step: it waits for the device
+            mine = torch.tensor([self.interrupts], device=self.accelerator.device)
+            self.interrupted = bool(self.accelerator.reduce(mine).item())
+        elif not several:
+            self.interrupted = self.interrupts > 0
 
     def _settings_for_trackers(self) -> dict[str, Any]:
         # trackers take only numbers and text
@@ -226,7 +320,7 @@ class TrainingLoop:
 
     def _run_epoch(self) -> None:
         batches = self.loader.batches(self.epoch, self.batch)
-        while self.step < self.stop_step:
+        while not self._is_to_stop:
             start = time.perf_counter()
             batch = next(batches, None)
             if batch is None:
@@ -259,17 +353,20 @@ class TrainingLoop:
                 self.average.update(self.model, step=self.step)
 
     def _after_step(self) -> None:
-        config = self.config
+        self._agree_on_interrupt()
         last = self.step == self.total_steps
-        evaluates = self.evaluate is not None and (last or self._is_due(config.evaluate_every))
-        saves = self.step == self.stop_step or self._is_due(config.save_every)
-        if saves or evaluates or self._is_due(config.log_every):
+        evaluates = self.evaluate is not None and (last or self._is_due(self.evaluate_every))
+        saves = self.step == self.stop_step or self.interrupted or self._is_due(self.save_every)
+        if saves or evaluates or self._is_due(self.config.log_every):
             # also before every checkpoint, so that no record spans one
             self.log.write(self.step, self.epoch, self.learning_rate)
         if evaluates:
             self._evaluate()
-        if saves:
+        if saves or self.stopped_early:
             self.save_state()
+        if self.report is not None and (evaluates or (saves and self.evaluate is None)):
+            if self.accelerator.is_main_process:
+                self.report()
         if evaluates or saves:
             self.log.restart_clock()
 
@@ -282,24 +379,31 @@ class TrainingLoop:
         random_numbers = random_state()  # training goes on the same with and without evaluations
         model.eval()
         with torch.no_grad():
-            self.metrics = {name: float(value) for name, value in self.evaluate(model).items()}
+            metrics = {name: float(value) for name, value in self.evaluate(model).items()}
+        # the main process's count: all have to agree on when to stop early
+        (self.metrics,) = broadcast_object_list([metrics])
         if self.average is None:
             model.train()
         set_random_state(random_numbers)
         self._set_score_threshold()
-        self.log.write_evaluation(self.metrics, self.step)
-        if self.config.best_metric not in self.metrics:
-            logger.warning(
-                "`best_metric` is %r, but the evaluation gives %s: no best model is kept.",
-                self.config.best_metric,
-                sorted(self.metrics),
-            )
-            return
-        figure = self.metrics[self.config.best_metric]
-        if self.best is None or figure > self.best:
-            self.best = figure
+        name = self.config.best_metric
+        figure = self.metrics.get(name)
+        is_best = figure is not None and (self.best is None or figure > self.best)
+        self.log.write_evaluation(self.metrics, self.step, is_best)
+        if figure is None:
+            given = sorted(self.metrics)
+            logger.warning("`best_metric` is %r, but the evaluation gives %s: no best model is kept.", name, given)
+        elif is_best:
+            self.best, self.best_step, self.evaluations_since_best = figure, self.step, 0
             if self.accelerator.is_main_process:
-                save_model_folder(self.output_dir / "best", model, self.image_processor)
+                self._save_model("best")
+        else:
+            self.evaluations_since_best += 1
+
+    def _save_model(self, kind: str) -> None:
+        model = self.model_to_keep
+        texts = {} if self.card is None else {"README.md": self.card(model)}
+        save_model_folder(self.output_dir / kind, model, self.image_processor, texts)
 
     def _set_score_threshold(self) -> None:
         """Has models be saved with the score threshold that the last evaluation chose."""
@@ -317,6 +421,8 @@ class TrainingLoop:
                 "epoch": self.epoch,
                 "batch": self.batch,
                 "best": self.best,
+                "best_step": self.best_step,
+                "evaluations_since_best": self.evaluations_since_best,
                 "metrics": self.metrics,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -326,7 +432,7 @@ class TrainingLoop:
                 "random_states": states_of_processes,
             }
             save_checkpoint(self.output_dir / "checkpoints", self.step, state, self.config.keep_checkpoints)
-            save_model_folder(self.output_dir / "last", self.model_to_keep, self.image_processor)
+            self._save_model("last")
         self.accelerator.wait_for_everyone()
 
     def load_state(self, path: Path) -> None:
@@ -345,6 +451,9 @@ class TrainingLoop:
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.best, self.metrics = state["best"], state["metrics"]
         self._set_score_threshold()
+        # a run of an older version has not counted
+        self.best_step = state.get("best_step", 0)
+        self.evaluations_since_best = state.get("evaluations_since_best", 0)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

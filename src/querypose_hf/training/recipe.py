@@ -1,6 +1,6 @@
-"""How a model is trained: the learning rate schedule, all other settings, and the paper's recipes.
+"""How a model is trained: the learning rate schedule, all other settings, and named recipes.
 
-The defaults are those of the paper (Section 4.1) and its released code.
+The defaults are those of the paper (Section 4.1) and its released code. [`RECIPES`] also holds what fine-tuning takes.
 """
 
 import bisect
@@ -57,18 +57,20 @@ class LearningRateSchedule:
         require(self, "warmup_factor", 0 < self.warmup_factor <= 1, "above 0 and at most 1")
 
     def in_steps(self, steps_per_epoch: int) -> "LearningRateSchedule":
-        """The same schedule counted in optimizer steps."""
+        """The same schedule counted in optimizer steps; one in epochs gets a warm-up of at most a tenth of it."""
         if self.unit == "step":
             return self
+        length = self.length * steps_per_epoch
         return dataclasses.replace(
             self,
             unit="step",
-            length=self.length * steps_per_epoch,
+            length=length,
             milestones=tuple(milestone * steps_per_epoch for milestone in self.milestones),
+            warmup_steps=min(self.warmup_steps, length // 10),
         )
 
     def with_length(self, length: int, unit: Literal["step", "epoch"]) -> "LearningRateSchedule":
-        """The same schedule stretched to another length; in steps, the warm-up is at most a tenth of it."""
+        """The same schedule stretched to another length; the warm-up is at most a tenth of it, see [`in_steps`]."""
         if length < 1:
             raise ValueError(f"the length of training is {length} {unit}s; expected at least 1.")
         milestones = {round(milestone * length / self.length) for milestone in self.milestones}
@@ -133,10 +135,14 @@ class TrainingConfig:
         num_workers (`int`): processes that prepare data, for each training process; 0 prepares it in the training
             process.
         log_every (`int`): optimizer steps between records in the log, the progress bar and the trackers.
-        save_every (`int`): optimizer steps between checkpoints.
+        save_every (`int`, *optional*): optimizer steps between checkpoints; by default an epoch, or 5,000 steps of a
+            stream.
         keep_checkpoints (`int`): how many of the newest checkpoints are kept.
-        evaluate_every (`int`, *optional*): optimizer steps between evaluations; by default there is one, at the end.
+        evaluate_every (`int`, *optional*): optimizer steps between evaluations; by default an epoch. There is always
+            one at the end, with a stream by default no other.
         best_metric (`str`): the figure of the evaluation that chooses the best model; higher is better.
+        patience (`int`, *optional*): training stops early after so many evaluations in a row without a better
+            `best_metric`. By default it does not.
         trackers (`tuple[str, ...]`, *optional*): names of Accelerate's trackers, such as `"tensorboard"`, `"wandb"`
             and `"trackio"`. By default TensorBoard, where it is installed.
 
@@ -171,10 +177,11 @@ class TrainingConfig:
     seed: int = option(0, "of data order, augmentation and dropout")
     num_workers: int = option(4, "processes that prepare data, for each training process", flag="--workers")
     log_every: int = 20
-    save_every: int = 5000
+    save_every: int | None = None
     keep_checkpoints: int = 2
     evaluate_every: int | None = None
     best_metric: str = "AP"
+    patience: int | None = option(None, "stop after so many evaluations without a better AP")
     trackers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -183,16 +190,18 @@ class TrainingConfig:
             require(self, name, getattr(self, name) > 0, "above 0")
         for name in ("weight_decay", "seed", "num_workers"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
-        for name in ("batch_size", "gradient_accumulation_steps", "log_every", "save_every", "keep_checkpoints"):
+        for name in ("batch_size", "gradient_accumulation_steps", "log_every", "keep_checkpoints"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         if self.ema_decay is not None:
             require(self, "ema_decay", 0 < self.ema_decay < 1, "between 0 and 1, or nothing")
-        if self.evaluate_every is not None:
-            require(self, "evaluate_every", self.evaluate_every >= 1, "at least 1, or nothing")
+        for name in ("save_every", "evaluate_every", "patience"):
+            require(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1, or nothing")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "training configuration") -> "TrainingConfig":
         """Builds the settings from plain values; `recipe` names one of [`RECIPES`], which they change.
+
+        A `schedule` with a `length` counts steps unless it has a `unit`.
 
         Raises:
             ValueError: a field is unknown, or a value has the wrong type or range.
@@ -202,6 +211,9 @@ class TrainingConfig:
         values = dict(values)
         if "learning_rate" in values:  # chosen for the batch at hand
             values.setdefault("scale_learning_rate", False)
+        schedule = values.get("schedule")
+        if isinstance(schedule, Mapping) and "length" in schedule:
+            values["schedule"] = {"unit": "step", **schedule}
         recipe = values.pop("recipe", "paper_1x")
         if recipe not in RECIPES:
             raise ValueError(f"{source}: `recipe` is {shown(recipe)}; expected one of {sorted(RECIPES)}.")
@@ -244,6 +256,28 @@ class TrainingConfig:
 
 
 _PAPER_2X = TrainingConfig(schedule=LearningRateSchedule(length=280_000, milestones=(220_000, 260_000)))
+
+# For a few hundred images and more, on anything from two CPU cores to a GPU. The learning rate is for 8 images a step.
+_FINE_TUNING = TrainingConfig(
+    learning_rate=2e-4,
+    scale_learning_rate=False,
+    schedule=LearningRateSchedule(kind="cosine", unit="epoch", length=15, milestones=(), warmup_steps=30),
+    batch_size=8,
+    ema_decay=0.999,
+    num_workers=2,
+    log_every=10,
+    patience=5,
+)
+#: In fine-tuning the short side of an image becomes one of these multiples of the image processor's, and the long side
+#: at most the largest multiple of its.
+FINE_TUNING_SIZES = (0.8, 0.9, 1.0, 1.1, 1.2)
+
 #: The paper's recipes: 1x (140,000 steps) of its ablations and 2x (280,000) of its final models. A step has 16 images,
 #: 2 on each of 8 GPUs. `"paper_3x"` is the older name of `"paper_2x"`: the authors' files call it 3x, the paper 2x.
-RECIPES: dict[str, TrainingConfig] = {"paper_1x": TrainingConfig(), "paper_2x": _PAPER_2X, "paper_3x": _PAPER_2X}
+#: `"fine_tuning"`, ours, is what training from a checkpoint takes unless it is told another.
+RECIPES: dict[str, TrainingConfig] = {
+    "paper_1x": TrainingConfig(),
+    "paper_2x": _PAPER_2X,
+    "paper_3x": _PAPER_2X,
+    "fine_tuning": _FINE_TUNING,
+}

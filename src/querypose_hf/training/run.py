@@ -19,13 +19,15 @@ from ..hub.push import push_checkpoint
 from ..model.image_processing_querypose import QueryPoseImageProcessor
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from ..processes import this_process
+from .card import TrainedModelCard
 from .checkpoints import find_checkpoints
 from .experiment import Experiment
 from .initial_boxes import start_from_typical_boxes
 from .log import choose_trackers
 from .loop import TrainingLoop, check_stop_after
+from .report import TrainingReport
 from .sources import describe_sources, join_sources, open_source
-from .starting_model import build_config, build_image_processor, build_model
+from .starting_model import about_names, build_config, build_image_processor, build_model
 from .validation import Validation
 
 
@@ -59,8 +61,9 @@ def run_experiment(
 
     First it checks everything that can be checked without training: the description, the annotations, whether the
     images are there, whether the keypoints and classes of all sources and the model agree, the weights, and, with
-    `push_to_hub`, whether the user is logged in. `output_dir` gets what [`~training.loop.train`] writes and
-    `experiment.yaml`, the description with all defaults.
+    `push_to_hub`, whether the user is logged in. `output_dir` gets what [`~training.loop.train`] writes, `report.html`
+    (curves, and validation images with the people found in them, see [`TrainingReport`]), and `experiment.yaml`, the
+    description with all defaults.
 
     Args:
         experiment ([`Experiment`]): the description.
@@ -78,6 +81,7 @@ def run_experiment(
     Raises:
         FileNotFoundError, ValueError, ImportError: something is wrong with the description or what it names.
         FloatingPointError: the loss became NaN or infinite.
+        KeyboardInterrupt: the run was interrupted, and has written a checkpoint; see [`~training.loop.train`].
 
     Example:
 
@@ -97,14 +101,22 @@ def run_experiment(
     if only_check:
         return {}
     loop = TrainingLoop(
-        parts.model, parts.dataset, parts.image_processor, experiment.training, folder, evaluate=parts.validation
+        parts.model,
+        parts.dataset,
+        parts.image_processor,
+        experiment.training,
+        folder,
+        evaluate=parts.validation,
+        report=TrainingReport(folder, parts.validation, parts.model.config.skeleton),
+        card=TrainedModelCard(experiment.model, parts.image_processor),
     )
     if loop.accelerator.is_main_process:
         write_text(experiment.to_yaml(), folder / EXPERIMENT_FILE)
     metrics = loop.run(resume, stop_after)
     loop.accelerator.wait_for_everyone()
-    is_over = loop.step == loop.total_steps
-    if push_to_hub is not None and is_over and loop.accelerator.is_main_process:
+    if loop.accelerator.is_main_process:
+        print(loop.account())
+    if push_to_hub is not None and loop.is_over and loop.accelerator.is_main_process:
         upload(folder, push_to_hub, private)
     return metrics
 
@@ -127,7 +139,8 @@ def _build_parts(experiment: Experiment, folder: Path, with_weights: bool) -> _P
     if validation is not None:
         validation.check(model)
     rate = experiment.training.describe_learning_rate(this_process().num_processes)
-    return _Parts(model, dataset, image_processor, validation, [*_summary(sources, dataset, model), rate, *reports])
+    report = [*_summary(sources, dataset, model), rate, *about_names(settings, data, config), *reports]
+    return _Parts(model, dataset, image_processor, validation, report)
 
 
 def _check_output(experiment: Experiment, folder: Path, resume: bool) -> bool:

@@ -51,8 +51,8 @@ def build_config(settings: ModelSettings, data: DataDescription) -> QueryPoseCon
     try:
         start: dict[str, Any] = {}
         base = None
-        if settings.checkpoint is not None:
-            base = _read_config(settings.checkpoint)
+        if settings.start is not None:
+            base = _read_config(settings)
             start = base.to_dict()
         elif settings.variant is not None:
             start = {
@@ -72,9 +72,11 @@ def build_config(settings: ModelSettings, data: DataDescription) -> QueryPoseCon
         raise ValueError(f"`model`: {_told(error)}") from error
 
 
-def _read_config(checkpoint: str) -> QueryPoseConfig:
+def _read_config(settings: ModelSettings) -> QueryPoseConfig:
+    checkpoint, place = settings.checkpoint, settings.start
+    assert place is not None
     try:
-        config, _ = QueryPoseConfig.get_config_dict(checkpoint)
+        config, _ = QueryPoseConfig.get_config_dict(place)
     except (OSError, ValueError) as error:
         raise ValueError(f"`model.checkpoint` is {checkpoint!r}; expected a folder or Hub id: {error}") from error
     if config.get("model_type") != QueryPoseConfig.model_type:
@@ -82,7 +84,7 @@ def _read_config(checkpoint: str) -> QueryPoseConfig:
             f"`model.checkpoint` is {checkpoint!r}, of type {config.get('model_type')!r}; expected a QueryPose "
             "checkpoint."
         )
-    return QueryPoseConfig.from_pretrained(checkpoint)
+    return QueryPoseConfig.from_pretrained(place)
 
 
 def _skeleton_fields(names: Sequence[str] | None, data: DataDescription, base: Skeleton | None) -> dict[str, Any]:
@@ -155,8 +157,8 @@ def build_model(settings: ModelSettings, config: QueryPoseConfig, weights: bool 
     reports: list[str] = []
     if not weights:
         return model, reports
-    if settings.checkpoint is not None:
-        source = QueryPoseForPoseEstimation.from_pretrained(settings.checkpoint, dtype="float32")
+    if settings.start is not None:
+        source = QueryPoseForPoseEstimation.from_pretrained(settings.start, dtype="float32")
         carried = transfer_weights(source, model)
         # where everything was carried over, there is nothing else to report
         shown = str(carried) if carried.left_behind or carried.fresh or carried.carried_in_part else "all carried over"
@@ -184,14 +186,28 @@ def load_backbone(settings: ModelSettings, model: Any) -> list[str]:
     return [f"Backbone weights of {name}: {report}"]
 
 
+def about_names(settings: ModelSettings, data: DataDescription, config: QueryPoseConfig) -> list[str]:
+    """A line about keypoints that nobody names, where a checkpoint's weights are carried over by names."""
+    named = settings.overrides.get("keypoint_names") is not None or data.keypoint_names is not None
+    if settings.start is None or named:
+        return []
+    if config.num_keypoints == _read_config(settings).num_keypoints:
+        names = ", ".join(config.skeleton.keypoint_names)
+        return [f"The data does not name its keypoints: they are taken for the checkpoint's, {names}."]
+    return [
+        f"The data does not name its keypoints: all {data.num_keypoints} start fresh. With names (`keypoints` of a "
+        "COCO category, `kpt_names` of a data.yaml) those that the checkpoint has would be carried over."
+    ]
+
+
 def build_image_processor(
     settings: ModelSettings, overrides: dict[str, Any], data: DataDescription
 ) -> QueryPoseImageProcessor:
     """The checkpoint's or the paper's image processor with `overrides`, for the data's keypoints and categories."""
     fields = {**overrides, "num_keypoints": data.num_keypoints, "category_ids": list(data.category_names)}
     try:
-        if settings.checkpoint is not None:
-            return QueryPoseImageProcessor.from_pretrained(settings.checkpoint, **fields)
+        if settings.start is not None:
+            return QueryPoseImageProcessor.from_pretrained(settings.start, **fields)
         return QueryPoseImageProcessor(**fields)
     except StrictDataclassError as error:
         raise ValueError(f"`image_processor`: {_told(error)}") from error

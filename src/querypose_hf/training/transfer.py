@@ -53,22 +53,28 @@ class TransferReport:
     left_behind: tuple[str, ...]
 
     def __str__(self) -> str:
+        """At most six lines; the attributes have it all."""
         new_keypoints = [name for name, source in self.keypoints.items() if source is None]
         new_parts = ["+".join(part) for part, source in self.parts.items() if source is None]
+        known = len(self.keypoints) - len(new_keypoints)
         lines = [
             f"{len(self.carried)} tensors carried over whole, {len(self.carried_in_part)} in part, {len(self.fresh)} "
             f"fresh, {len(self.left_behind)} left behind",
-            f"keypoints carried over: {len(self.keypoints) - len(new_keypoints)} of {len(self.keypoints)}; "
-            f"fresh: {', '.join(new_keypoints) or 'none'}",
-            f"parts carried over: {len(self.parts) - len(new_parts)} of {len(self.parts)}; "
-            f"fresh: {', '.join(new_parts) or 'none'}",
+            f"keypoints carried over: {known} of {len(self.keypoints)}; fresh: {_some(new_keypoints) or 'none'}",
+            f"parts carried over: {len(self.parts) - len(new_parts)} of {len(self.parts)}; fresh: "
+            f"{_some(new_parts) or 'none'}",
         ]
-        lines += [
-            f"  {'+'.join(part)} from {'+'.join(source)}" for part, source in self.parts.items() if source is not None
-        ]
-        lines += [f"fresh: {name}" for name in self.fresh]
-        lines += [f"left behind: {name}" for name in self.left_behind]
+        if not known:
+            lines.append("no keypoint has the name of one of the checkpoint's, so all keypoints start fresh")
+        for verb, names in (("fresh", self.fresh), ("left behind", self.left_behind)):
+            if names:
+                lines.append(f"tensors {verb}: {_some(names, 3)}")
         return "\n".join(lines)
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 @torch.no_grad()

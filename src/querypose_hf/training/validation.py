@@ -17,7 +17,7 @@ from ..evaluation.ground_truth import KeypointGroundTruth
 from ..evaluation.image_checks import check_images
 from ..evaluation.prediction import check_model, predict_dataset
 from ..evaluation.protocols import resolve_sigmas
-from ..evaluation.scoring import check_backend, score_keypoints
+from ..evaluation.scoring import KeypointEvaluation, check_backend, score_keypoints
 from ..files import replacing_file
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from ..processes import process_group, this_process
@@ -33,6 +33,9 @@ class Validation:
 
     Annotations and images are checked at once, a model by [`check`].
 
+    Attributes:
+        evaluation ([`KeypointEvaluation`], *optional*): the last one, in the first process.
+
     Args:
         settings ([`ValidationSource`]): the images, and how people are found in them.
         image_processor (`QueryPoseImageProcessor`): the model's.
@@ -41,6 +44,7 @@ class Validation:
 
     def __init__(self, settings: ValidationSource, image_processor: Any, folder: Path):
         self.settings = settings
+        self.evaluation: KeypointEvaluation | None = None
         self.image_processor = image_processor
         check_backend("pycocotools")
         self.images = Path(settings.images or ".")
@@ -80,7 +84,7 @@ class Validation:
         with process_group() as group:
             metrics: dict[str, float | None] = {}
             if group.rank == 0:
-                evaluation = score_keypoints(truth, results, self._sigmas(model), progress=False)
+                self.evaluation = evaluation = score_keypoints(truth, results, self._sigmas(model), progress=False)
                 metrics = dict(evaluation.metrics)
                 if (best := evaluation.best_score_threshold()) is not None:
                     metrics.update(F1=best.f1, score_threshold=best.value)

@@ -1,4 +1,4 @@
-"""The images whose people were found worst, drawn for the report: annotated people beside found ones."""
+"""Images drawn for reports: annotated people beside found ones."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ from .scoring import ImageError, KeypointEvaluation
 _WIDTH, _HEIGHT = 560, 420  # pixels; two beside each other fit on a page
 
 
-class WorstImages:
+class ImagePairs:
     """Draws annotated and found people of an image as a `<figure>`.
 
     Args:
