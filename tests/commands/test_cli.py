@@ -26,7 +26,13 @@ from querypose_hf.model import configuration_querypose
 
 
 #: Scripts that are no command of `querypose`.
-OWN_SCRIPTS = ("measure_fine_tuning", "pretrain_hrnet_heatmaps", "train_with_trainer", "write_published_cards")
+OWN_SCRIPTS = (
+    "measure_fine_tuning",
+    "pretrain_hrnet_heatmaps",
+    "study",
+    "train_with_trainer",
+    "write_published_cards",
+)
 SCRIPTS = [path for path in sorted((PROJECT / "scripts").glob("*.py")) if path.stem not in OWN_SCRIPTS]
 
 

@@ -27,7 +27,13 @@ OPTIONAL = ("bitsandbytes", "fiftyone", "pandas", "peft", "ray", "supervision", 
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 _SCRIPT = re.compile(r"^scripts/(\w+)\.py$")
 #: Scripts that are no command of `querypose`, and the command whose script has another name.
-_OWN_SCRIPTS = ("measure_fine_tuning", "pretrain_hrnet_heatmaps", "train_with_trainer", "write_published_cards")
+_OWN_SCRIPTS = (
+    "measure_fine_tuning",
+    "pretrain_hrnet_heatmaps",
+    "study",
+    "train_with_trainer",
+    "write_published_cards",
+)
 _RENAMED = {"convert_querypose_original_to_hf": "convert"}
 
 

@@ -35,8 +35,10 @@ class TestDescription:
             "data.train.0.repeat=2",
             "data.validation=null",
             "augmentation.scale_jitter=[0.5, 2]",
+            "model.num_queries=5",
         ]
         experiment = Experiment.from_yaml(path, assignments)
+        assert (experiment.model.config["num_queries"], experiment.model.overrides) == (5, {})
         assert experiment.training.learning_rate == 1e-4
         assert experiment.data.train[0].repeat == 2
         assert experiment.data.validation is None
@@ -80,7 +82,7 @@ class TestDescription:
             ("model.variant=r50", "`checkpoint`, `variant` and `config`: variant and config given"),
             ("model.config=null", "`checkpoint`, `variant` and `config`: none given"),
             ("model.light=true", "`light` is True; expected it with `variant`"),
-            ("model.num_queries=3", r"\['num_queries'\] beside `config`"),
+            ("model.overrides={num_queries: 3}", r"\['num_queries'\] beside `config`"),
             ("model.config.num_query=3", "unknown field `num_query` .value 3. of `config`"),
             ("model.chekpoint=x", "unknown field `model.chekpoint` .value 'x'."),
             ("model=3", "`model` is 3; expected fields with values"),

@@ -199,7 +199,8 @@ class Experiment:
     """A training experiment.
 
     Attributes:
-        model ([`ModelSettings`]): in YAML, fields of [`QueryPoseConfig`] among its own are `overrides`.
+        model ([`ModelSettings`]): in YAML, fields of [`QueryPoseConfig`] among its own belong to `config` where that
+            is given, else to `overrides`.
         data ([`DataSettings`]): what to train and to score on.
         augmentation ([`AugmentationRecipe`]): the paper's by default; with the recipe `fine_tuning`, sizes around
             those of the image processor ([`FINE_TUNING_SIZES`]).
@@ -266,7 +267,8 @@ class Experiment:
             fields = {name: value for name, value in model.items() if name in MODEL_FIELDS}
             if fields:
                 rest = {name: value for name, value in model.items() if name not in MODEL_FIELDS}
-                values["model"] = {**rest, "overrides": {**(rest.get("overrides") or {}), **fields}}
+                place = "config" if isinstance(rest.get("config"), Mapping) else "overrides"
+                values["model"] = {**rest, place: {**(rest.get(place) or {}), **fields}}
         settings = values.pop("training", None) or {}
         if isinstance(settings, Mapping) and isinstance(model, Mapping) and model.get("checkpoint") is not None:
             settings = {"recipe": "fine_tuning", **settings}
