@@ -1,11 +1,24 @@
 """Checks of lists of JSON records. Errors name file, record, field and value."""
 
+import contextlib
 import math
 import numbers
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+
+@contextlib.contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Makes any error in the block a `ValueError` that begins with `what`.
+
+    For libraries that read damaged files: what they raise has no end.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {str(error) or type(error).__name__}") from error
 
 
 def require_records(records: Any, source: str, kind: str) -> list[Mapping[str, Any]]:

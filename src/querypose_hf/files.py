@@ -41,7 +41,7 @@ def read_json(path: str | os.PathLike) -> Any:
     text = read_text(path)
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file: {error}") from error
 
 
@@ -108,7 +108,9 @@ def replacing_file(path: str | os.PathLike, durable: bool = False) -> Iterator[P
 
 
 @contextlib.contextmanager
-def filling_folder(folder: str | os.PathLike, last: str | None = None, durable: bool = False) -> Iterator[Path]:
+def filling_folder(
+    folder: str | os.PathLike, last: str | None = None, durable: bool = False, alone: bool = False
+) -> Iterator[Path]:
     """Gives an empty temporary folder; its files move into `folder` at the end of the block, each replaced whole.
 
     Other files in `folder` stay. After an error nothing has moved.
@@ -117,9 +119,13 @@ def filling_folder(folder: str | os.PathLike, last: str | None = None, durable: 
         folder (`str` or `os.PathLike`): the folder to fill; made if it does not exist.
         last (`str`, *optional*): the file that moves last, the one by which readers know that the others are there.
         durable (`bool`): force each file to disk before it gets its name.
+        alone (`bool`): no other process fills this folder, so that what a killed one left is removed first.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if alone:
+        for unfinished in folder.glob(".part.*"):
+            shutil.rmtree(unfinished)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part.") as name:
         temporary = Path(name)
         yield temporary

@@ -38,7 +38,7 @@ def read_yaml(path: str | Path) -> Any:
     text = read_text(path)
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a YAML file: {error}") from error
 
 

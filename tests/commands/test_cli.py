@@ -29,6 +29,7 @@ from querypose_hf.model import configuration_querypose
 OWN_SCRIPTS = (
     "measure_fine_tuning",
     "pretrain_hrnet_heatmaps",
+    "robustness",
     "study",
     "train_with_trainer",
     "write_published_cards",

@@ -30,6 +30,7 @@ _SCRIPT = re.compile(r"^scripts/(\w+)\.py$")
 _OWN_SCRIPTS = (
     "measure_fine_tuning",
     "pretrain_hrnet_heatmaps",
+    "robustness",
     "study",
     "train_with_trainer",
     "write_published_cards",

@@ -37,12 +37,14 @@ def _card(options: argparse.Namespace) -> None:
     output = options.output or folder / "README.md"
     from transformers import AutoConfig
 
+    from ..checks import telling
     from ..files import write_text
     from ..hub.figures import MeasuredFigures
     from ..hub.model_card import build_model_card, check_model_card, has_card_of_training, own_card
     from ..model.configuration_querypose import QueryPoseConfig
 
-    config = AutoConfig.from_pretrained(options.model)
+    with telling(f"--model is {options.model!r}; expected a QueryPose checkpoint"):
+        config = AutoConfig.from_pretrained(options.model)
     if not isinstance(config, QueryPoseConfig):
         raise UsageError(f"--model must be a QueryPose checkpoint, but {options.model} is of {config.model_type!r}.")
     if output.exists() and not options.force and not (output == folder / "README.md" and has_card_of_training(folder)):

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 
 #: Exit statuses: some inputs were skipped; nothing could be done.
@@ -43,7 +43,7 @@ class InputTally:
         """What `function(*arguments)` returns, or None if it raises an error; the source is skipped then.
 
         Raises:
-            OSError, ValueError, TypeError, RuntimeError, MemoryError: with `strict`.
+            OSError, ValueError: with `strict`.
         """
         try:
             return function(*arguments)
@@ -55,7 +55,7 @@ class InputTally:
         """The items of a source up to an error. A source with an item before the error counts as read in part.
 
         Raises:
-            OSError, ValueError, TypeError, RuntimeError, MemoryError: with `strict`.
+            OSError, ValueError: with `strict`.
         """
         count = 0
         try:
@@ -87,7 +87,7 @@ class InputTally:
         if self.read or not self.skipped:
             return
         if len(self._errors) == len(self.skipped) == 1:
-            raise self._errors[0]
+            _raise(self._errors[0], self.skipped[0])
         raise ValueError(f"none of the {self.noun} can be used: {_first(self.skipped)}")
 
     def finish(self) -> int:
@@ -103,10 +103,17 @@ class InputTally:
     def skip(self, source: str, error: Exception) -> None:
         """Counts an input as skipped; with `strict` raises the error."""
         if self.strict:
-            raise error
+            _raise(error, _described(source, error))
         self._errors.append(error)
         self.skipped.append(_described(source, error))
         _say(f"skipped: {self.skipped[-1]}")
+
+
+def _raise(error: Exception, reason: str) -> NoReturn:
+    """Raises an error, or a `ValueError` where it is of a class that commands do not tell, or names no source."""
+    if isinstance(error, OSError | ValueError) and reason == str(error):
+        raise error
+    raise ValueError(reason) from error
 
 
 def _described(source: str, error: Exception) -> str:

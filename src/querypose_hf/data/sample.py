@@ -10,7 +10,7 @@ from typing import Any, NotRequired, TypedDict
 import PIL.Image
 import PIL.ImageOps
 
-from ..model.image_decoding_querypose import decode_pil_image
+from ..model.image_decoding_querypose import decode_pil_image, refuse_programs
 
 
 _EXIF_ORIENTATION = 0x0112
@@ -59,6 +59,8 @@ def read_image(source: Any, name: str) -> PIL.Image.Image:
     """
     try:
         image = _open(source, everything=True)
+        if image is not source:
+            refuse_programs(image)
         if image.mode != "RGB":
             return decode_pil_image(image)
         image.load()

@@ -20,6 +20,9 @@ from .sample import UnusableImageError, read_image_size
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
+# classes, and keypoints of a person; more are a mistake, and would fill the memory
+_MOST = 10_000
+
 _USUAL_SPLITS = ("train", "validation", "val", "valid", "test")
 
 # a box may reach out of the image by a rounding error, a keypoint by as much as a person may be cut off
@@ -126,17 +129,19 @@ def _keypoint_shape(settings: Mapping[str, Any], path: Path) -> tuple[int, int]:
         not isinstance(shape, Sequence)
         or len(shape) != 2
         or not all(isinstance(value, int) for value in shape)
-        or shape[0] < 1
+        or not 1 <= shape[0] <= _MOST
         or shape[1] not in (2, 3)
     ):
-        raise ValueError(f"{path}: `kpt_shape` is {shape!r}; expected [number of keypoints, 2 or 3].")
+        raise ValueError(
+            f"{path}: `kpt_shape` is {shown(shape)}; expected [number of keypoints, at most {_MOST}, 2 or 3]."
+        )
     return shape[0], shape[1]
 
 
 def _category_names(settings: Mapping[str, Any], path: Path) -> dict[int, str]:
     names, count = settings.get("names"), settings.get("nc")
-    if count is not None and (not is_identifier(count) or count < 1):
-        raise ValueError(f"{path}: `nc` is {shown(count)}; expected the number of classes.")
+    if count is not None and (not is_identifier(count) or not 1 <= count <= _MOST):
+        raise ValueError(f"{path}: `nc` is {shown(count)}; expected the number of classes, at most {_MOST}.")
     if names is None and count is not None:
         names = [f"class_{number}" for number in range(count)]
     if isinstance(names, Sequence) and not isinstance(names, str):
@@ -175,12 +180,15 @@ def validation_split(data: str | os.PathLike) -> str | None:
 
 def _image_files(settings: Mapping[str, Any], split: str, path: Path) -> list[Path]:
     places, root = settings[split], _root(settings, path)
+    names = [places] if isinstance(places, str) else places
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: `{split}` is {shown(places)}; expected a folder or a text file, or a list of them.")
     files: list[Path] = []
-    for name in [places] if isinstance(places, str) else places:
-        place = find_file(root, str(name))
-        if not place.exists() and str(name).startswith(("../", "..\\")):
+    for name in names:
+        place = find_file(root, name)
+        if not place.exists() and name.startswith(("../", "..\\")):
             # Roboflow writes paths from a folder that the file is not in; ultralytics does the same
-            place = find_file(root, str(name)[3:])
+            place = find_file(root, name[3:])
         if place.is_dir():
             files.extend(sorted(file for file in place.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES))
         elif place.is_file():

@@ -71,7 +71,7 @@ def export_model(
         "preprocessing": json.loads(image_processor.to_json_string()),
     }
     # the description comes last: it says that the rest is there
-    with filling_folder(output_dir, last=METADATA_FILE) as folder:
+    with filling_folder(output_dir, last=METADATA_FILE, alone=True) as folder:
         with torch.no_grad(), _silence():
             on_step("tracing the model")
             program = _trace(graph, options)

@@ -17,7 +17,7 @@ HANDLER = Path(__file__).parent / "endpoint_handler.py"
 REQUIREMENTS = (
     "torch",
     "torchvision",
-    "transformers>=5.17",
+    "transformers>=5.17,<6",
     "timm>=1.0.20",
     "safetensors",
     "scipy",
@@ -88,6 +88,8 @@ def _weights(folder: Path) -> list[str]:
             raise ValueError(f"{index}: expected a `weight_map` from tensors to files.") from error
         names = [_WEIGHTS_INDEX]
     for name in files:
+        if Path(name).name != name:
+            raise ValueError(f"{index}: names {name!r}; expected files of the same folder.")
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}; expected a whole checkpoint.")
         try:

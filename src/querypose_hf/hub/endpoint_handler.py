@@ -121,16 +121,18 @@ class EndpointHandler:
         if parameters is None:
             return {}
         if not isinstance(parameters, Mapping):
-            raise ValueError(f"`parameters` is {parameters!r}; expected an object with any of {list(PARAMETERS)}.")
+            raise ValueError(
+                f"`parameters` is {_shown(parameters)}; expected an object with any of {list(PARAMETERS)}."
+            )
         given = {str(name): value for name, value in parameters.items() if value is not None}
         for name, value in given.items():
             if name not in PARAMETERS:
-                raise ValueError(f"`parameters` has {name!r}; expected any of {list(PARAMETERS)}.")
+                raise ValueError(f"`parameters` has {_shown(name)}; expected any of {list(PARAMETERS)}.")
             is_number = isinstance(value, Real) and not isinstance(value, bool)
             if name.endswith("threshold") and not (is_number and 0 <= value <= 1):
-                raise ValueError(f"`parameters.{name}` is {value!r}; expected a number from 0 to 1.")
+                raise ValueError(f"`parameters.{name}` is {_shown(value)}; expected a number from 0 to 1.")
             if name.endswith("top_k") and not (is_number and isinstance(value, Integral) and int(value) >= 1):
-                raise ValueError(f"`parameters.{name}` is {value!r}; expected an integer of at least 1.")
+                raise ValueError(f"`parameters.{name}` is {_shown(value)}; expected an integer of at least 1.")
         return given
 
     def _read(self, source: Any, place: str, left: int) -> tuple[PIL.Image.Image, int]:
@@ -184,6 +186,12 @@ class EndpointHandler:
             return fetch(url, left, self.timeout, self.allow_private_urls)
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ValueError(f"`{place}`: {url[:200]} cannot be fetched: {error}") from error
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _limit(variable: str, value: int | None, default: int) -> int:

@@ -16,9 +16,9 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError
 
 from ..assets import SAMPLE_CREDIT, SAMPLE_IMAGE
+from ..checks import telling
 from ..files import write_text
 from .checkpoint_files import collect_checkpoint
 from .figures import MeasuredFigures
@@ -131,11 +131,9 @@ def draw_examples(
             decoded.append(decode_pil_image(os.fspath(source)))
         except (OSError, ValueError) as error:
             raise ValueError(f"`examples` has {os.fspath(source)!r}; expected an image: {error}") from error
-    try:
+    with telling(f"`folder` is {str(folder)!r}; expected a QueryPose checkpoint"):
         # transformers' annotations know its own tasks alone
         pose_estimator = pipeline("pose-estimation", model=os.fspath(folder))  # type: ignore[call-overload]
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(f"`folder` is {str(folder)!r}; expected a QueryPose checkpoint: {error}") from error
     drawn: list[Path] = []
     for source, image in zip(images, decoded, strict=True):
         people = pose_estimator(image, threshold=threshold)

@@ -19,7 +19,7 @@ import PIL.Image
 from tqdm.auto import tqdm
 
 from ..files import replacing_file
-from ..model.image_decoding_querypose import decode_pil_image
+from ..model.image_decoding_querypose import decode_pil_image, refuse_programs
 from ..processes import rank, world_size
 from .image_dataset import import_from_data_extra
 from .loading import fingerprint
@@ -168,6 +168,8 @@ def _write_shard(
     from pyarrow.parquet import ParquetWriter
 
     schema = record_schema().with_metadata({_SETTINGS: json.dumps(settings)})
+    for unfinished in path.parent.glob(f".*.part.{path.name}"):  # left by a process that was killed
+        unfinished.unlink()
     with replacing_file(path) as temporary, ParquetWriter(temporary, schema, compression="zstd") as writer:
         for records in batches:
             writer.write_table(pyarrow.Table.from_pylist(records, schema=schema))
@@ -200,8 +202,10 @@ def _read_image(dataset: Any, index: int) -> tuple[str | None, PIL.Image.Image |
     path = None
     try:
         entry = dataset[index]["image"] or {}
-        path = entry.get("path")
-        source = path if entry.get("bytes") is None else PIL.Image.open(io.BytesIO(entry["bytes"]))
+        path = source = entry.get("path")
+        if entry.get("bytes") is not None:
+            source = PIL.Image.open(io.BytesIO(entry["bytes"]))
+            refuse_programs(source)
         return path, decode_pil_image(source), None
     except Exception as error:  # one bad file must not end a run of days
         return path, None, str(error) or type(error).__name__

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForPoseEstimation
 
 from ..assets import resolve_checkpoint
+from ..checks import telling
 from ..model.pipeline_querypose import PoseEstimationPipeline
 from ..processes import own_device
 
@@ -64,16 +65,15 @@ def load_model(
         return model, image_processor
     place = find_device(device)
     name = resolve_checkpoint(model)
-    try:
+    expected = "expected a QueryPose checkpoint's folder or Hub id, or querypose-nano"
+    with telling(f"`model` is {os.fspath(model)!r}; {expected}"):
         config = AutoConfig.from_pretrained(name)
         _require_querypose(config, os.fspath(model))
-        loaded = AutoModelForPoseEstimation.from_pretrained(name, config=config, dtype=dtype or torch.float32)
+        loaded, report = AutoModelForPoseEstimation.from_pretrained(
+            name, config=config, dtype=dtype or torch.float32, output_loading_info=True
+        )
+        _require_whole(loaded, report["missing_keys"])
         image_processor = image_processor or AutoImageProcessor.from_pretrained(name)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"`model` is {os.fspath(model)!r}; expected a QueryPose checkpoint's folder or Hub id, or querypose-nano: "
-            f"{error}"
-        ) from error
     return loaded.to(place), image_processor
 
 
@@ -99,6 +99,16 @@ def _require_querypose(config: Any, name: str) -> None:
     model_type = getattr(config, "model_type", None)
     if model_type != "querypose":
         raise ValueError(f"{name} is of type {model_type!r}; expected a QueryPose model.")
+
+
+def _require_whole(model: torch.nn.Module, missing: Collection[str]) -> None:
+    """Raises `ValueError` where a model has random weights in place of some that a checkpoint lacks, or no numbers."""
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"its weights lack {min(missing)}{more}")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} of its weights holds values that are not finite")
 
 
 def fingerprint(model: torch.nn.Module) -> str:

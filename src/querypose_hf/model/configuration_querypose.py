@@ -27,6 +27,15 @@ QUERY_FEEDBACKS = ("always", "selected", "training", "never")
 KEYPOINT_QUERIES = ("part", "instance", "none")
 KEYPOINT_INTERACTIONS = ("spatial_attention", "self_attention", "dynamic_channel", "dynamic_spatial", "pooling")
 PART_ITERATIONS = ("selective", "sum", "concatenation", "none")
+# Numbers of a damaged or hostile file would otherwise fill the memory or never come to an end.
+_MOST_KEYPOINTS = 10_000
+_MOST = {
+    **dict.fromkeys(("decoder_layers", "num_cls_layers", "num_reg_layers", "num_pose_convs"), 1000),
+    **dict.fromkeys(("box_pooler_resolution", "pose_pooler_resolution", "pooler_sampling_ratio"), 1000),
+    **dict.fromkeys(
+        ("d_model", "decoder_ffn_dim", "dynamic_dim", "part_dim", "num_queries", "num_denoising"), 100_000
+    ),
+}
 
 
 def _timm_backbone(name: str, **kwargs: Any) -> dict[str, Any]:
@@ -301,6 +310,8 @@ class QueryPoseConfig(PreTrainedConfig):
                 raise ValueError(f"Unknown configuration field `{name}` (value {value!r}): did you mean `{close[0]}`?")
 
     def _complete_skeleton(self) -> None:
+        if isinstance(self.num_keypoints, int) and self.num_keypoints > _MOST_KEYPOINTS:
+            raise ValueError(f"`num_keypoints` must be at most {_MOST_KEYPOINTS}, but is {self.num_keypoints}.")
         if self.keypoint_names is not None:
             names: Sequence[str] = self.keypoint_names
         elif self.num_keypoints in (None, COCO_17.num_keypoints):
@@ -510,6 +521,9 @@ class QueryPoseConfig(PreTrainedConfig):
             value = getattr(self, field)
             if value is None or not value >= minimum:
                 raise ValueError(f"`{field}` must be at least {minimum}, but is {value}.")
+        for field, maximum in _MOST.items():
+            if not getattr(self, field) <= maximum:
+                raise ValueError(f"`{field}` must be at most {maximum}, but is {getattr(self, field)}.")
         for field in ("d_model", "part_dim"):
             if getattr(self, field) % self.decoder_attention_heads:
                 raise ValueError(

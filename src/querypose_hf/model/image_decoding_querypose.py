@@ -129,9 +129,16 @@ def read_bytes(file: Any) -> bytes:
     return content
 
 
+def refuse_programs(image: PIL.Image.Image) -> None:
+    """Raises `ValueError` for an opened image that Pillow has a program draw: PostScript, run by Ghostscript."""
+    if image.format == "EPS":
+        raise ValueError("PostScript is a program, which is not run; convert it to an image first")
+
+
 def _read_image(content: bytes, shown: str) -> PIL.Image.Image:
     try:
         image = PIL.Image.open(BytesIO(content))
+        refuse_programs(image)
         image.load()
     except PIL.UnidentifiedImageError as error:  # its message has the address of the buffer
         raise ValueError(f"{shown} cannot be decoded as an image: no format is recognised") from error

@@ -7,6 +7,7 @@ Nothing here needs torchvision. The two backends, which resize and normalise, ar
 import math
 import os
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from functools import reduce
 from numbers import Integral, Real
 from pathlib import Path
@@ -188,6 +189,10 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
         _check_nms_threshold(kwargs.get("nms_threshold"))
         if "score_threshold" in kwargs:
             _check_score_threshold(kwargs["score_threshold"])
+        resample = kwargs.get("resample")
+        if resample is not None and not isinstance(resample, Enum) and resample not in list(PILImageResampling):
+            numbers = [int(each) for each in PILImageResampling]
+            raise ValueError(f"`resample` is {resample!r}; expected one of {numbers}.")
         category_ids = kwargs.get("category_ids")
         if category_ids is not None:
             if (

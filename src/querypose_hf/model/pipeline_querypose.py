@@ -78,7 +78,7 @@ def _aspect_ratio(image: Any) -> float:
         try:
             with PIL.Image.open(image) as opened:
                 return _aspect_ratio(opened)
-        except (OSError, ValueError, PIL.Image.DecompressionBombError):  # told about where it is decoded
+        except Exception:  # of any kind in a damaged file; told about where it is decoded
             return 1.0
     if isinstance(image, PIL.Image.Image):
         width, height = image.size

@@ -4,14 +4,15 @@ A checkpoint is one file, `step_<number>.pt`. It gets this name only once it is 
 killed at any time.
 """
 
+import contextlib
 import random
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from ..files import filling_folder, replacing_file, write_text
@@ -33,7 +34,7 @@ def save_checkpoint(folder: str | Path, step: int, state: dict[str, Any], keep: 
     for unfinished in folder.glob(".*.part.step_*"):  # left by a process that was killed
         unfinished.unlink()
     path = folder / f"step_{step:09d}.pt"
-    with replacing_file(path, durable=True) as temporary:
+    with _writing(path), replacing_file(path, durable=True) as temporary:
         torch.save({"format": _FORMAT, **state}, temporary)
     for older in find_checkpoints(folder)[:-keep]:
         older.unlink()
@@ -68,14 +69,21 @@ def save_model_folder(
     folder: str | Path, model: PreTrainedModel, image_processor: Any = None, texts: Mapping[str, str] | None = None
 ) -> None:
     """Saves a model, its image processor and texts by file name, for `from_pretrained`; files are replaced whole."""
-    for unfinished in Path(folder).glob(".part.*"):  # left by a process that was killed
-        shutil.rmtree(unfinished)
-    with filling_folder(folder, durable=True) as temporary:
+    with _writing(folder), filling_folder(folder, durable=True, alone=True) as temporary:
         model.save_pretrained(temporary)
         if image_processor is not None:
             image_processor.save_pretrained(temporary)
         for name, text in (texts or {}).items():
             write_text(text, temporary / name)
+
+
+@contextlib.contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    """Makes an `OSError` of what torch and safetensors make of a full disk."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(f"{path} cannot be written; is the disk full? What was there is whole: {error}") from error
 
 
 def random_state() -> dict[str, Any]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -130,6 +130,7 @@ class TrainingLog:
     def _clear(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
         self._micro_batches = self._images = self._steps = 0
+        self._first_bad: torch.Tensor | None = None
         self._waited = 0.0
         self._since = time.perf_counter()
 
@@ -147,10 +148,15 @@ class TrainingLog:
         self._images += images
         self._waited += waited
 
-    def add_step(self, gradient_norm: torch.Tensor) -> None:
-        """Adds an optimizer step."""
-        # float16 skips the steps whose gradients overflow
+    def add_step(self, gradient_norm: torch.Tensor, step: int, may_overflow: bool = False) -> None:
+        """Adds an optimizer step; with `may_overflow`, as in float16, one without a finite norm is skipped."""
         self._add("gradient_norm", gradient_norm.nan_to_num(0.0, 0.0, 0.0))
+        # of each sum, the first step at which it was no finite number; on the device, as the sums are
+        norm = torch.zeros_like(gradient_norm) if may_overflow else gradient_norm
+        values = torch.stack([norm.detach().double(), *(v for n, v in self._sums.items() if n != "gradient_norm")])
+        first = torch.where(values.isfinite(), math.inf, float(step))
+        known = first[:0] if self._first_bad is None else self._first_bad
+        self._first_bad = torch.cat([torch.minimum(known, first[: len(known)]), first[len(known) :]])
         self._steps += 1
         self.progress.update()
         self._show()
@@ -159,7 +165,7 @@ class TrainingLog:
         """Writes a record of everything since the last one; every process has to call it.
 
         Raises:
-            FloatingPointError: the loss is not a finite number.
+            FloatingPointError: the loss or its gradient was not a finite number in one of these steps.
         """
         elapsed = time.perf_counter() - self._since
         device = self.accelerator.device
@@ -177,11 +183,12 @@ class TrainingLog:
         record["images_per_second"] = images / elapsed
         record["data_wait"] = waited / elapsed / self.accelerator.num_processes
         record["memory_gib"] = memory_in_use(device) / 2**30
-        if not math.isfinite(record["loss"]):
-            raise FloatingPointError(
-                f"the loss at step {step} is {record['loss']}: lower `learning_rate`, or train without fp16. The "
-                "newest checkpoint is from before."
-            )
+        first_bad = [] if self._first_bad is None else self._first_bad.tolist()
+        first = min(first_bad, default=math.inf)
+        if math.isfinite(first) or not math.isfinite(record["loss"]):
+            kinds = ["gradient", *(name for name in names if name != "gradient_norm")]
+            bad = [name for name, since in zip(kinds, first_bad, strict=True) if since == first < math.inf]
+            _raise_diverged(bad, int(first) if bad else step, record["loss"])
         self._emit(record, step)
         self.show_record(record)
         self._clear()
@@ -209,6 +216,16 @@ class TrainingLog:
         self.progress.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
+
+
+def _raise_diverged(bad: list[str], step: int, loss: float) -> NoReturn:
+    """`bad` are the first to be no finite numbers: `loss`, its terms, `gradient`."""
+    advice = "lower `learning_rate`, or train without fp16. The newest checkpoint is from before."
+    if bad == ["gradient"]:
+        raise FloatingPointError(f"the gradient at step {step} is not finite, though the loss is: {advice}")
+    terms = [name for name in bad if name.startswith("loss_")]
+    named = f" ({', '.join(terms)})" if terms else ""
+    raise FloatingPointError(f"the loss at step {step} is {loss}{named}: {advice}")
 
 
 def memory_in_use(device: torch.device) -> int:

@@ -103,7 +103,8 @@ def train(
     Raises:
         ValueError: `output_dir` holds checkpoints and `resume` is not set, the run to resume had other settings or
             data, or a tracker is not installed.
-        FloatingPointError: the loss became NaN or infinite.
+        OSError: a checkpoint cannot be written, or a process that reads the data died.
+        FloatingPointError: the loss or its gradient became NaN or infinite; the message names the step and the terms.
         KeyboardInterrupt: the run was interrupted.
 
     Example:
@@ -244,6 +245,13 @@ class TrainingLoop:
             with self._noticing_interrupts():
                 while not self._is_to_stop:
                     self._run_epoch()
+        except RuntimeError as error:  # torch raises it by a signal, wherever the loop is
+            if "DataLoader worker" not in str(error):
+                raise
+            raise OSError(
+                "a process that reads the data died, often for lack of memory: use fewer `num_workers` than "
+                f"{self.config.num_workers}. The run can be resumed: {error}"
+            ) from error
         finally:
             self.log.close()
             restore_convolutions(self.model)
@@ -345,7 +353,7 @@ class TrainingLoop:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step += 1
-            self.log.add_step(norm)
+            self.log.add_step(norm, self.step, may_overflow=self.accelerator.scaler is not None)
         self.learning_rate = learning_rate
         if not self.optimizer.step_was_skipped:  # it is where float16 overflowed
             self.schedule.step()
@@ -431,8 +439,9 @@ class TrainingLoop:
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "random_states": states_of_processes,
             }
-            save_checkpoint(self.output_dir / "checkpoints", self.step, state, self.config.keep_checkpoints)
+            # `last` first: a run that is killed in between writes it again after it is resumed
             self._save_model("last")
+            save_checkpoint(self.output_dir / "checkpoints", self.step, state, self.config.keep_checkpoints)
         self.accelerator.wait_for_everyone()
 
     def load_state(self, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from ..checks import telling
 from ..data import DataDescription
 from ..model.configuration_querypose import VARIANTS, QueryPoseConfig
 from ..model.image_processing_querypose import QueryPoseImageProcessor
@@ -75,16 +76,16 @@ def build_config(settings: ModelSettings, data: DataDescription) -> QueryPoseCon
 def _read_config(settings: ModelSettings) -> QueryPoseConfig:
     checkpoint, place = settings.checkpoint, settings.start
     assert place is not None
-    try:
+    expected = f"`model.checkpoint` is {checkpoint!r}; expected a folder or Hub id"
+    with telling(expected):
         config, _ = QueryPoseConfig.get_config_dict(place)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`model.checkpoint` is {checkpoint!r}; expected a folder or Hub id: {error}") from error
     if config.get("model_type") != QueryPoseConfig.model_type:
         raise ValueError(
             f"`model.checkpoint` is {checkpoint!r}, of type {config.get('model_type')!r}; expected a QueryPose "
             "checkpoint."
         )
-    return QueryPoseConfig.from_pretrained(place)
+    with telling(expected):
+        return QueryPoseConfig.from_pretrained(place)
 
 
 def _skeleton_fields(names: Sequence[str] | None, data: DataDescription, base: Skeleton | None) -> dict[str, Any]:
@@ -158,7 +159,8 @@ def build_model(settings: ModelSettings, config: QueryPoseConfig, weights: bool 
     if not weights:
         return model, reports
     if settings.start is not None:
-        source = QueryPoseForPoseEstimation.from_pretrained(settings.start, dtype="float32")
+        with telling(f"`model.checkpoint` is {settings.checkpoint!r}; expected a whole checkpoint"):
+            source = QueryPoseForPoseEstimation.from_pretrained(settings.start, dtype="float32")
         carried = transfer_weights(source, model)
         # where everything was carried over, there is nothing else to report
         shown = str(carried) if carried.left_behind or carried.fresh or carried.carried_in_part else "all carried over"

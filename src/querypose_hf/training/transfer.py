@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checks import telling
 from ..model.configuration_querypose import QueryPoseConfig
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from ..model.skeletons import Skeleton
@@ -111,7 +112,8 @@ def transfer_weights(
     if isinstance(source, QueryPoseForPoseEstimation):
         model = source
     else:
-        model = QueryPoseForPoseEstimation.from_pretrained(source)
+        with telling(f"`source` is {str(source)!r}; expected a QueryPose checkpoint"):
+            model = QueryPoseForPoseEstimation.from_pretrained(source)
     source_skeleton, target_skeleton = model.config.skeleton, target.config.skeleton
     keypoints = match_keypoints(source_skeleton.keypoint_names, target_skeleton.keypoint_names)
     parts = match_parts(source_skeleton, target_skeleton)

@@ -43,7 +43,7 @@ def store_in_float16(folder: str | os.PathLike, output: str | os.PathLike) -> Pa
     for name, tensor in load_file(folder / _WEIGHTS).items():
         # running variances grow as the square of their inputs and may be beyond float16
         halved[name] = tensor.half() if tensor.is_floating_point() and survives_cast(tensor, torch.float16) else tensor
-    with filling_folder(output) as temporary:
+    with filling_folder(output, alone=True) as temporary:
         save_file(halved, temporary / _WEIGHTS, metadata={"format": "pt"})
         for settings in _SETTINGS:
             if (folder / settings).is_file():

@@ -1,0 +1,60 @@
+"""Training runs that something happens to, each in a process of its own."""
+
+import os
+import resource
+import signal
+from pathlib import Path
+
+import torch
+from kill_training import LENGTH
+from small_run import NoiseImages, small_config, small_loop
+
+from querypose_hf.data import AugmentedPoseDataset, PoseAugmentation, ResizeShortSide
+from querypose_hf.training.loop import TrainingLoop
+
+
+def train_with_little_disk(folder: Path, largest: int | None) -> None:
+    """Trains; no file can become larger than `largest` bytes, as where a disk is full."""
+    torch.set_num_threads(1)
+    if largest is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+    try:
+        small_loop(folder, small_config(LENGTH, trackers=())).run(resume=True)
+    except OSError as error:
+        print(f"told: {error}", flush=True)
+        os._exit(2)
+
+
+class DeadlyImages(NoiseImages):
+    """Reading the sixth image kills the process that reads it."""
+
+    def __getitem__(self, index):
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def train_with_a_dying_reader(folder: Path) -> None:
+    torch.set_num_threads(1)
+    small = small_loop(folder, small_config(LENGTH, trackers=()))
+    dataset = AugmentedPoseDataset(DeadlyImages(), PoseAugmentation([ResizeShortSide((48, 64), 96)]), seed=5)
+    config = small_config(LENGTH, num_workers=1, save_every=1, trackers=())
+    try:
+        TrainingLoop(small.model, dataset, small.image_processor, config, folder).run()
+    except OSError as error:
+        print(f"told: {error}", flush=True)
+        os._exit(2)
+
+
+def train_beside_one_that_dies(folder: Path) -> None:
+    """One of two processes; the second is killed at the fifth step."""
+    torch.set_num_threads(1)
+    loop = small_loop(folder, small_config(LENGTH, trackers=()))
+
+    def die(module, args):
+        if loop.accelerator.process_index == 1 and loop.step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    loop.model.register_forward_pre_hook(die)
+    loop.run()

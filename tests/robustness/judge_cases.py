@@ -1,0 +1,43 @@
+"""Cases that do what none may do, one of each kind, to see that the campaign notices."""
+
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from sandbox import MEMORY, Fault
+
+
+KINDS = ("right", "error", "traceback", "wrong", "network", "outside", "program", "partial", "memory", "crash", "hang")
+
+
+def prepare(folder: Path) -> None:
+    pass
+
+
+def run(rng: Any, folder: Path, state: None) -> tuple[str, bool, str]:
+    kind = KINDS[int(folder.name.rpartition("-")[2])]
+    if kind == "traceback":
+        raise KeyError("a")
+    if kind == "wrong":
+        raise Fault("wrong", "another answer")
+    if kind == "network":
+        try:
+            socket.create_connection(("127.0.0.1", 9), timeout=1)
+        except OSError:
+            pass  # it is noticed all the same
+    elif kind == "outside":
+        (folder.parent / "elsewhere").write_text("")
+    elif kind == "program":
+        subprocess.run(["true"], check=True)
+    elif kind == "partial":
+        (folder / ".12.part.image.jpg").write_text("")
+    elif kind == "memory":
+        bytearray(MEMORY + 2**26)
+    elif kind == "crash":
+        os._exit(3)
+    elif kind == "hang":
+        time.sleep(300)
+    return kind, kind == "right", "said"
