@@ -18,7 +18,7 @@ REQUIREMENTS = (
     "torch",
     "torchvision",
     "transformers>=5.17,<6",
-    "timm>=1.0.20",
+    "timm>=1.0.20,<2",
     "safetensors",
     "scipy",
     "numpy",
