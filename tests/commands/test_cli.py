@@ -467,12 +467,13 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"querypose {querypose_hf.__version__}\n"
 
 
-def test_start_up_without_what_torch_says_about_torchao(in_folder, capsys, caplog):
+def test_start_up_without_what_torch_says_about_torchao(in_folder, capsys, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("torch"), "propagate", True)  # torch 2.11 keeps its records to itself
     main(["predict", "missing.jpg"])
     logger = logging.getLogger("torch.utils._pytree")
     logger.warning("<enum> is an Enum subclass. Calling register_constant() on Enum subclasses is deprecated")
     logger.warning("something else")
-    assert [record.getMessage() for record in caplog.records] == ["something else"]
+    assert {record.getMessage() for record in caplog.records} == {"something else"}
 
 
 def test_usage_errors_show_the_usage_of_the_command(in_folder, capsys):

@@ -86,7 +86,7 @@ def test_lora_with_gradient_checkpointing_has_the_same_gradients(peft, pixel_val
         torch.manual_seed(0)
         adapted = peft.get_peft_model(make_model(), lora_config(rank=4, init_lora_weights=False)).train()
         if checkpointed:
-            adapted.base_model.model.activation_checkpointing_enable()
+            adapted.base_model.model.gradient_checkpointing_enable()
         adapted(pixel_values=pixel_values, labels=[people(2), people(1, seed=1)]).loss.backward()
         return {name: p.grad for name, p in adapted.named_parameters() if p.grad is not None}
 

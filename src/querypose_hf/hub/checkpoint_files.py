@@ -17,7 +17,7 @@ HANDLER = Path(__file__).parent / "endpoint_handler.py"
 REQUIREMENTS = (
     "torch",
     "torchvision",
-    "transformers>=5.17,<6",
+    "transformers>=5.22,<6",
     "timm>=1.0.20,<2",
     "safetensors",
     "scipy",
