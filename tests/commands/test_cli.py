@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from places import PROJECT
+from places import OWN_SCRIPTS, PROJECT
 from small_data import SAMPLE_PEOPLE, sample_coco
 from tiny import save_tiny_checkpoint
 from transformers import pipeline
@@ -25,15 +25,6 @@ from querypose_hf.commands.options import VARIANTS
 from querypose_hf.model import configuration_querypose
 
 
-#: Scripts that are no command of `querypose`.
-OWN_SCRIPTS = (
-    "measure_fine_tuning",
-    "pretrain_hrnet_heatmaps",
-    "robustness",
-    "study",
-    "train_with_trainer",
-    "write_published_cards",
-)
 SCRIPTS = [path for path in sorted((PROJECT / "scripts").glob("*.py")) if path.stem not in OWN_SCRIPTS]
 
 

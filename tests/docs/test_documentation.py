@@ -10,7 +10,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from places import PROJECT
+from places import OWN_SCRIPTS, PROJECT
 from small_data import SAMPLE_PEOPLE, sample_coco
 from tiny import people, save_tiny_checkpoint, tiny_config
 from transformers import pipeline
@@ -26,15 +26,7 @@ from querypose_hf.weights import backbone_weights
 OPTIONAL = ("bitsandbytes", "fiftyone", "pandas", "peft", "ray", "supervision", "torchao")
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 _SCRIPT = re.compile(r"^scripts/(\w+)\.py$")
-#: Scripts that are no command of `querypose`, and the command whose script has another name.
-_OWN_SCRIPTS = (
-    "measure_fine_tuning",
-    "pretrain_hrnet_heatmaps",
-    "robustness",
-    "study",
-    "train_with_trainer",
-    "write_published_cards",
-)
+#: The command whose script has another name.
 _RENAMED = {"convert_querypose_original_to_hf": "convert"}
 
 
@@ -54,7 +46,7 @@ def commands(page: Path) -> list[list[str]]:
                     script = _SCRIPT.match(word)
                     if word == "querypose":
                         found.append(words[place + 1 :])
-                    elif script and script[1] not in _OWN_SCRIPTS:
+                    elif script and script[1] not in OWN_SCRIPTS:
                         name = _RENAMED.get(script[1], script[1].replace("_", "-"))
                         found.append([name, *words[place + 1 :]])
     return found
