@@ -15,8 +15,8 @@ import querypose_hf
 from querypose_hf import QUERYPOSE_NANO, PoseEstimationPipeline, QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.assets import SAMPLE_IMAGE
 from querypose_hf.hub.endpoint_handler import EndpointHandler
+from querypose_hf.model.fusion_querypose import fuse_for_inference
 from querypose_hf.weights.float16_storage import store_in_float16
-from querypose_hf.weights.fusion import fuse_for_inference
 
 
 DATA = SHARED / "data"

@@ -626,6 +626,7 @@ def test_evaluate_a_model(capsys, model, tmp_path):
     said = capsys.readouterr()
     assert f"AP         {metrics['AP']:.4f}" in said.out
     assert f"Written to {tmp_path / 'scores' / 'report.html'}\n" in said.err
+    assert re.search(r"^1 images, [\d.]+ per second; of [\d.]+ s \d+ % \w+, ", said.err, re.MULTILINE)
     assert {entry["image_id"] for entry in json.loads((tmp_path / "scores" / "keypoints.json").read_text())} == {1}
     assert "<svg" in (tmp_path / "scores" / "report.html").read_text()
 

@@ -239,6 +239,8 @@ def test_figures_files_and_report(model, image_processor, data):
         "flip_test": False,
         "scales": None,
     }
+    assert figures["time"]["images"] == 3 and figures["time"]["images_per_second"] > 0
+    assert list(figures["time"]["seconds"]) == ["loading", "reading", "model", "scoring"]
     page = (scores / "report.html").read_text()
     assert page.count("<img") == 6
     assert "annotations.json" in page

@@ -69,7 +69,9 @@ def use(folder, found, again):
     image_processor = AutoImageProcessor.from_pretrained(folder, **trust)
     base = AutoModel.from_pretrained(folder, dtype=torch.float64, **trust).eval()
     model = AutoModelForPoseEstimation.from_pretrained(folder, dtype=torch.float64, **trust).eval()
-    pose_estimator = pipeline("pose-estimation", model=folder, device="cpu", dtype=torch.float64, **trust)
+    pose_estimator = pipeline(
+        "pose-estimation", model=folder, device="cpu", dtype=torch.float64, optimize=True, **trust
+    )
     classes = [config, image_processor, base, model, pose_estimator, pose_estimator.model]
     classes = [type(one) for one in [*classes, pose_estimator.image_processor]]
     origin = ["transformers_modules", Path(folder).name]

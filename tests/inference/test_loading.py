@@ -36,7 +36,7 @@ def test_the_name_stands_for_the_shipped_checkpoint():
 
 
 def test_a_model_that_is_passed_in_stays_as_it_is(checkpoint):
-    model, image_processor = load_model(checkpoint, device="cpu", dtype=torch.float64)
+    model, image_processor = load_model(checkpoint, device="cpu", dtype="float64", optimize=False)
     model.train()
     assert load_model(model, image_processor) == (model, image_processor)
     assert model.training and model.dtype == torch.float64
@@ -49,8 +49,13 @@ def test_the_pipeline_is_the_one_of_transformers(checkpoint):
     pose_estimator = load_pipeline(checkpoint, device="cpu")
     assert type(pose_estimator) is PoseEstimationPipeline and pose_estimator.task == "pose-estimation"
     image = torch.rand(3, 40, 60).mul(255).byte()
-    expected = pipeline("pose-estimation", model=str(checkpoint), device="cpu")(image)
-    assert expected and pose_estimator(image) == expected
+    for optimize in (False, True):
+        expected = pipeline("pose-estimation", model=str(checkpoint), device="cpu", optimize=optimize)(image)
+        people = pose_estimator(image)
+        assert len(people) == len(expected) > 0
+        for person, other in zip(people, expected, strict=True):
+            assert person["score"] == pytest.approx(other["score"], abs=1e-5)
+            assert person["box"] == pytest.approx(other["box"], abs=1e-3)
 
 
 @pytest.mark.parametrize("load", [load_model, load_pipeline])
@@ -69,6 +74,20 @@ def test_what_is_no_checkpoint_is_named(load, checkpoint, tmp_path):
 def test_a_model_of_another_kind_is_named(checkpoint):
     with pytest.raises(ValueError, match="Linear is of type None; expected a QueryPose model"):
         load_model(torch.nn.Linear(1, 1), "an image processor")
+
+
+def test_a_model_is_fused_unless_told_otherwise(checkpoint, tmp_path):
+    model, _ = load_model(checkpoint, device="cpu")
+    with pytest.raises(ValueError, match="batch norms are folded"):
+        model.save_pretrained(tmp_path)
+    model, _ = load_model(checkpoint, device="cpu", optimize=False)
+    assert model.train().training
+    assert model.state_dict().keys() == QueryPoseForPoseEstimation.from_pretrained(checkpoint).state_dict().keys()
+
+
+def test_a_type_is_checked(checkpoint):
+    with pytest.raises(ValueError, match="`dtype` is 'float1'; expected a type of torch"):
+        load_model(checkpoint, device="cpu", dtype="float1")
 
 
 def test_a_device_is_checked_before_anything_is_loaded(tmp_path):

@@ -603,6 +603,23 @@ def test_saved_and_loaded(pose_estimator, tmp_path):
     assert_same_people([objects(picture, **ALL)], [expected])
 
 
+def test_optimized(folder, pose_estimator, tmp_path):
+    picture = make_picture()
+    fast = load(folder, optimize=True)
+    assert_same_people([fast(picture, **ALL)], [pose_estimator(picture, **ALL)])
+    fast.save_pretrained(tmp_path / "saved")
+    assert_same_people([load(str(tmp_path / "saved"))(picture, **ALL)], [pose_estimator(picture, **ALL)])
+    # what becomes of the model afterwards is followed
+    with torch.no_grad():
+        fast.model.model.decoder.keypoint_layers[-1].keypoint_head.bias.add_(0.1)
+    changed = fast(picture, **ALL)
+    assert not np.allclose(numbers(changed), numbers(pose_estimator(picture, **ALL)), atol=0.1)
+    plain = pipeline("pose-estimation", model=fast.model, image_processor=fast.image_processor, device="cpu")
+    assert_same_people([changed], [plain(picture, **ALL)])
+    with pytest.raises(ValueError, match="`optimize` must be True or False, but is 'yes'"):
+        load(folder, optimize="yes")
+
+
 def test_picture_is_left_as_it_was(pose_estimator):
     pixels = np.array(make_picture())
     copy = pixels.copy()

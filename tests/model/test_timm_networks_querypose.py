@@ -12,10 +12,10 @@ from timm.layers import Conv2dSame
 from tiny import images, tiny_config
 
 from querypose_hf import QueryPoseForPoseEstimation
+from querypose_hf.model.fusion_querypose import fuse_for_inference
 from querypose_hf.model.timm_networks_querypose import EndPaddedConv2d
 from querypose_hf.training.fast_convolutions import speed_up_convolutions
 from querypose_hf.weights.backbone_weights import load_backbone_weights
-from querypose_hf.weights.fusion import fuse_for_inference
 
 
 MULTIPOSE = SHARED / "data" / "weights" / "mobilenetv2_movenet_multipose_backbone.safetensors"

@@ -18,10 +18,10 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..assets import SAMPLE_IMAGE
 from ..model.configuration_querypose import QueryPoseConfig
+from ..model.fusion_querypose import fuse_for_inference
 from ..model.image_decoding_querypose import decode_image
 from ..model.image_processing_querypose import QueryPoseImageProcessor
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
-from ..weights.fusion import fuse_for_inference
 from . import rivals
 from .measuring import describe_device, measure_peaks, measure_side_by_side, seconds_of, threads
 from .settings import BenchmarkSettings

@@ -70,7 +70,7 @@ def _benchmark(options: argparse.Namespace) -> None:
     model = None
     if options.variant is None:
         with about("--model"):
-            model, _ = load_model(options.model, device="cpu")
+            model, _ = load_model(options.model, device="cpu", optimize=False)
     results = run_benchmark(settings, model)
     print(describe_results(results))
     for path in write_results(results, options.output):

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..inference.options import DemoOptions
 from ..settings import add_options, from_options
-from .options import add_device_option, add_model_option, add_threshold_option, load_pipeline
+from .options import add_device_option, add_dtype_option, add_model_option, add_threshold_option, load_pipeline
 
 
 def add_parser(commands: Any) -> None:
@@ -19,6 +19,7 @@ def add_parser(commands: Any) -> None:
     add_model_option(parser)
     add_threshold_option(parser)
     add_device_option(parser)
+    add_dtype_option(parser)
     add_options(parser, DemoOptions)
     parser.add_argument("--host", default="127.0.0.1", help="address to serve at; 0.0.0.0 is all (%(default)s)")
     parser.add_argument("--port", type=int, help="the first free one from 7860 by default")

@@ -40,6 +40,7 @@ def add_parser(commands: Any) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     from ..evaluation.evaluate import TEST_DEV_FILE, evaluate_model, evaluate_predictions, predict_test_dev
     from ..evaluation.image_list import read_image_list
+    from ..evaluation.time_spent import describe_time
     from ..processes import world_size
 
     scoring = from_options(ScoringOptions, options)
@@ -71,6 +72,8 @@ def _evaluate(options: argparse.Namespace) -> int:
             f"best F1 at OKS 0.5: {best['f1']:.4f}, with the score threshold {best['value']:.4f} "
             f"(precision {best['precision']:.4f}, recall {best['recall']:.4f})"
         )
+    if time_spent := (result or {}).get("time"):
+        print(describe_time(time_spent), file=sys.stderr)
     if result is not None:
         print(f"Written to {written}", file=sys.stderr)
     skipped = (result or {}).get("prediction", {}).get("skipped_images", {})

@@ -30,7 +30,7 @@ def _export(options: argparse.Namespace) -> None:
     from ..inference.loading import load_model
 
     with about("--model"):
-        model, image_processor = load_model(options.model, device="cpu")
+        model, image_processor = load_model(options.model, device="cpu", optimize=False)
     path = export_model(model, image_processor, options.output, export_options, _tell)
     print(f"Written to {path}")
 

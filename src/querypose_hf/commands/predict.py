@@ -14,6 +14,7 @@ from ..settings import UsageError
 from . import predict_dataset, predict_video
 from .options import (
     add_device_option,
+    add_dtype_option,
     add_model_option,
     add_strict_option,
     add_threshold_option,
@@ -50,6 +51,7 @@ def add_parser(commands: Any) -> None:
         "--batch-size", type=count, metavar="N", help="images or frames per forward pass (8; 1 on a CPU)"
     )
     add_device_option(parser)
+    add_dtype_option(parser)
     add_strict_option(parser)
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for drawn images (%(default)s)")
     parser.add_argument("--no-draw", action="store_true", help="draw no images")

@@ -17,10 +17,11 @@ from .ground_truth import KeypointGroundTruth
 from .image_list import ImageList
 from .options import PredictionOptions, ReportOptions, ScoringOptions
 from .partial_results import PartialResults
-from .prediction import check_model, dtype_of, predict_dataset
+from .prediction import check_model, predict_dataset
 from .protocols import resolve_sigmas
 from .report import write_report
 from .scoring import KeypointEvaluation, check_backend, check_boxes, score_boxes, score_keypoints
+from .time_spent import TimeSpent
 
 
 logger = logging.getLogger(__name__)
@@ -119,8 +120,9 @@ def evaluate_model(
         progress (`bool`): show progress bars.
 
     Returns:
-        `dict` or `None`: what `metrics.json` holds: what [`evaluate_predictions`] returns, and `prediction`, how the
-        people were found. In all processes but the first `None`.
+        `dict` or `None`: what `metrics.json` holds: what [`evaluate_predictions`] returns, `prediction`, how the
+        people were found, and `time`, where that of the first process went ([`TimeSpent`]). In all processes but the
+        first `None`.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: as [`predict_dataset`] and [`evaluate_predictions`] raise them,
@@ -137,7 +139,7 @@ def evaluate_model(
     _require_folder(output_dir)
     check_backend(scoring.backend)
     ground_truth = _read_ground_truth(annotations, scoring)
-    loaded, image_processor = load_model(model, image_processor, prediction.device, dtype_of(prediction))
+    loaded, image_processor, spent = _load(model, image_processor, prediction)
     check_model(loaded, image_processor, ground_truth, prediction)
     skeleton = loaded.config.skeleton
     sigmas = resolve_sigmas(scoring.metric, ground_truth.num_keypoints, scoring.sigmas, skeleton)
@@ -146,17 +148,20 @@ def evaluate_model(
         loaded,
         ground_truth,
         images_dir,
-        prediction,
+        _as_loaded(prediction),
         image_processor=image_processor,
         output_dir=output_dir,
         skipped=skipped,
+        spent=spent,
         progress=progress,
     )
     if rank() > 0:
         return None
     scoring = dataclasses.replace(scoring, sigmas=tuple(sigmas.tolist()))
-    evaluation, figures = _score(ground_truth, results, scoring, progress)
+    with spent.of("scoring"):
+        evaluation, figures = _score(ground_truth, results, scoring, progress)
     figures["prediction"] = _how_predicted(model, loaded, prediction, skipped)
+    figures["time"] = spent.as_dict()
     write_coco_results(results, folder / "keypoints.json")
     write_json(figures, folder / "metrics.json", indent=2)
     PartialResults(folder, {}).remove()
@@ -197,23 +202,24 @@ def predict_test_dev(
         strict (`bool`): see [`evaluate_model`].
 
     Returns:
-        `dict` or `None`: `results`, their number, and `prediction`, how they were found. In all processes but the
-        first `None`.
+        `dict` or `None`: `results`, their number, `prediction`, how they were found, and `time`, as
+        [`evaluate_model`] returns it. In all processes but the first `None`.
 
     Raises:
         FileNotFoundError, ValueError: as [`predict_dataset`] raises them.
     """
     _require_folder(output_dir)
-    loaded, image_processor = load_model(model, image_processor, prediction.device, dtype_of(prediction))
+    loaded, image_processor, spent = _load(model, image_processor, prediction)
     skipped: dict[int, str] | None = None if strict else {}
     results = predict_dataset(
         loaded,
         images,
         images_dir,
-        prediction,
+        _as_loaded(prediction),
         image_processor=image_processor,
         output_dir=output_dir,
         skipped=skipped,
+        spent=spent,
         progress=progress,
     )
     if rank() > 0:
@@ -221,7 +227,22 @@ def predict_test_dev(
     submission = [{field: result[field] for field in TEST_DEV_FIELDS} for result in results]
     write_coco_results(submission, Path(output_dir) / TEST_DEV_FILE)
     PartialResults(output_dir, {}).remove()
-    return {"results": len(results), "prediction": _how_predicted(model, loaded, prediction, skipped)}
+    found = {"results": len(results), "prediction": _how_predicted(model, loaded, prediction, skipped)}
+    return {**found, "time": spent.as_dict()}
+
+
+def _load(
+    model: str | os.PathLike | torch.nn.Module, image_processor: Any, prediction: PredictionOptions
+) -> tuple[Any, Any, TimeSpent]:
+    spent = TimeSpent()
+    with spent.of("loading"):
+        loaded, image_processor = load_model(model, image_processor, prediction.device, prediction.dtype)
+    return loaded, image_processor, spent
+
+
+def _as_loaded(prediction: PredictionOptions) -> PredictionOptions:
+    """The options for a model that is where and as it shall be."""
+    return dataclasses.replace(prediction, device=None, dtype=None)
 
 
 def _require_folder(output_dir: str | os.PathLike | None) -> None:

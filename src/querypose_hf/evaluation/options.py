@@ -21,8 +21,8 @@ class PredictionOptions:
         num_workers (`int`): processes that read images ahead; 0 reads them in this process.
         device (`str`, *optional*): by default the accelerator, one for each process, else the CPU; a model that is
             passed in stays where it is.
-        dtype (`str`, *optional*): by default float32, in which the paper's figures were measured; a model that is
-            passed in stays as it is.
+        dtype (`str`, *optional*): by default float32, in which the paper's figures were measured; `auto`: see
+            [`choose_dtype`]; a model that is passed in stays as it is.
 
     Raises:
         ValueError: a value is out of range.
@@ -34,7 +34,9 @@ class PredictionOptions:
     scales: tuple[float, ...] | None = option(None, "merge the people found at these factors of the size", metavar="X")
     num_workers: int = option(2, "processes that read images ahead", flag="--workers")
     device: str | None = option(None, "such as cpu or cuda:0; the first accelerator by default")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = option(None, "float32 by default")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = option(
+        None, "float32 by default; auto is bfloat16 where it is fast and the sample photograph's people stay the same"
+    )
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("top_k", 1), ("num_workers", 0)):

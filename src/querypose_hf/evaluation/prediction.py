@@ -25,6 +25,7 @@ from .image_list import ImageList, read_image_list
 from .options import PredictionOptions
 from .partial_results import PartialResults, Results
 from .test_time_augmentation import merge_views, mirror_images, mirror_people, stack_people
+from .time_spent import TimeSpent
 
 
 def predict_dataset(
@@ -36,6 +37,7 @@ def predict_dataset(
     image_processor: Any = None,
     output_dir: str | os.PathLike | None = None,
     skipped: dict[int, str] | None = None,
+    spent: TimeSpent | None = None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Finds the people of all images of an annotation file.
@@ -62,6 +64,7 @@ def predict_dataset(
         skipped (`dict[int, str]`, *optional*): is given the ids of images that cannot be used, and why, in the first
             process. They have no results, and a run that takes up from here tries them again. Without it, and where no
             image can be used, that is an error.
+        spent ([`TimeSpent`], *optional*): is given where this process's time went.
         progress (`bool`): show a progress bar.
 
     Returns:
@@ -84,8 +87,10 @@ def predict_dataset(
     """
     images = annotations if isinstance(annotations, ImageList) else read_image_list(annotations)
     unusable: dict[int, str] = {}
-    files, sizes = check_images(images, images_dir, progress, None if skipped is None else unusable)
-    loaded, image_processor = load_model(model, image_processor, options.device, dtype_of(options))
+    spent = spent or TimeSpent()
+    with spent.of("reading"):
+        files, sizes = check_images(images, images_dir, progress, None if skipped is None else unusable)
+    loaded, image_processor = load_model(model, image_processor, options.device, options.dtype)
     check_model(loaded, image_processor, images, options)
     image_ids = [record["id"] for record in images.images]
     with process_group() as group, _evaluation_mode(loaded):
@@ -113,9 +118,11 @@ def predict_dataset(
         )
         own: Results = {}
         with bar:
-            for rows, views, broken in loader:
+            for rows, views, broken in spent.reading(loader):
                 unusable |= {image_ids[row]: reason for row, reason in broken.items()}
-                people = _find_people(loaded, image_processor, views, sizes[rows], options) if rows else []
+                with spent.of("model"):
+                    people = _find_people(loaded, image_processor, views, sizes[rows], options) if rows else []
+                spent.images += len(rows)
                 done = {
                     image_ids[row]: coco_results_from_people(found, image_ids[row], image_processor.category_ids)
                     for row, found in zip(rows, people, strict=True)
@@ -134,11 +141,6 @@ def predict_dataset(
         if not finished:
             raise UnusableImageError(f"{images.source}: no image can be used: {next(iter(unusable.values()))}")
         return [result for image_id in image_ids for result in finished.get(image_id, [])]
-
-
-def dtype_of(options: PredictionOptions) -> torch.dtype | None:
-    """The precision that the options ask for."""
-    return None if options.dtype is None else getattr(torch, options.dtype)
 
 
 def check_model(model: Any, image_processor: Any, images: ImageList, options: PredictionOptions) -> None:

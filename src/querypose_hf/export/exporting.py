@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..files import filling_folder, write_json, write_text
+from ..model.fusion_querypose import fuse_for_inference
 from ..model.modeling_querypose import STRIDES, QueryPoseForPoseEstimation
-from ..weights.fusion import fuse_for_inference
 from .formats import FORMATS, METADATA_FILE
 from .graphs import PeopleGraph, RawOutputsGraph
 from .options import ExportOptions

@@ -78,7 +78,7 @@ class EndpointHandler:
         self.timeout = timeout
         # the repository is deployed to run its code; transformers' annotations know its own tasks alone
         self.pose_estimator = pipeline(  # type: ignore[call-overload]
-            "pose-estimation", model=path, trust_remote_code=True, device=device
+            "pose-estimation", model=path, trust_remote_code=True, device=device, optimize=True
         )
 
     def __call__(self, data: Mapping[str, Any]) -> list[Any]:

@@ -11,8 +11,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForPoseEstimat
 
 from ..assets import resolve_checkpoint
 from ..checks import telling
+from ..model.fusion_querypose import fuse_for_inference
 from ..model.pipeline_querypose import PoseEstimationPipeline
 from ..processes import own_device
+from .precision import choose_dtype
 
 
 Checkpoint = str | os.PathLike
@@ -38,31 +40,40 @@ def load_model(
     model: Checkpoint | torch.nn.Module,
     image_processor: Any = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
+    *,
+    optimize: bool = True,
 ) -> tuple[Any, Any]:
-    """Loads a QueryPose model and its image processor.
+    """Loads a QueryPose model and its image processor, ready for inference.
 
     Args:
         model: a checkpoint's folder or Hub id, `querypose-nano`, or a QueryPose model with its pose estimation head.
         image_processor (*optional*): by default the checkpoint's; needed with a model that is passed in.
         device (`str` or `torch.device`, *optional*): by default this process's accelerator, else the CPU; a model that
             is passed in stays where it is.
-        dtype (`torch.dtype`, *optional*): by default float32; a model that is passed in stays as it is.
+        dtype (`str` or `torch.dtype`, *optional*): such as `"bfloat16"`, or `"auto"`, see [`choose_dtype`]; by default
+            float32; a model that is passed in stays as it is.
+        optimize (`bool`, *optional*, defaults to `True`): fold batch norms of the model that is loaded, by
+            [`fuse_for_inference`]: it is faster, and can be neither trained nor saved.
 
     Returns:
         `tuple`: the model, in evaluation mode if it was loaded here, and the image processor.
 
     Raises:
         ValueError: `model` is no QueryPose checkpoint or model, a model was passed in without an image processor, or
-            torch cannot use the device.
+            torch cannot use the device, or has no such type.
     """
+    if isinstance(dtype, str) and dtype != "auto":
+        if not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"`dtype` is {dtype!r}; expected a type of torch such as 'bfloat16', or 'auto'.")
+        dtype = getattr(torch, dtype)
     if isinstance(model, torch.nn.Module):
         if image_processor is None:
             raise ValueError("`image_processor` is None; a model that is passed in needs its image processor.")
         _require_querypose(getattr(model, "config", None), type(model).__name__)
-        if device is not None or dtype is not None:
-            model = model.to(device=None if device is None else find_device(device), dtype=dtype)
-        return model, image_processor
+        if device is not None:
+            model = model.to(find_device(device))
+        return _cast(model, image_processor, dtype), image_processor
     place = find_device(device)
     name = resolve_checkpoint(model)
     expected = "expected a QueryPose checkpoint's folder or Hub id, or querypose-nano"
@@ -70,17 +81,30 @@ def load_model(
         config = AutoConfig.from_pretrained(name)
         _require_querypose(config, os.fspath(model))
         loaded, report = AutoModelForPoseEstimation.from_pretrained(
-            name, config=config, dtype=dtype or torch.float32, output_loading_info=True
+            name,
+            config=config,
+            dtype=torch.float32 if dtype in (None, "auto") else dtype,
+            output_loading_info=True,
         )
         _require_whole(loaded, report["missing_keys"])
         image_processor = image_processor or AutoImageProcessor.from_pretrained(name)
-    return loaded.to(place), image_processor
+    if optimize:
+        loaded = fuse_for_inference(loaded)
+    return _cast(loaded.to(place), image_processor, dtype), image_processor
+
+
+def _cast(model: Any, image_processor: Any, dtype: str | torch.dtype | None) -> Any:
+    if dtype == "auto":
+        dtype = choose_dtype(model, image_processor)
+    return model if dtype is None else model.to(dtype)
 
 
 def load_pipeline(
-    model: Checkpoint, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    model: Checkpoint, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
 ) -> PoseEstimationPipeline:
-    """Loads the `pose-estimation` pipeline of a checkpoint; arguments and errors are those of [`load_model`].
+    """Loads the `pose-estimation` pipeline of a checkpoint around a model that is ready for inference.
+
+    Arguments and errors are those of [`load_model`]. `pipeline.model` can be neither trained nor saved.
 
     Example:
 

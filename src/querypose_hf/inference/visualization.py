@@ -21,6 +21,7 @@ from ..model.skeletons import flip_indices_from_names
 
 Color = tuple[int, int, int]
 PixelBox = tuple[int, int, int, int]  # left, top, right, bottom
+Point = tuple[float, float]
 
 _RIM: Color = (16, 16, 20)
 # degrees on the colour circle: cold for left and warm for right, which most of the colour-blind tell apart too; pure
@@ -264,10 +265,15 @@ def _draw_skeleton(
         return
     # a point this far away only gives its limb's direction; nearer, it stays within Pillow's 32-bit arithmetic
     reach = 10.0 * max(canvas.size)
-    points = np.clip(np.where(drawn[:, None], pose.points, 0.0), -reach, reach)
-    extent = pose.box[2:] - pose.box[:2] if np.isfinite(pose.box).all() else np.ptp(points[drawn], axis=0)
+    clipped = np.clip(np.where(drawn[:, None], pose.points, 0.0), -reach, reach)
+    extent = pose.box[2:] - pose.box[:2] if np.isfinite(pose.box).all() else np.ptp(clipped[drawn], axis=0)
     person_scale, canvas_scale = math.sqrt(max(extent.prod(), 0.0)), _scale(canvas)
-    lines = [(*points[[a, b]], color) for (a, b), color in zip(limbs, limb_colors, strict=True) if drawn[[a, b]].all()]
+    points: list[Point] = [(x, y) for x, y in clipped.tolist()]
+    lines = [
+        (points[a], points[b], color)
+        for (a, b), color in zip(limbs, limb_colors, strict=True)
+        if drawn[a] and drawn[b]
+    ]
     # keypoints that lie close together must not hide the limbs between them
     typical_limb = float(np.median([math.dist(start, end) for start, end, _ in lines])) if lines else math.inf
     width = min(0.014 * person_scale, 0.007 * canvas_scale, 0.25 * typical_limb)
@@ -281,37 +287,43 @@ def _draw_skeleton(
             _draw_stroke(canvas, start, end, stroke_width, color)
 
 
-def _draw_stroke(canvas: Image.Image, start: np.ndarray, end: np.ndarray, width: float, color: Color) -> None:
+# arithmetic of single numbers: arrays of two take most of the time of drawing
+def _draw_stroke(canvas: Image.Image, start: Point, end: Point, width: float, color: Color) -> None:
     """Draws a smooth line with round ends; a dot where `start` is `end`. Continuous coordinates."""
     enlargement = 8 if width < 4.0 else 4 if width < 12.0 else 2
     # Pillow takes a whole pixel by its index and fills a shape's border too: hence the whole radius and the halves
     radius = max(1, round(0.5 * width * enlargement))
-    along = (end - start) / max(math.dist(start, end), 1e-9) * (radius - 0.5)
-    across = np.array([-along[1], along[0]])
+    length = max(math.dist(start, end), 1e-9)
+    across_x = -(end[1] - start[1]) / length * (radius - 0.5)
+    across_y = (end[0] - start[0]) / length * (radius - 0.5)
     for box in _stroke_boxes(start, end, 0.5 * width + 0.5, canvas.size):
         left, top, right, bottom = box
         mask = Image.new("L", ((right - left) * enlargement, (bottom - top) * enlargement))
         draw = ImageDraw.Draw(mask)
-        ends = (np.stack([start, end]) - (left, top)) * enlargement
-        for x, y in np.rint(ends).tolist():
+        ends = [((x - left) * enlargement, (y - top) * enlargement) for x, y in (start, end)]
+        for place in dict.fromkeys((round(x), round(y)) for x, y in ends):
+            x, y = place
             draw.ellipse((x - radius, y - radius, x + radius - 1, y + radius - 1), fill=255)
-        corners = np.rint(np.concatenate([ends + across, ends[::-1] - across]) - 0.5)
-        draw.polygon(corners.ravel().tolist(), fill=255)
+        if start != end:
+            corners = [(x + across_x, y + across_y) for x, y in ends]
+            corners += [(x - across_x, y - across_y) for x, y in reversed(ends)]
+            draw.polygon([(round(x - 0.5), round(y - 0.5)) for x, y in corners], fill=255)
         canvas.paste(color, box, mask.reduce(enlargement))
 
 
-def _stroke_boxes(start: np.ndarray, end: np.ndarray, radius: float, size: tuple[int, int]) -> Iterator[PixelBox]:
+def _stroke_boxes(start: Point, end: Point, radius: float, size: tuple[int, int]) -> Iterator[PixelBox]:
     """Covers a stroke with boxes side by side: one box round a long slanting limb would be nearly all empty."""
-    axis = int(np.argmax(np.abs(end - start)))
-    length = end[axis] - start[axis]
+    extent = (end[0] - start[0], end[1] - start[1])
+    axis = int(abs(extent[1]) > abs(extent[0]))
+    length = extent[axis]
     lowest = max(math.floor(min(start[axis], end[axis]) - radius), 0)
     highest = min(math.ceil(max(start[axis], end[axis]) + radius), size[axis])
     for low in range(lowest, highest, _STRIP):
         high = min(low + _STRIP, highest)
-        part = np.array([low - radius, high + radius]) - start[axis]
-        other = start[1 - axis] + (end - start)[1 - axis] * np.clip(part / (length or 1.0), 0.0, 1.0)
-        other_low = max(math.floor(other.min() - radius), 0)
-        other_high = min(math.ceil(other.max() + radius), size[1 - axis])
+        part = [(place - start[axis]) / (length or 1.0) for place in (low - radius, high + radius)]
+        other = [start[1 - axis] + extent[1 - axis] * min(max(share, 0.0), 1.0) for share in part]
+        other_low = max(math.floor(min(other) - radius), 0)
+        other_high = min(math.ceil(max(other) + radius), size[1 - axis])
         if other_low < other_high:
             yield (low, other_low, high, other_high) if axis == 0 else (other_low, low, other_high, high)
 

@@ -18,6 +18,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.image_utils import ChannelDimension
 from transformers.pipelines.pt_utils import KeyDataset
 
+from .fusion_querypose import FusedCopy
 from .image_decoding_querypose import decode_image, is_file, read_bytes
 
 
@@ -98,13 +99,19 @@ def _is_number(value: Any) -> bool:
 class PoseEstimationPipeline(Pipeline):
     """Finds people in images, each with a box and keypoints.
 
+    Args:
+        optimize (`bool`, *optional*, defaults to `False`): run a [`FusedCopy`] of the model, which is faster and gives
+            the same to floating-point tolerance. `pipeline.model` can still be trained and saved. The copy is made
+            anew once weights of the model have changed, or its device or type; not if its layers are replaced.
+        kwargs: of [`~transformers.Pipeline`], and any argument of a call but `inputs`.
+
     Example:
 
     ```python
     >>> import querypose_hf
     >>> from transformers import pipeline
 
-    >>> pose_estimator = pipeline("pose-estimation", model="path/to/checkpoint")
+    >>> pose_estimator = pipeline("pose-estimation", model="path/to/checkpoint", optimize=True)
     >>> pose_estimator("photo.jpg")
     [{'score': 0.93, 'label': 'person', 'box': {'xmin': 52.1, 'ymin': 20.9, 'xmax': 180.4, 'ymax': 431.0},
       'keypoints': [{'name': 'nose', 'x': 114.2, 'y': 61.7, 'score': 0.97}, ...]}, ...]
@@ -115,6 +122,14 @@ class PoseEstimationPipeline(Pipeline):
     _load_image_processor = True
     _load_feature_extractor = False
     _load_tokenizer = False
+
+    def __init__(self, *args: Any, optimize: bool = False, **kwargs: Any):
+        if not isinstance(optimize, bool):
+            raise ValueError(f"`optimize` must be True or False, but is {optimize!r}.")
+        super().__init__(*args, **kwargs)
+        if optimize and not hasattr(self.model.base_model, "backbone"):
+            raise ValueError(f"`optimize` is True, but {type(self.model).__name__} has no batch norms to fold.")
+        self._fused = FusedCopy(self.model) if optimize else None
 
     def _sanitize_parameters(
         self,
@@ -244,8 +259,9 @@ class PoseEstimationPipeline(Pipeline):
         if isinstance(images[0], list):
             images = [image for [image] in images]
         batch = self.image_processor.pad_to_batch(images)
-        outputs = self.model(
-            batch["pixel_values"].to(self.dtype),
+        model: Any = self.model if self._fused is None else self._fused.get()
+        outputs = model(
+            batch["pixel_values"].to(model.dtype),
             pixel_mask=batch["pixel_mask"],
             keypoint_top_k=keypoint_top_k,
             # nobody below the threshold or beyond the number is reported: they need no keypoints

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.backbone_querypose import QueryPoseBackbone
-from ..weights.fusion import find_norm_pairs, norm_tail
+from ..model.fusion_querypose import find_norm_pairs, norm_tail
 
 
 def speed_up_convolutions(backbone: QueryPoseBackbone, float32_depthwise: bool = False) -> None:

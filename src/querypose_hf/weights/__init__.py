@@ -1,1 +1,1 @@
-"""Weights: conversion, backbones, storage, fusion, adapters."""
+"""Weights: conversion, backbones, storage, adapters."""

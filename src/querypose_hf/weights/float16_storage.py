@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..files import filling_folder, read_json, write_json
+from ..model.fusion_querypose import survives_cast
 
 
 _SETTINGS = ("config.json", "preprocessor_config.json", "processor_config.json")
@@ -51,17 +52,6 @@ def store_in_float16(folder: str | os.PathLike, output: str | os.PathLike) -> Pa
                 fields.pop("auto_map", None)  # it would ask for the code
                 write_json(fields, temporary / settings, indent=2)
     return output
-
-
-def survives_cast(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether a cast only rounds: nothing finite becomes infinite, and little falls below the range of `dtype`."""
-    cast = tensor.to(dtype)
-    if not torch.equal(cast.isfinite(), tensor.isfinite()):
-        return False
-    finite = tensor.isfinite()
-    exact = tensor[finite].double()
-    # rounding to the nearest loses half of eps at most
-    return bool((cast[finite].double() - exact).norm() <= torch.finfo(dtype).eps * exact.norm())
 
 
 __all__ = ["store_in_float16"]

@@ -1,32 +1,33 @@
 """Folds batch norms into convolutions, for faster inference."""
 
+import copy
+import itertools
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from transformers import PreTrainedModel
+from transformers.utils import logging
 
-from ..model.keypoint_layer_querypose import QueryPoseSpatialAttention
-from ..model.modeling_querypose import QueryPoseForPoseEstimation, QueryPoseModel
-from .float16_storage import survives_cast
 
+logger = logging.get_logger(__name__)
 
 # pixels a side of the image that shows which batch norm follows which convolution
 _PROBE_SIDE = 64
 
 
-def fuse_for_inference(
-    model: QueryPoseForPoseEstimation | QueryPoseModel, channels_last: bool = True
-) -> QueryPoseForPoseEstimation | QueryPoseModel:
+def fuse_for_inference(model: PreTrainedModel, channels_last: bool = True) -> Any:
     """Folds batch norms into the convolutions before them, in place, and lays out convolutions for speed.
 
     Outputs stay the same to floating-point tolerance. Frozen batch norms are folded too, and so is the one after the
     transposed convolution of each keypoint layer. In a model in half precision, a batch norm stays where the folded
-    weights would be lost in the model's type. The model can then neither be trained nor saved: a checkpoint without
-    its batch norms could not be loaded.
+    weights would be lost in the model's type. All of a backbone's stay, with a warning, where something else reads the
+    outputs of their convolutions. The model can then neither be trained nor saved: a checkpoint without its batch
+    norms could not be loaded.
 
     Args:
-        model: a QueryPose model in evaluation mode; it is changed.
+        model: a QueryPose model in evaluation mode, with or without its pose estimation head; it is changed.
         channels_last (`bool`, *optional*, defaults to `True`): lay out convolutions with channels last, weights and
             therefore features. The usual layout is better for export.
 
@@ -34,7 +35,7 @@ def fuse_for_inference(
         The model itself.
 
     Raises:
-        ValueError: the model is in training mode, or folding would change its outputs.
+        ValueError: the model is in training mode.
 
     Example:
 
@@ -44,13 +45,12 @@ def fuse_for_inference(
     """
     if model.training:
         raise ValueError("`model` is in training mode; expected `model.eval()`, because batch norms are folded.")
-    base = model.model if isinstance(model, QueryPoseForPoseEstimation) else model
+    base: Any = model.base_model
     with torch.no_grad():
         _fuse_network(base.backbone)
         for module in base.modules():
-            if not isinstance(module, QueryPoseSpatialAttention) or isinstance(module.upsample_norm, nn.Identity):
-                continue
-            if _fold(module.upsample, module.upsample_norm):
+            norm = getattr(module, "upsample_norm", None)  # of the spatial attention
+            if norm is not None and not isinstance(norm, nn.Identity) and _fold(module.upsample, norm):
                 setattr(module, "upsample_norm", nn.Identity())  # noqa: B010 - of another type than it is declared
     model.requires_grad_(False)
     if channels_last:
@@ -60,6 +60,49 @@ def fuse_for_inference(
     _forbid(model, "train", "trained", lambda mode=True: mode)
     _forbid(model, "save_pretrained", "saved")
     return model
+
+
+class FusedCopy:
+    """A copy of a model for [`fuse_for_inference`], which leaves the model itself as it is.
+
+    The two share the memory of all weights but those of convolutions. Where weights of the model have changed, by
+    training, `load_state_dict`, or a move to another device or type, the copy is made anew.
+
+    Args:
+        model: a QueryPose model.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self._tensors = [
+            tensors for module in model.modules() for tensors in (module._parameters, module._buffers) if tensors
+        ]
+        self._state: list[tuple[int, int]] = []
+        self._fused: Any = None
+        self.get()
+
+    def get(self) -> Any:
+        """The copy, in evaluation mode."""
+        state = [
+            (tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
+            for tensors in self._tensors
+            for tensor in tensors.values()
+            if tensor is not None
+        ]
+        if state != self._state:
+            self._fused = None  # its memory can be used again
+            self._fused = fuse_for_inference(_share_weights(self.model).eval())
+            self._state = state
+        return self._fused
+
+
+def _share_weights(model: PreTrainedModel) -> Any:
+    """A copy of a model whose parameters and buffers are of the same memory, without gradients."""
+    shared: dict[int, Any] = {}
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        alias = tensor.detach()
+        shared[id(tensor)] = nn.Parameter(alias, False) if isinstance(tensor, nn.Parameter) else alias
+    return copy.deepcopy(model, shared)
 
 
 def _forbid(model: nn.Module, method: str, what: str, applies: Any = lambda *args, **kwargs: True) -> None:
@@ -78,7 +121,7 @@ def _is_batch_norm(module: nn.Module) -> bool:
     # timm and torchvision have frozen batch norms of their own
     names = ("running_mean", "running_var", "weight", "bias")
     return "BatchNorm" in type(module).__name__ and all(
-        isinstance(getattr(module, name, None), torch.Tensor) for name in names
+        isinstance(getattr(module, name, None), Tensor) for name in names
     )
 
 
@@ -92,42 +135,45 @@ def _fuse_network(network: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 3, _PROBE_SIDE, _PROBE_SIDE, generator=generator).to(parameter)
     pairs, expected = find_norm_pairs(network, image)
+    before = [(convolution, convolution.weight, convolution.bias, name, norm) for convolution, name, norm in pairs]
     for convolution, name, norm in pairs:
-        if not _fold(convolution, norm):
-            continue
-        rest = norm_tail(norm)
-        parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, nn.Sequential(*rest) if rest else nn.Identity())
+        if _fold(convolution, norm):
+            rest = norm_tail(norm)
+            network.set_submodule(name, nn.Sequential(*rest) if rest else nn.Identity())
     tolerance = 1e-3 if parameter.dtype in (torch.float32, torch.float64) else 0.1
-    for before, after in zip(expected, network(image), strict=True):
-        if not (before - after).abs().max() <= tolerance * before.abs().max().clamp(min=1e-6):
-            raise ValueError(
-                f"`backbone_config` describes a {type(network).__name__} whose batch norms cannot be folded: "
-                "the outputs of their convolutions are also used elsewhere."
-            )
+    if all(
+        (plain - fused).abs().max() <= tolerance * plain.abs().max().clamp(min=1e-6)
+        for plain, fused in zip(expected, network(image), strict=True)
+    ):
+        return
+    for convolution, weight, bias, name, norm in before:
+        convolution.weight, convolution.bias = weight, bias
+        network.set_submodule(name, norm)
+    logger.warning(
+        f"The batch norms of {type(network).__name__} are not folded: the outputs of their convolutions are also used "
+        "elsewhere. Inference is slower."
+    )
 
 
-def find_norm_pairs(
-    network: nn.Module, image: torch.Tensor
-) -> tuple[list[tuple[nn.Conv2d, str, nn.Module]], list[torch.Tensor]]:
+def find_norm_pairs(network: nn.Module, image: Tensor) -> tuple[list[tuple[nn.Conv2d, str, nn.Module]], list[Tensor]]:
     """Finds each batch norm that takes the output of a convolution, by running the network once.
 
     Args:
         network (`nn.Module`): gives a list of feature maps.
-        image (`torch.Tensor`): of shape `(1, 3, height, width)`.
+        image (`Tensor`): of shape `(1, 3, height, width)`.
 
     Returns:
         `tuple`: convolution, name of the batch norm and batch norm of each pair; and the network's outputs.
     """
-    made_by: list[tuple[torch.Tensor, nn.Conv2d]] = []
+    made_by: list[tuple[Tensor, nn.Conv2d]] = []
     pairs: list[tuple[nn.Conv2d, str, nn.Module]] = []
 
-    def note_output(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    def note_output(module: nn.Module, inputs: Any, output: Tensor) -> None:
         assert isinstance(module, nn.Conv2d)
         made_by.append((output, module))
 
     def note_input(name: str) -> Any:
-        def note(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             pairs.extend((made, name, module) for output, made in made_by if output is inputs[0])
 
         return note
@@ -169,4 +215,15 @@ def _fold(convolution: nn.Conv2d | nn.ConvTranspose2d, norm: Any) -> bool:
     return True
 
 
-__all__ = ["fuse_for_inference"]
+def survives_cast(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a cast only rounds: nothing finite becomes infinite, and little falls below the range of `dtype`."""
+    cast = tensor.to(dtype)
+    if not torch.equal(cast.isfinite(), tensor.isfinite()):
+        return False
+    finite = tensor.isfinite()
+    exact = tensor[finite].double()
+    # rounding to the nearest loses half of eps at most
+    return bool((cast[finite].double() - exact).norm() <= torch.finfo(dtype).eps * exact.norm())
+
+
+__all__ = ["FusedCopy", "fuse_for_inference"]

@@ -1,6 +1,7 @@
 """A model with folded batch norms gives the same outputs, and refuses to be trained or saved."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ from tiny import BACKBONES, tiny_config
 from torch import nn
 
 from querypose_hf import QueryPoseForPoseEstimation
+from querypose_hf.model.fusion_querypose import FusedCopy, fuse_for_inference
 from querypose_hf.model.keypoint_layer_querypose import QueryPosePartBatchNorm
-from querypose_hf.weights.fusion import fuse_for_inference
 
 
 RESULTS = ("logits", "pred_boxes", "pred_keypoints", "keypoint_scores", "keypoint_sigmas")
@@ -80,17 +81,83 @@ def test_what_a_fused_model_refuses(tmp_path):
     assert not model.eval().training
 
 
-def test_convolution_whose_output_is_used_twice_is_refused():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+class Twice(nn.Module):
+    """A convolution whose output is read by more than its batch norm."""
 
-        def forward(self, pixel_values):
-            features = self.conv(pixel_values)
-            return [features + self.norm(features)]
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
 
+    def forward(self, pixel_values):
+        features = self.conv(pixel_values)
+        return [features + self.norm(features)]
+
+
+def test_convolution_whose_output_is_used_twice_keeps_its_batch_norm(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    network = with_statistics(Twice()).double().eval()
     model = make_model(backbone="resnet")
-    model.model.backbone = with_statistics(Twice()).double().eval()
-    with pytest.raises(ValueError, match="cannot be folded"):
-        fuse_for_inference(model)
+    model.model.backbone = copy.deepcopy(network)
+    fuse_for_inference(model)
+    assert "The batch norms of Twice are not folded" in caplog.text
+    found, expected = model.model.backbone.state_dict(), network.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+class TestFusedCopy:
+    @pytest.fixture(scope="class")
+    def pixel_values(self):
+        return torch.randn(1, 3, 64, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    @pytest.fixture
+    def model(self):
+        return with_statistics(make_model(backbone="resnet"))
+
+    @staticmethod
+    @torch.no_grad()
+    def assert_same(fused, model, pixel_values):
+        found, expected = fused.get()(pixel_values), model.eval()(pixel_values)
+        for name in RESULTS:
+            torch.testing.assert_close(found[name], expected[name])
+
+    def test_the_model_stays_as_it_is(self, model, pixel_values):
+        before = {name: (tensor.clone(), tensor.stride()) for name, tensor in model.state_dict().items()}
+        model.train()
+        fused = FusedCopy(model)
+        assert model.training and any(parameter.requires_grad for parameter in model.parameters())
+        after = model.state_dict()
+        assert after.keys() == before.keys()
+        for name, (tensor, strides) in before.items():
+            assert torch.equal(after[name], tensor) and after[name].stride() == strides, name
+        self.assert_same(fused, model, pixel_values)
+        assert fused.get() is fused.get()
+
+    def test_memory_is_shared_but_for_convolutions(self, model):
+        places = {tensor.data_ptr() for tensor in model.state_dict().values()}
+        fused = FusedCopy(model).get()
+        own = {name for name, tensor in fused.state_dict().items() if tensor.data_ptr() not in places}
+        of_convolutions = {
+            f"{name}.{field}"
+            for name, module in fused.named_modules()
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+            for field in ("weight", "bias")
+        }
+        assert own and own <= of_convolutions
+
+    @pytest.mark.parametrize("change", ["step", "load", "assign"])
+    def test_it_follows_the_weights(self, model, pixel_values, change):
+        fused = FusedCopy(model)
+        if change == "step":
+            model.train()
+            model(pixel_values).pred_boxes.sum().backward()
+            torch.optim.SGD(model.parameters(), lr=1.0).step()
+        else:
+            torch.manual_seed(1)
+            other = with_statistics(QueryPoseForPoseEstimation(model.config)).double()
+            model.load_state_dict(other.state_dict(), assign=change == "assign")
+        self.assert_same(fused, model, pixel_values)
+
+    def test_it_follows_the_type(self, model):
+        fused = FusedCopy(model)
+        model.to(torch.bfloat16)
+        assert fused.get().dtype == torch.bfloat16
