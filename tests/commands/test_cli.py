@@ -98,7 +98,7 @@ def test_predict_json(model, in_folder, capsys):
     arguments = ["predict", *map(str, images), "--model", model, "--device", "cpu", "--threshold", "0.01", "--json"]
     assert main(arguments) == 0
     results = json.loads(capsys.readouterr().out)
-    pose_estimator = pipeline("pose-estimation", model=model, device="cpu")
+    pose_estimator = pipeline("pose-estimation", model=model, device="cpu", optimize=True)
     assert len(results) == 2
     for image, result in zip(images, results, strict=True):
         assert list(result) == RECORD_FIELDS

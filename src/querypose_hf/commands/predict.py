@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..assets import SAMPLE_IMAGE
+from ..inference.reading_ahead import read_ahead
 from ..inference.records import count_people, find_people_in_batch, image_record
 from ..inference.sources import check_image, expand_sources, is_video
 from ..settings import UsageError
@@ -137,16 +138,14 @@ class _Image(NamedTuple):
 
 
 def _batches(sources: Sequence[str], size: int, tally: InputTally) -> Iterator[str | list[_Image]]:
-    """Images that follow one another, decoded and in batches, and each video by itself.
+    """Images that follow one another, decoded ahead and in batches, and each video by itself.
 
     Images before an error come before the error.
     """
-    from ..model.image_decoding_querypose import decode_pil_image
-
     batch: list[_Image] = []
-    for index, source in enumerate(sources):
+    for index, (source, decoded) in enumerate(read_ahead(_decode, sources, size)):
         try:
-            image = None if is_video(source) else tally.attempt(source, decode_pil_image, source)
+            image = None if is_video(source) else tally.attempt(source, decoded.result)
         except Exception:
             if batch:
                 yield batch
@@ -160,6 +159,12 @@ def _batches(sources: Sequence[str], size: int, tally: InputTally) -> Iterator[s
             yield source
     if batch:
         yield batch
+
+
+def _decode(source: str) -> Any:
+    from ..model.image_decoding_querypose import decode_pil_image
+
+    return None if is_video(source) else decode_pil_image(source)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from ..processes import rank, world_size
 from .image_dataset import import_from_data_extra
 from .loading import fingerprint
 from .options import BulkOptions
+from .reading_ahead import read_ahead
 from .records import find_people_in_batch, image_record, record_schema
 
 
@@ -180,13 +183,13 @@ def _write_shard(
 def _found_people(
     pose_estimator: Any, dataset: Any, rows: Sequence[int], options: BulkOptions
 ) -> Iterator[list[dict[str, Any]]]:
-    """The records of each batch of the dataset's rows."""
-    for first in range(0, len(rows), options.batch_size):
-        batch = [_read_image(dataset, index) for index in rows[first : first + options.batch_size]]
-        images = [image for _, image, _ in batch if image is not None]
+    """The records of each batch of the dataset's rows; the images of the next one are read meanwhile."""
+    reading = read_ahead(partial(_read_image, dataset), rows, options.batch_size)
+    while read := [(index, *image.result()) for index, image in islice(reading, options.batch_size)]:
+        images = [image for _, _, image, _ in read if image is not None]
         found = iter(find_people_in_batch(pose_estimator, images, options.threshold, options.top_k) if images else [])
         records = []
-        for index, (source, image, error) in zip(rows[first:], batch, strict=False):
+        for index, source, image, error in read:
             people: Any = [] if image is None else next(found)
             if isinstance(people, Exception):
                 people, error = [], f"its people cannot be found: {people}"
