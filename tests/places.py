@@ -15,4 +15,5 @@ OWN_SCRIPTS = (
     "study",
     "train_with_trainer",
     "write_published_cards",
+    "write_readme",
 )

@@ -1,30 +1,40 @@
-"""README and documentation: the commands are commands, and the Python runs as it stands."""
+"""README and documentation: the commands are commands, and the Python, JSON and YAML do what the pages say."""
 
 import importlib.util
 import json
 import logging
 import re
+import runpy
 import shlex
+import tomllib
 from pathlib import Path
 
 import PIL.Image
 import pytest
 import torch
+import yaml
 from places import OWN_SCRIPTS, PROJECT
-from small_data import SAMPLE_PEOPLE, sample_coco
-from tiny import people, save_tiny_checkpoint, tiny_config
+from small_data import SAMPLE_PEOPLE, write_rendered_coco
+from tiny import people, save_tiny_checkpoint
 from transformers import pipeline
 
-from querypose_hf import CROWDPOSE_14, QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessorPil
+from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessorPil
 from querypose_hf.assets import SAMPLE_IMAGE
 from querypose_hf.cli import build_parser, main
 from querypose_hf.data import CocoPoseDataset
-from querypose_hf.weights import backbone_weights
+from querypose_hf.data.yolo_pose import YoloPoseDataset
+from querypose_hf.hub.endpoint_handler import EndpointHandler
+from querypose_hf.training.experiment import Experiment
 
 
 #: What is not in the test extra, or need not be installed, by what a block imports.
 OPTIONAL = ("bitsandbytes", "fiftyone", "pandas", "peft", "ray", "supervision", "torchao")
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+#: Pages whose Python other tests run.
+PYTHON_ELSEWHERE = {
+    "docs/bulk.md": "test_documented_commands.py, where there is a table to read, and tests/inference/test_ray.py",
+    "docs/hub.md": "tests/hub/test_push.py, with a hub on loopback",
+}
 _SCRIPT = re.compile(r"^scripts/(\w+)\.py$")
 #: The command whose script has another name.
 _RENAMED = {"convert_querypose_original_to_hf": "convert"}
@@ -34,21 +44,28 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
-def commands(page: Path) -> list[list[str]]:
-    """The arguments of every `querypose` command in a page's shell blocks and tables, scripts under a launcher too."""
-    found = []
-    in_tables = re.findall(r"^\|.*`(querypose [^`]*)`", page.read_text(), flags=re.MULTILINE)
+def command_lines(page: Path) -> list[list[str]]:
+    """The words of every command in a page's shell blocks, and of every `querypose` command in its tables."""
+    rows = re.findall(r"^\|.*\|$", page.read_text(), flags=re.MULTILINE)
+    in_tables = [command for row in rows for command in re.findall(r"`(querypose [^`]*)`", row)]
+    lines = []
     for block in [*blocks(page, "bash"), *in_tables]:
         for line in block.replace("\\\n", " ").splitlines():
-            for command in re.split(r"&&|\||;", line):
-                words = shlex.split(command, comments=True)
-                for place, word in enumerate(words):
-                    script = _SCRIPT.match(word)
-                    if word == "querypose":
-                        found.append(words[place + 1 :])
-                    elif script and script[1] not in OWN_SCRIPTS:
-                        name = _RENAMED.get(script[1], script[1].replace("_", "-"))
-                        found.append([name, *words[place + 1 :]])
+            lines += [shlex.split(command, comments=True) for command in re.split(r"&&|\||;", line)]
+    return lines
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The arguments of every `querypose` command of a page, scripts under a launcher too."""
+    found = []
+    for words in command_lines(page):
+        for place, word in enumerate(words):
+            script = _SCRIPT.match(word)
+            if word == "querypose":
+                found.append(words[place + 1 :])
+            elif script and script[1] not in OWN_SCRIPTS:
+                name = _RENAMED.get(script[1], script[1].replace("_", "-"))
+                found.append([name, *words[place + 1 :]])
     return found
 
 
@@ -62,7 +79,50 @@ def test_commands_are_commands(page, capsys):
 
 
 def test_pages_have_commands():
-    assert len(commands(PROJECT / "README.md")) >= 8
+    assert len(commands(PROJECT / "README.md")) >= 12
+
+
+def test_own_scripts_have_the_flags_of_the_pages(monkeypatch, capsys):
+    """Of the scripts that are no command of `querypose`; their own tests run them."""
+    helps = {}
+    for page in PAGES:
+        for words in command_lines(page):
+            scripts = [word for word in words if (found := _SCRIPT.match(word)) and found[1] in OWN_SCRIPTS]
+            if not scripts:
+                continue
+            arguments = words[words.index(scripts[0]) + 1 :]
+            command = [scripts[0], *(word for word in arguments[:1] if not word.startswith("-"))]
+            if str(command) not in helps:
+                monkeypatch.setattr("sys.argv", [*command, "--help"])
+                with pytest.raises(SystemExit, match="0"):
+                    runpy.run_path(str(PROJECT / scripts[0]), run_name="__main__")
+                helps[str(command)] = capsys.readouterr().out
+            unknown = [word for word in arguments if word.startswith("--") and word not in helps[str(command)]]
+            assert not unknown, f"{page.name}: {command}: {unknown}"
+    assert len(helps) >= 4
+
+
+def test_extras_exist():
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
+    rows = re.findall(r"\| `([\w,-]+)` \|$", (PROJECT / "README.md").read_text(), flags=re.MULTILINE)
+    assert rows
+    for page in PAGES:
+        named = re.findall(r'"\.\[([\w,-]+)\]"', page.read_text()) + (rows if page.name == "README.md" else [])
+        assert {extra for group in named for extra in group.split(",")} <= extras, page.name
+
+
+def test_every_block_is_run():
+    """By a test of this file unless a table says where else; shell blocks by test_documented_commands.py."""
+    of = {language: set() for language in ("python", "json", "yaml")}
+    for page in PAGES:
+        languages = re.findall(r"^ *```(\w+)$", page.read_text(), flags=re.MULTILINE)
+        assert set(languages) <= {*of, "bash", "text"}, page.name
+        for language in of.keys() & set(languages):
+            of[language].add(page.relative_to(PROJECT).as_posix())
+    here = Path(__file__).read_text()
+    run_here = {page for page in of["python"] if f'"{page}"' in here} - PYTHON_ELSEWHERE.keys()
+    assert of["python"] - run_here == PYTHON_ELSEWHERE.keys()
+    assert of["json"] == {"docs/serving.md", "docs/training.md"} and of["yaml"] == {"docs/training.md"}
 
 
 def test_links_lead_somewhere():
@@ -75,9 +135,9 @@ def test_links_lead_somewhere():
 @pytest.fixture
 def in_folder(tmp_path, monkeypatch):
     """A folder with what the pages speak of."""
-    checkpoint = tmp_path / "path" / "to" / "checkpoint"
-    # sure of itself, so that there are people to speak of
-    save_tiny_checkpoint(checkpoint, class_bias=4.0, longest_edge=96)
+    for checkpoint in ("path/to/checkpoint", "runs/train/best"):
+        # sure of itself, so that there are people to speak of
+        save_tiny_checkpoint(tmp_path / checkpoint, class_bias=4.0, longest_edge=96)
     (tmp_path / "photo.jpg").write_bytes(SAMPLE_IMAGE.read_bytes())
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -122,8 +182,36 @@ def test_interoperability(in_folder):
 
 def test_serving(in_folder):
     namespace, _ = run("docs/serving.md")
-    assert (in_folder / "path/to/checkpoint/handler.py").is_file()
-    assert all(person["score"] >= 0.5 for person in namespace["people"])
+    assert (in_folder / "runs/train/best/handler.py").is_file()
+    assert len(namespace["people"]) == 2
+    # the request and the answer that the page shows
+    request, answer = map(json.loads, blocks(PROJECT / "docs" / "serving.md", "json"))
+    found = EndpointHandler("runs/train/best", device="cpu")({**request, "inputs": PIL.Image.open("photo.jpg")})
+    assert found and found[0].keys() == answer[0].keys()
+    assert found[0]["keypoints"][0].keys() == answer[0]["keypoints"][0].keys()
+
+
+def test_evaluation(in_folder):
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+    source = write_rendered_coco(in_folder / "data", count=2)
+    Path(source["images"]).rename("val")
+    content = json.loads(Path(source["annotations"]).read_text())
+    Path("val.json").write_text(json.dumps(content))
+    results = [
+        {"image_id": one["image_id"], "category_id": 1, "keypoints": one["keypoints"], "score": 0.5}
+        for one in content["annotations"]
+    ]
+    Path("results.json").write_text(json.dumps(results))
+    namespace, _ = run("docs/evaluation.md")
+    assert Path("scores/report.html").is_file()
+    assert namespace["figures"]["metrics"]["AP"] == pytest.approx(1)
+
+
+def test_speed(in_folder):
+    pose_estimator = pipeline("pose-estimation", model="path/to/checkpoint")
+    namespace, _ = run("docs/speed.md", pose_estimator=pose_estimator, list_of_files=["photo.jpg"] * 3)
+    assert len(namespace["people"]) == 3 and all(namespace["people"])
+    assert not [layer for layer in namespace["model"].modules() if isinstance(layer, torch.nn.BatchNorm2d)]
 
 
 def test_an_exported_file_runs_without_this_package(in_folder, capsys, caplog):
@@ -132,7 +220,7 @@ def test_an_exported_file_runs_without_this_package(in_folder, capsys, caplog):
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     page = PROJECT / "docs" / "export.md"
     (command,) = (words for words in commands(page) if "people" in words)
-    assert main(command) == 0
+    assert main(["path/to/checkpoint" if word == "querypose-nano" else word for word in command]) == 0
     out, err = capsys.readouterr()
     assert out == f"Written to {Path('exported-people/model.onnx')}\n"
     assert "Tracing the model ...\nWriting model.onnx ...\n" in err
@@ -185,17 +273,27 @@ def test_video(in_folder, capsys):
     assert re.search(r"\(\d+, 0\.\d+\)", lines[2])
 
 
-def test_training(in_folder, monkeypatch):
-    """A step of training; and annotations of CrowdPose's keypoints, made of COCO's, that the reader takes."""
-    # the published model takes minutes for a step here, and its weights are on the Hub
-    monkeypatch.setattr(QueryPoseConfig, "from_variant", lambda variant: tiny_config())
-    loaded = []
-    monkeypatch.setattr(backbone_weights, "load_backbone_weights", lambda *args, **kwargs: loaded.append(kwargs))
-    Path("coco.json").write_text(json.dumps(sample_coco()))
+def test_training(in_folder):
+    """A step of training, and the data and descriptions that the page shows."""
     annotations = [{"image_id": 1, "annotations": SAMPLE_PEOPLE}]
     namespace, _ = run("docs/training.md", images=[PIL.Image.open(SAMPLE_IMAGE)], annotations=annotations)
-    assert loaded and namespace["outputs"].loss.isfinite()
+    assert namespace["outputs"].loss.isfinite()
     assert namespace["config"].keypoint_flip_indices == [0, 2, 1, 3, 4]
-    dataset = CocoPoseDataset("crowdpose_like.json", SAMPLE_IMAGE.parent)
-    assert dataset.keypoint_names == CROWDPOSE_14.keypoint_names
-    assert len(dataset.annotations(0)) == len(SAMPLE_PEOPLE)
+
+    page = PROJECT / "docs" / "training.md"
+    (content,) = blocks(page, "json")
+    Path("train.json").write_text(content)
+    dataset = CocoPoseDataset("train.json", "train")
+    assert dataset.keypoint_names == ("nose", "left_ear", "right_ear") and len(dataset) == 1
+
+    description, streaming, yolo = blocks(page, "yaml")
+    assert Experiment.from_mapping(yaml.safe_load(description)).training.schedule.length == 30
+    streamed = Experiment.from_mapping({"model": {"variant": "r50"}, **yaml.safe_load(streaming)})
+    assert streamed.data.train[0].streaming
+    Path("data.yaml").write_text(yolo)
+    Path("images/train").mkdir(parents=True)
+    PIL.Image.open(SAMPLE_IMAGE).save("images/train/1.jpg")
+    Path("labels/train").mkdir(parents=True)
+    Path("labels/train/1.txt").write_text("0 .5 .5 .4 .4 .5 .4 2 .45 .35 2 0 0 0\n")
+    dataset = YoloPoseDataset("data.yaml")
+    assert dataset.keypoint_names == ("nose", "left_ear", "right_ear") and len(dataset.annotations(0)) == 1

@@ -12,7 +12,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 from small_data import relabelled_for_crowdpose, small_experiment, write_rendered_coco
-from test_documentation import PAGES, PROJECT, commands
+from test_documentation import PAGES, PROJECT, blocks, commands
 from tiny import save_tiny_checkpoint, tiny_config
 
 from querypose_hf import CROWDPOSE_14, QueryPoseForPoseEstimation, QueryPoseImageProcessor
@@ -37,7 +37,8 @@ LEAVES = {
     "predict clip.mp4": "people.jsonl",
     "predict photo.jpg": "outputs/photo_poses.jpg",
     "explain photo.jpg": "outputs/photo_parts.png",
-    "train": "runs/mine/last/model.safetensors",
+    "train --config": "runs/mine/last/model.safetensors",
+    "train": "runs/train/last/model.safetensors",
     "evaluate": "scores/metrics.json",
     "check-data": "report",
     "card": "runs/r50/best/README.md",
@@ -89,6 +90,7 @@ def prepared(tmp_path_factory):
     (folder / "crowdpose_test.json").write_text(json.dumps(crowd))
     (folder / "mine.yaml").write_text(yaml.safe_dump(small_experiment(source)))
     save_tiny_checkpoint(folder / "runs" / "r50" / "best")
+    save_tiny_checkpoint(folder / "runs" / "train" / "best", class_bias=2.0, longest_edge=96)
     (folder / "scores").mkdir()
     metrics = {"metrics": {"AP": 0.5, "AP50": 0.8}, "protocol": {"metric": "coco", "images": 5000, "people": 11004}}
     (folder / "scores" / "metrics.json").write_text(json.dumps(metrics))
@@ -127,6 +129,10 @@ def test_command(arguments, in_folder, capsys):
     assert main(arguments) == 0, capsys.readouterr().err
     left = LEAVES[beginning(arguments, LEAVES)]
     assert list(in_folder.glob(left)), (left, sorted(path.name for path in in_folder.iterdir()))
+    if arguments[0] == "predict" and "--dataset" in arguments:
+        (block,) = (code for code in blocks(PROJECT / "docs" / "bulk.md", "python") if "pyarrow" in code)
+        exec(compile(block, "bulk.md", "exec"), namespace := {})
+        assert "threshold" in namespace["settings"]
 
 
 def crowdpose_checkpoint(folder):

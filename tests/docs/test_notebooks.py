@@ -8,7 +8,7 @@ from places import PROJECT
 
 NOTEBOOKS = PROJECT / "notebooks"
 TINY = {
-    "visualise": "model = None\nimage = None\nthreshold = 0.15",
+    "visualise": "model = None\nimage = None",
     "fine_tune": "steps = 3\npictures = 2\nheight, width = 64, 64",
 }
 

@@ -18,7 +18,7 @@ def add_parser(commands: Any) -> None:
         "processes: accelerate launch scripts/train.py, with the same flags. Paths are relative to where it is run.",
     )
     parser.add_argument("--config", type=Path, help="YAML with model, data, augmentation, image_processor, training")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--output", type=Path, default=Path("runs/train"), help="folder of the run (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output, if any")
     parser.add_argument(
         "--stop-after", type=int, metavar="STEP", help="write a checkpoint after this step and stop, to --resume later"
