@@ -275,6 +275,8 @@ def test_training(in_folder):
 
     page = PROJECT / "docs" / "training.md"
     (content,) = blocks(page, "json")
+    Path("train").mkdir()
+    PIL.Image.new("RGB", (640, 480)).save("train/0001.jpg")
     Path("train.json").write_text(content)
     dataset = CocoPoseDataset("train.json", "train")
     assert dataset.keypoint_names == ("nose", "left_ear", "right_ear") and len(dataset) == 1
