@@ -603,6 +603,13 @@ def test_saved_and_loaded(pose_estimator, tmp_path):
     assert_same_people([objects(picture, **ALL)], [expected])
 
 
+def test_the_model_can_be_trained_after_it_was_used(folder):
+    pose_estimator = load(folder, optimize=True)
+    pose_estimator(make_picture(), **ALL)
+    pose_estimator.model.train()(torch.randn(1, 3, 64, 64, dtype=torch.float64)).logits.sum().backward()
+    assert any(parameter.grad is not None for parameter in pose_estimator.model.parameters())
+
+
 def test_optimized(folder, pose_estimator, tmp_path):
     picture = make_picture()
     fast = load(folder, optimize=True)
