@@ -61,7 +61,9 @@ def test_host_syncs_of_a_training_step(fields, expected, monkeypatch):
     monkeypatch.setattr(rois_querypose, "reads_rows", lambda device: False)
     torch.manual_seed(0)
     model = QueryPoseForPoseEstimation(tiny_config(decoder_layers=3, **fields)).train()
-    pixel_values, labels = torch.randn(2, 3, 64, 64), [people(3), people(2)]
+    pixel_values = torch.randn(2, 3, 64, 64)
+    # as the collator makes them
+    labels = [{**people(count), "exhaustive": torch.tensor(True)} for count in (3, 2)]
     model(pixel_values, labels=labels).loss.backward()  # what is computed once is computed here
     model.zero_grad()
     with HostSyncs(monkeypatch) as syncs:

@@ -57,7 +57,13 @@ class QueryPoseTargets(NamedTuple):
         keypoints = join("keypoints", (config.num_keypoints, 3), dtype)
         if len(class_labels):
             _check_values(class_labels, boxes, keypoints, config.num_labels)
-        exhaustive = torch.tensor([bool(label.get("exhaustive", True)) for label in labels])
+        # where the other labels are: reading it on the host would be a host sync for each image
+        exhaustive = torch.stack(
+            [
+                torch.as_tensor(label.get("exhaustive", True), device=torch.as_tensor(label["boxes"]).device)
+                for label in labels
+            ]
+        ).bool()
         class_labels, boxes, keypoints, exhaustive = (
             values.to(device, non_blocking=True) for values in (class_labels, boxes, keypoints, exhaustive)
         )

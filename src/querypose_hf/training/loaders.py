@@ -44,14 +44,16 @@ class EpochLoader:
             pin_memory=accelerator.device.type == "cuda",
             generator=_own_generator(config),
         )
-        self._loader = accelerator.prepare(loader)
+        self.device = accelerator.device
+        self._loader = accelerator.prepare_data_loader(loader, device_placement=False)
         self.batches_per_epoch = len(self._loader)
         self.origin: dict[str, Any] = {"number of images": len(dataset)}
 
     def batches(self, epoch: int, skipped: int) -> Iterator[dict[str, Any]]:
         """The batches of an epoch after the first `skipped`."""
         self._loader.set_epoch(epoch)
-        return iter(skip_first_batches(self._loader, skipped) if skipped else self._loader)
+        loader = skip_first_batches(self._loader, skipped) if skipped else self._loader
+        return (to_device(batch, self.device) for batch in loader)
 
 
 class StreamLoader:
@@ -107,7 +109,16 @@ class StreamLoader:
         rounds, rest = divmod(skipped, max(1, self.num_workers))
         self.stream.skipped = rounds * self.batch_size
         for batch in itertools.islice(self._loader, rest, None):
-            yield send_to_device(batch, self.device, non_blocking=True)
+            yield to_device(batch, self.device)
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its images on the device.
+
+    Labels stay on the host: the model checks them there, without waiting for the device, and joins those of all images
+    before it moves them.
+    """
+    return send_to_device(batch, device, non_blocking=True, skip_keys=["labels"])
 
 
 def build_loader(
