@@ -1,14 +1,28 @@
 """The benchmark's counts and its report, on tiny models: what it times is looked at by people alone."""
 
+import copy
+import dataclasses
 import json
+import os
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from tiny import images, make_model, save_tiny_checkpoint
 
-from querypose_hf.benchmark import BenchmarkSettings, describe_results, run_benchmark, write_results
+from querypose_hf.benchmark import (
+    BenchmarkSettings,
+    benchmark,
+    describe_results,
+    run_benchmark,
+    training_step,
+    write_results,
+)
+from querypose_hf.benchmark.engines import measure_engines
 from querypose_hf.benchmark.steps import count_multiply_adds, run_steps, time_steps
 from querypose_hf.cli import main
+from querypose_hf.model.fusion_querypose import fuse_for_inference
+from querypose_hf.training.recipe import RECIPES
 
 
 def tiny_settings(**changes) -> BenchmarkSettings:
@@ -66,11 +80,14 @@ def test_multiply_adds_of_the_light_model():
     ("changes", "message"),
     [
         ({"people": []}, "`people` is .*; expected one or more numbers"),
-        ({"people": [2, 13]}, "`people` is .*; expected at most 12, the queries"),
+        ({"people": [2, 13]}, "`people` is .*; expected at most as many as the queries"),
         ({"image_sizes": [(64, 65)]}, "`image_sizes` is .*multiples of 32"),
         ({"rounds": 0}, "`rounds` is 0; expected at least 1"),
         ({"compare": ["yolo"]}, "`compare` is .*; expected some of full, plain"),
         ({"dtype": "int8"}, "`dtype` is 'int8'; expected one of float32"),
+        ({"engines": ["tvm"]}, "`engines` is .*; expected some of compile, onnx"),
+        ({"engines": ["onnx"], "dtype": "bfloat16"}, "`engines` is .*; expected 'compile' alone"),
+        ({"num_threads": [0]}, "`num_threads` is .*; expected numbers of at least 1"),
     ],
 )
 def test_settings_are_checked(changes, message):
@@ -78,16 +95,21 @@ def test_settings_are_checked(changes, message):
         tiny_settings(**changes)
 
 
-def test_results_and_files(tmp_path):
+def test_results_and_files(tmp_path, monkeypatch):
+    parts = dict.fromkeys(training_step.PARTS, 0.01)
+    fine_tuning = {"workers": 2, "images_per_second": 20.0, "data_wait": 0.1, "parts": parts}
+    monkeypatch.setattr(benchmark, "measure_fine_tuning", lambda model, settings: fine_tuning)
     model = make_model(backbone="resnet", pose_query_interaction="none").float()
-    results = run_benchmark(tiny_settings(num_threads=1, training=True), model)
+    # of more people than a given model has queries, only the first number is looked at
+    settings = tiny_settings(num_threads=(1,), training=True, people=[2, 90], queries=[100])
+    results = run_benchmark(settings, model)
     assert set(results["comparison"]) == {
         "selective",
         "selective, nothing folded",
         "full decoding",
         "full decoding, nothing folded",
     }
-    assert [found["people"] for found in results["variations"]] == [3]
+    assert results["base"] == {"people": 2, "queries": 12, "image_size": [64, 96], "batch_size": 1}
     table = describe_results(results)
     json_file, table_file = write_results(results, tmp_path)
     assert json.loads(json_file.read_text())["comparison"]["selective"]["times_of_selective"] == 1.0
@@ -101,21 +123,41 @@ def test_results_and_files(tmp_path):
         "post-process",
         "full decoding",
         "training step",
+        "matching and loss",
     ):
         assert f"| {name} |" in table
-    assert "float32" in json_file.name
+    assert json_file.name.endswith("-float32-queryposeforposeestimation.json")
+
+
+def test_engines_side_by_side():
+    """Each engine at each number of threads, within those that torch is left with."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = make_model(backbone="resnet", pose_query_interaction="none").float()
+    settings = tiny_settings(engines=("onnx",), num_threads=(1, 2))
+    before = torch.get_num_threads()
+    found = measure_engines(model, fuse_for_inference(copy.deepcopy(model)), images(1, 3, 64, 96).float(), settings)
+    assert [(each["engine"], each["threads"]) for each in found] == [
+        ("torch", 1),
+        ("torch", 2),
+        ("onnx", 1),
+        ("onnx", 2),
+    ]
+    assert torch.get_num_threads() == before
+    for each, torch_itself in zip(found, found[:2] * 2, strict=True):
+        assert each["times_of_torch"] == each["median_s"] / torch_itself["median_s"]
+        assert len(each["times_s"]) == 1 and each["prepare_s"] > 0
 
 
 def test_training_step_next_to_plainer_ones():
     """The plainer ones decode the keypoints of every query, and each does so in every stage."""
-    from querypose_hf.benchmark import training_step
-
     model = make_model(backbone="resnet", pose_query_interaction="none").float()
     pixel_values = images(2, 3, 64, 96).float()
     found = training_step.measure_training_step(model, pixel_values, 3, rounds=4, plain_rounds=1)
     for name, each in found.items():
         assert each["images_per_second"] == pytest.approx(2 / each["median_s"]), name
         assert len(each["times_s"]) == (1 if "every query" in name else 4), name
+    assert list(found) == ["training step", "plain loop", "keypoints of every query"]
     assert all(parameter.grad is None for parameter in model.parameters())
 
     decoded = []
@@ -129,8 +171,32 @@ def test_training_step_next_to_plainer_ones():
     )
     for loss, queries in ((training_step._loss, 3), (training_step._loss_of_every_query, model.config.num_queries)):
         decoded.clear()
-        training_step._step(model.train(), pixel_values, labels, loss)()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        training_step._step(model.train(), optimizer, pixel_values, labels, loss)()
         assert decoded == [2 * queries] * model.config.decoder_layers
+
+
+@pytest.fixture
+def fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def test_fine_tuning_by_parts(monkeypatch, fresh_accelerator):
+    """The parts are those of the loop's steps after the first ones, and add up to their time."""
+    model = make_model(backbone="resnet", pose_query_interaction="none").float()
+    recipe = dataclasses.replace(RECIPES["fine_tuning"], num_workers=0)
+    monkeypatch.setitem(RECIPES, "fine_tuning", recipe)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = tiny_settings(rounds=2, batch_sizes=(3,))
+    found = training_step.measure_fine_tuning(model, settings)
+    assert tuple(found["parts"]) == training_step.PARTS and found["workers"] == 0
+    assert all(seconds > 0 for seconds in found["parts"].values())
+    assert 3 / sum(found["parts"].values()) == pytest.approx(found["images_per_second"], rel=0.2)
+    assert found["parts"]["waiting for data"] / sum(found["parts"].values()) == pytest.approx(found["data_wait"])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert "ACCELERATE_USE_CPU" not in os.environ
 
 
 def test_command(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Exported graphs in other engines find the people that torch finds, at any batch and image size."""
 
+import copy
 import json
 
 import PIL.Image
@@ -13,6 +14,7 @@ from querypose_hf.assets import SAMPLE_IMAGE
 from querypose_hf.cli import main
 from querypose_hf.export import ExportedPoseEstimator, ExportOptions, export_model
 from querypose_hf.export.graphs import PeopleGraph
+from querypose_hf.model.fusion_querypose import fuse_for_inference
 
 
 TOP_K = 5
@@ -53,9 +55,9 @@ def batch(batch_size: int, height: int, width: int):
     return pixel_values * pixel_mask[:, None], pixel_mask
 
 
-def assert_same_people(model, exported, threshold=0.0):
+def assert_same_people(model, exported, threshold=0.0, shapes=SHAPES):
     processor = QueryPoseImageProcessorPil()
-    for shape in SHAPES:
+    for shape in shapes:
         pixel_values, pixel_mask = batch(*shape)
         with torch.no_grad():
             expected = model(pixel_values, pixel_mask=pixel_mask, keypoint_top_k=TOP_K)
@@ -183,6 +185,15 @@ def test_people_of_a_model_whose_keypoints_feed_its_boxes(tmp_path):
     assert_people(found, model, processor, pixel_values, pixel_mask, num_people=4)
     with pytest.raises(ValueError, match="find_people"):
         exported(pixel_values)
+
+
+def test_a_model_whose_norms_are_folded_stays_as_it_is(model, tmp_path):
+    """It refuses to be put into evaluation mode, where it is."""
+    fused = fuse_for_inference(copy.deepcopy(model))
+    modules = [type(module) for module in fused.modules()]
+    export_model(fused, QueryPoseImageProcessorPil(), tmp_path, ExportOptions("torch-export", keypoint_top_k=TOP_K))
+    assert [type(module) for module in fused.modules()] == modules
+    assert_same_people(model, ExportedPoseEstimator.from_export(tmp_path), shapes=SHAPES[:2])
 
 
 def test_mistakes(model, checkpoint, onnx_folder, tmp_path, capsys):

@@ -20,12 +20,12 @@ def describe_results(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     where = "process" if results["settings"]["device"] == "cpu" else "device"
     lines = [*_setting(results), "", *_steps(results), "", *_comparison(results["comparison"], where)]
+    if "engines" in results:
+        lines += ["", *_engines(results["engines"])]
     if "training" in results:
         people = results["base"]["people"]
-        lines += ["", f"Training, {people} people in each image, forward, loss and backward:", ""]
-        lines += _training(results["training"], where)
-    if results["variations"]:
-        lines += ["", *_variations(results["variations"])]
+        lines += ["", f"A training step of one batch, {people} people in each image:", ""]
+        lines += [*_training(results["training"], where), "", *_fine_tuning(results["fine_tuning"])]
     return "\n".join(lines) + "\n"
 
 
@@ -36,8 +36,8 @@ def _setting(results: dict[str, Any]) -> list[str]:
     return [
         f"{results['device']}, {results['dtype']}, {versions}",
         "",
-        f"{base['queries']} queries, {height}x{width}, batch {base['batch_size']}, {base['people']} people: the "
-        f"keypoints of exactly {base['people']} queries are decoded. Medians of one run.",
+        f"{results['model']}, {base['queries']} queries, {height}x{width}, batch {base['batch_size']}, "
+        f"{base['people']} people: the keypoints of exactly {base['people']} queries are decoded. Medians of one run.",
         "",
         f"Measured peaks in G multiply-adds/s: matrix product {peaks['matmul'] / 1e9:.0f}, "
         f"convolution {peaks['convolution'] / 1e9:.0f}.",
@@ -68,6 +68,16 @@ def _comparison(comparison: dict[str, Any], where: str) -> list[str]:
     return lines
 
 
+def _engines(engines: list[dict[str, Any]]) -> list[str]:
+    lines = ["| engine | threads | ms | times torch | seconds to prepare |", "|---|---:|---:|---:|---:|"]
+    for found in engines:
+        lines.append(
+            f"| {found['engine']} | {found['threads']} | {_milliseconds(found['median_s'])} | "
+            f"{found['times_of_torch']:.2f} | {found['prepare_s']:.1f} |"
+        )
+    return lines
+
+
 def _training(training: dict[str, Any], where: str) -> list[str]:
     lines = [f"| side by side | ms | images/s | peak MiB of the {where} |", "|---|---:|---:|---:|"]
     for name, found in training.items():
@@ -76,20 +86,24 @@ def _training(training: dict[str, Any], where: str) -> list[str]:
     return lines
 
 
-def _variations(variations: list[dict[str, Any]]) -> list[str]:
-    lines = ["| people | queries | image | batch | ms | peak MiB |", "|---:|---:|---|---:|---:|---:|"]
-    for found in variations:
-        height, width = found["image_size"]
-        lines.append(
-            f"| {found['people']} | {found['queries']} | {height}x{width} | {found['batch_size']} | "
-            f"{_milliseconds(found['median_s'])} | {_memory(found)} |"
-        )
+def _fine_tuning(found: dict[str, Any]) -> list[str]:
+    total = sum(found["parts"].values())
+    lines = [
+        f"Fine-tuning on a photograph, {found['workers']} processes that prepare data: "
+        f"{found['images_per_second']:.3g} images/s, {100 * found['data_wait']:.1f} % of the time waiting for data.",
+        "",
+        "| part of a step | ms | share |",
+        "|---|---:|---:|",
+    ]
+    for name, seconds in found["parts"].items():
+        lines.append(f"| {name} | {_milliseconds(seconds)} | {100 * seconds / total:.0f} % |")
     return lines
 
 
 def write_results(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Writes JSON and table into a folder, named after device and precision; returns the files."""
-    name = re.sub(r"[^a-z0-9]+", "-", f"{results['device']} {results['dtype']}".lower()).strip("-")
+    """Writes JSON and table into a folder, named after device, precision and model; returns the files."""
+    name = f"{results['device']} {results['dtype']} {results['model']}"
+    name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     paths = [folder / f"{name}.json", folder / f"{name}.md"]
     write_json(results, paths[0], indent=1)
     write_text(describe_results(results), paths[1])

@@ -1,7 +1,6 @@
 """Other models for the same task, to compare speed alone: their weights are random."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,13 +70,3 @@ def top_down(pixel_values: Tensor, people: int) -> Callable[[], Any]:
     whole = pixel_values.new_zeros(batch_size, 3, 640, 640)
     crops = pixel_values.new_zeros(batch_size * people, 3, 256, 192)
     return lambda: (model.detector(pixel_values=whole), model.pose(pixel_values=crops))
-
-
-def exported(folder: Path, pixel_values: Tensor, num_threads: int | None) -> tuple[str, Callable[[], Any]]:
-    """A graph that `querypose export` wrote."""
-    from ..export import ExportedPoseEstimator
-
-    model = ExportedPoseEstimator.from_export(folder, num_threads=num_threads)
-    top_k = model.metadata["keypoint_top_k"] or model.config.num_queries
-    name = f"exported to {model.metadata['format']}, {top_k} of {model.config.num_queries} queries"
-    return name, lambda: model(pixel_values)

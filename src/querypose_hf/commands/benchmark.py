@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..benchmark.settings import COMPARISONS, BenchmarkSettings
+from ..benchmark.settings import COMPARISONS, ENGINES, BenchmarkSettings
 from ..settings import add_options, from_options
-from .options import VARIANTS, about, add_device_option, add_model_option, device_of
+from .options import VARIANTS, about, add_device_option, add_model_option, device_of, require_folder
 
 
 def add_parser(commands: Any) -> None:
@@ -14,8 +14,8 @@ def add_parser(commands: Any) -> None:
         "benchmark",
         help="measure speed and memory, side by side",
         description="Measures each step of the work, and QueryPose side by side with full decoding and other models. "
-        "The first value of each list is the setting that everything is compared at; the others are varied one at a "
-        "time. With --variant weights are random, and for N people the keypoints of exactly N queries are decoded.",
+        "The first value of each list is the setting that everything is compared at; --scaling varies the others one "
+        "at a time. With --variant weights are random, and for N people the keypoints of N queries are decoded.",
     )
     add_model_option(parser)
     parser.add_argument("--variant", choices=VARIANTS, help="random weights of this published variant, not --model")
@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
         default=BenchmarkSettings.image_sizes,
         dest="image_sizes",
         metavar="HEIGHTxWIDTH",
-        help="of the model's input (800x1216 480x640)",
+        help="of the model's input (800x1216 224x320 448x640 1344x2016)",
     )
     parser.add_argument(
         "--compare",
@@ -38,8 +38,19 @@ def add_parser(commands: Any) -> None:
         "(RT-DETR and ViTPose); all by default",
     )
     parser.add_argument(
-        "--exported", nargs="*", default=(), metavar="DIR", help="folders that `querypose export` wrote"
+        "--engines",
+        nargs="*",
+        choices=ENGINES,
+        default=(),
+        help="torch's compiler, ONNX Runtime and OpenVINO, side by side with torch as it is; the model is exported",
     )
+    parser.add_argument(
+        "--scaling",
+        action="store_true",
+        help="in place of the rest, measure time and memory at every value of the lists, and draw the curves; a run "
+        "that was stopped goes on where it was",
+    )
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="of --scaling (OUTPUT/scaling.svg)")
     add_device_option(parser)
     add_options(parser, BenchmarkSettings)
     parser.add_argument("--output", type=Path, default=Path("benchmarks"), help="folder for results (%(default)s)")
@@ -60,13 +71,19 @@ def _benchmark(options: argparse.Namespace) -> None:
         options,
         image_sizes=tuple(options.image_sizes),
         compare=tuple(options.compare),
-        exported=tuple(options.exported),
+        engines=tuple(options.engines),
         device=str(device_of(options)),
         **random,
     )
-    from ..benchmark import describe_results, run_benchmark, write_results
+    from ..benchmark import describe_results, measure_scaling, run_benchmark, write_results
     from ..inference.loading import load_model
 
+    require_folder("--output", options.output)
+    if options.scaling:
+        records, picture = options.output / "scaling.jsonl", options.picture or options.output / "scaling.svg"
+        measure_scaling(settings, records, picture, options.model if options.variant is None else None)
+        print(f"Written to {records} and {picture}")
+        return
     model = None
     if options.variant is None:
         with about("--model"):

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,17 @@ def add_strict_option(parser: Any, what: str = "input") -> None:
     )
 
 
+def add_engine_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--engine`; [`load_pipeline`] reads it."""
+    parser.add_argument(
+        "--engine",
+        choices=("torch", "auto", "onnx", "openvino"),
+        default="torch",
+        help="what runs the model: torch, ONNX Runtime, OpenVINO, or on a CPU the fastest that is installed; another "
+        "than torch is first exported to, once for each checkpoint, which takes up to a minute (%(default)s)",
+    )
+
+
 def device_of(options: argparse.Namespace) -> "torch.device":
     """The device of `--device`, or the first accelerator, else the CPU.
 
@@ -90,10 +102,10 @@ def device_of(options: argparse.Namespace) -> "torch.device":
 
 
 def load_pipeline(options: argparse.Namespace) -> "PoseEstimationPipeline":
-    """The pipeline of `--model` on `--device` in `--dtype`, with folded batch norms.
+    """The pipeline of `--model` on `--device` in `--dtype`, with folded batch norms, run by the `--engine`.
 
     Raises:
-        UsageError: there is no such checkpoint, or torch cannot use the device.
+        UsageError: there is no such checkpoint, or torch or the engine cannot use the device.
     """
     from transformers.utils import logging
 
@@ -105,10 +117,27 @@ def load_pipeline(options: argparse.Namespace) -> "PoseEstimationPipeline":
         logging.disable_progress_bar()
     try:
         with about("--model"):
-            return loading.load_pipeline(options.model, device, options.dtype)
+            pose_estimator = loading.load_pipeline(options.model, device, options.dtype)
     finally:
         if shows_bars:
             logging.enable_progress_bar()
+    if getattr(options, "engine", "torch") != "torch":
+        _change_engine(pose_estimator, options)
+    return pose_estimator
+
+
+def _change_engine(pose_estimator: "PoseEstimationPipeline", options: argparse.Namespace) -> None:
+    from ..export import choose_engine, load_engine
+
+    model: Any = pose_estimator.model
+    with about("--engine"):
+        engine = choose_engine(options.engine, model.device, model.dtype)
+    if engine != "torch":
+        pose_estimator.model = load_engine(model, pose_estimator.image_processor, engine, _tell_of_export)
+
+
+def _tell_of_export(folder: Path) -> None:
+    print(f"Exporting the model, once, to {folder} ...", file=sys.stderr, flush=True)
 
 
 def class_names(pose_estimator: "PoseEstimationPipeline") -> list[str]:

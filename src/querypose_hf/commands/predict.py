@@ -16,6 +16,7 @@ from . import predict_dataset, predict_video
 from .options import (
     add_device_option,
     add_dtype_option,
+    add_engine_option,
     add_model_option,
     add_strict_option,
     add_threshold_option,
@@ -53,6 +54,7 @@ def add_parser(commands: Any) -> None:
     )
     add_device_option(parser)
     add_dtype_option(parser)
+    add_engine_option(parser)
     add_strict_option(parser)
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder for drawn images (%(default)s)")
     parser.add_argument("--no-draw", action="store_true", help="draw no images")

@@ -104,6 +104,31 @@ def line_chart(
     return "\n".join([*parts, "</svg>"])
 
 
+def chart_grid(charts: Sequence[tuple[str, str]], title: str) -> str:
+    """Charts in two columns as one picture, an SVG file of its own.
+
+    Args:
+        charts (`Sequence[tuple[str, str]]`): a heading and an SVG element each.
+        title (`str`): the heading of the picture.
+    """
+    width, height, top = 638, 306, 40
+    rows = -(-len(charts) // 2)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * width} {top + rows * height}" role="img" {_FONT} '
+        f'fill="{_INK}">',
+        f"<title>{escape(title)}</title>",
+        '<rect width="100%" height="100%" fill="#ffffff"/>',
+        f'<text x="16" y="24" font-weight="600">{escape(title)}</text>',
+    ]
+    for number, (heading, chart) in enumerate(charts):
+        x, y = width * (number % 2), top + height * (number // 2)
+        parts += [
+            f'<text x="{x + 48}" y="{y + 16}" font-weight="600">{escape(heading)}</text>',
+            chart.replace("<svg ", f'<svg x="{x}" y="{y + 22}" width="{width}" height="{height - 26}" ', 1),
+        ]
+    return "\n".join([*parts, "</svg>", ""])
+
+
 def _round_above(value: float) -> float:
     """The least of 1, 2, 4, 6 and 8 times a power of ten that is not below `value`."""
     if value <= 0:

@@ -6,6 +6,7 @@ from ..lazy import lazy_names
 
 
 if TYPE_CHECKING:
+    from .engines import choose_engine, load_engine
     from .exported_model import ExportedPoseEstimator
     from .exporting import export_model
     from .formats import FORMATS
@@ -13,4 +14,4 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 
-__all__ = ["FORMATS", "ExportOptions", "ExportedPoseEstimator", "export_model"]
+__all__ = ["FORMATS", "ExportOptions", "ExportedPoseEstimator", "choose_engine", "export_model", "load_engine"]

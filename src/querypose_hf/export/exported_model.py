@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class ExportedPoseEstimator(PreTrainedModel):
         self.eval()
 
     @classmethod
-    def from_export(cls, folder: str | os.PathLike, num_threads: int | None = None) -> "ExportedPoseEstimator":
+    def from_export(cls, folder: str | os.PathLike, num_threads: int | None = None) -> Self:
         """Reads an exported model.
 
         Args:
@@ -105,11 +105,9 @@ class ExportedPoseEstimator(PreTrainedModel):
                 queries is asked for.
         """
         self._require("raw", "`find_people`")
-        for name in ("keypoint_top_k",):
-            if kwargs.get(name) is not None and kwargs[name] != self.metadata.get(name):
-                raise ValueError(
-                    f"`{name}` is {kwargs[name]!r}, but the model was exported with {self.metadata.get(name)!r}."
-                )
+        wanted, exported = kwargs.get("keypoint_top_k"), self.metadata["keypoint_top_k"]
+        if wanted not in (None, exported):
+            raise ValueError(f"`keypoint_top_k` is {wanted!r}, but the model was exported with {exported!r}.")
         found = self.run_graph(self._arrays(pixel_values, pixel_mask))
         # copied, because an engine may write its next results into the same arrays
         tensors: dict[str, Any] = {name: torch.from_numpy(np.array(array)) for name, array in found.items()}

@@ -100,7 +100,9 @@ def _build_graph(
         raise ValueError(
             f"`num_people` is {options.num_people}, but the keypoints of {keypoint_top_k} queries are decoded."
         )
-    exported = copy.deepcopy(model).float().cpu().eval()
+    exported = copy.deepcopy(model).float().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    if exported.training:  # one whose batch norms are folded already refuses, in the name of the model that was copied
+        exported.eval()
     # a threshold makes the number of decoded queries depend on the image, which a graph of fixed shapes cannot follow
     fuse_for_inference(exported, channels_last=False)
     for name, module in list(exported.named_modules()):
