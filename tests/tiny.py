@@ -20,22 +20,22 @@ BACKBONES = {
 }
 
 
+DECODER = {
+    "d_model": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 37,
+    "dynamic_dim": 8,
+    "part_dim": 16,
+    "num_pose_convs": 2,
+    "pose_pooler_resolution": 8,
+}
+
+
 def tiny_config(backbone: str = "convnext", **overrides) -> QueryPoseConfig:
     """Two stages, 12 queries, width 32, less than a million parameters."""
-    fields = {
-        "backbone_config": dict(BACKBONES[backbone]),
-        "d_model": 32,
-        "num_queries": 12,
-        "decoder_layers": 2,
-        "decoder_attention_heads": 4,
-        "decoder_ffn_dim": 37,
-        "dynamic_dim": 8,
-        "part_dim": 16,
-        "num_pose_convs": 2,
-        "pose_pooler_resolution": 8,
-        **overrides,
-    }
-    return QueryPoseConfig(**fields)
+    fields = {"backbone_config": dict(BACKBONES[backbone]), "num_queries": 12, **DECODER}
+    return QueryPoseConfig(**{**fields, **overrides})
 
 
 def save_tiny_checkpoint(

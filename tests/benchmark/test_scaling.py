@@ -5,25 +5,13 @@ from concurrent.futures.process import BrokenProcessPool
 from xml.etree import ElementTree
 
 import pytest
-from tiny import BACKBONES
+from tiny import BACKBONES, DECODER
 
 from querypose_hf.benchmark import BenchmarkSettings, measure_scaling, scaling
 from querypose_hf.cli import main
 
 
 pytest.importorskip("datasets")
-
-OVERRIDES = {
-    "backbone_config": BACKBONES["resnet"],
-    "d_model": 32,
-    "decoder_layers": 2,
-    "decoder_attention_heads": 4,
-    "decoder_ffn_dim": 37,
-    "dynamic_dim": 8,
-    "part_dim": 16,
-    "num_pose_convs": 2,
-    "pose_pooler_resolution": 8,
-}
 
 
 def tiny_settings(**changes) -> BenchmarkSettings:
@@ -35,7 +23,7 @@ def tiny_settings(**changes) -> BenchmarkSettings:
         "processes": (1, 2),
         "rounds": 1,
         "num_threads": (1,),
-        "overrides": OVERRIDES,
+        "overrides": {"backbone_config": BACKBONES["resnet"], **DECODER},
     }
     return BenchmarkSettings(**{**fields, **changes})
 

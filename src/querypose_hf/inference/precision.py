@@ -28,7 +28,6 @@ def choose_dtype(model: Any, image_processor: Any) -> torch.dtype:
         model ([`QueryPoseForPoseEstimation`]): in evaluation mode and float32; it is not changed.
         image_processor ([`QueryPoseImageProcessor`]): the model's.
     """
-    reason = None
     if not has_bfloat16_units(model.device):
         reason = f"the {model.device.type} has no units for bfloat16"
     else:
