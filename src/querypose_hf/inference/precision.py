@@ -28,10 +28,10 @@ def choose_dtype(model: Any, image_processor: Any) -> torch.dtype:
         model ([`QueryPoseForPoseEstimation`]): in evaluation mode and float32; it is not changed.
         image_processor ([`QueryPoseImageProcessor`]): the model's.
     """
-    if not has_bfloat16_units(model.device):
-        reason = f"the {model.device.type} has no units for bfloat16"
-    else:
+    if has_bfloat16_units(model.device):
         reason = _difference(model, image_processor)
+    else:
+        reason = f"the {model.device.type} has no units for bfloat16"
     if reason is None:
         return torch.bfloat16
     logger.warning("dtype auto: float32 is used, because %s", reason)
