@@ -159,9 +159,10 @@ def assert_people(found, model, processor, pixel_values, pixel_mask, num_people)
     return [len(people) for people in expected]
 
 
-@pytest.mark.parametrize(("nms_threshold", "confidence"), [(None, "deviation"), (0.01, "attention")])
-def test_people_as_outputs(nms_threshold, confidence):
-    model = make_model(backbone="resnet", pose_query_interaction="none", keypoint_confidence=confidence).float()
+@pytest.mark.parametrize(("nms_threshold", "origin"), [(None, "box"), (0.01, "attention")])
+def test_people_as_outputs(nms_threshold, origin):
+    fields = {"pose_query_interaction": "none", "keypoint_parts": "a", "keypoint_origin": origin}
+    model = make_model(backbone="resnet", **fields).float()
     processor = QueryPoseImageProcessorPil(nms_threshold=nms_threshold)
     pixel_values, pixel_mask = batch(3, 64, 96)
     with torch.no_grad():

@@ -56,8 +56,6 @@ def test_defaults_are_the_published_r50_full_model():
         "heatmap_loss_coefficient": 0.0,
         "num_denoising": 0,
         "keypoint_origin": "box",
-        "attention_sharpness": 1.0,
-        "keypoint_confidence": "deviation",
         "class_target": "person",
         "focal_alpha": 0.25,
         "focal_gamma": 2.0,
@@ -261,8 +259,6 @@ def test_labels():
             )
         ),
         ({"keypoint_origin": "corner"}, "keypoint_origin", "corner"),
-        ({"keypoint_confidence": "score"}, "keypoint_confidence", "score"),
-        ({"attention_sharpness": 0.5}, "attention_sharpness", "at least 1, but is 0.5"),
         ({"class_target": "iou"}, "class_target", "iou"),
         ({"class_cost": float("nan")}, "class_cost", "nan"),
         ({"num_pose_convs": 1}, "num_pose_convs", "at least 2, but is 1"),
@@ -270,7 +266,7 @@ def test_labels():
         ({"part_dim": 100}, "part_dim", "divisible by `decoder_attention_heads`"),
         ({"part_dim": 6, "decoder_attention_heads": 2}, "part_dim", "divisible by 4"),
         (
-            {"d_model": 6, "part_dim": 8, "decoder_attention_heads": 2, "part_position_encoding": True},
+            {"d_model": 6, "part_dim": 8, "decoder_attention_heads": 2, "keypoint_interaction": "self_attention"},
             "d_model",
             "divisible by 4 for a position encoding",
         ),

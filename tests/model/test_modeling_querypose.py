@@ -117,18 +117,19 @@ def test_selective_decoding_changes_nothing(query_feedback, pose_query_interacti
         assert not nobody.keypoint_query_mask.any() and nobody.pred_keypoints.isfinite().all()
 
 
-@pytest.mark.parametrize("confidence", ["deviation", "attention"])
+@pytest.mark.parametrize("origin", ["box", "attention"])
 @pytest.mark.parametrize(("threshold", "max_people"), [(None, 1), (None, 4), (0.5, 4), (0.5, None), (0.999, 3)])
-def test_the_best_people_are_found_without_decoding_everybody(threshold, max_people, confidence):
+def test_the_best_people_are_found_without_decoding_everybody(threshold, max_people, origin):
     """Exactly the people of full decoding, whatever the confidences; and the choice leaves somebody out at all."""
     decoded = 0
     for seed in range(4):
-        fields = {"pose_query_interaction": "none", "keypoint_flip_indices": None, "keypoint_confidence": confidence}
-        model = make_model(seed=seed, num_queries=40, **fields)
+        fields = {"pose_query_interaction": "none", "keypoint_flip_indices": None, "keypoint_parts": "a"}
+        model = make_model(seed=seed, num_queries=40, keypoint_origin=origin, **fields)
         for layer in model.model.decoder.keypoint_layers:  # confidences far apart, so that class scores mislead
             layer.sigma_head.weight.data.mul_(8)
             layer.part_embedding.attention_conv.weight.data.mul_(8)
-        if confidence == "attention":  # of random maps it is low, and class scores close to each other would need all
+        # confidence from random maps is low, and class scores close to each other would need all queries
+        if origin == "attention":
             model.model.decoder.box_layers[-1].class_head.weight.data.mul_(8)
         pixel_values = images(3, 3, 64, 96, seed=seed)
         with torch.no_grad():
@@ -688,27 +689,11 @@ def test_position_encoding_is_detrs():
                     assert pair == pytest.approx([math.sin(angle), math.cos(angle)], abs=1e-6)
 
 
-def test_position_encoding_is_gathered_by_attention():
-    """What it adds to a part's embedding is the encoding's mean under the part's attention map, and nothing else."""
-    torch.manual_seed(0)
-    plain, encoding = (
-        make_model(part_position_encoding=flag).model.decoder.keypoint_layers[0].part_embedding
-        for flag in (False, True)
-    )
-    encoding.load_state_dict(plain.state_dict())
-    features = images(2, 32, 8, 8)
-    embeddings, maps = plain(features)
-    found, same_maps = encoding(features)
-    assert torch.equal(maps, same_maps)
-    positions = sine_encoding(16, 16, 32, torch.device("cpu")).double()
-    expected = torch.einsum("rmhw,hwd->rmd", maps, positions.view(16, 16, 32)) @ plain.projection.weight.T
-    torch.testing.assert_close(found - embeddings, expected)
-
-
-def test_attention_centers_are_means_of_places():
-    maps = torch.rand(2, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    maps = maps / maps.sum(dim=(-1, -2), keepdim=True)
-    found = attention_centers(maps)
+def test_attention_centers_are_mean_places_of_cubes():
+    logits = torch.randn(2, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = attention_centers(logits.flatten(2).softmax(dim=-1).view_as(logits))
+    # the cube of a softmax is that of three times the logits
+    maps = (3 * logits).flatten(2).softmax(dim=-1).view_as(logits)
     for image, part in ((0, 0), (1, 2)):
         x = sum(float(maps[image, part, :, column].sum()) * (column + 0.5) / 6 for column in range(6)) - 0.5
         y = sum(float(maps[image, part, row].sum()) * (row + 0.5) / 4 for row in range(4)) - 0.5
@@ -718,56 +703,29 @@ def test_attention_centers_are_means_of_places():
     assert attention_centers(corner)[0].tolist() == pytest.approx([0.45, -0.45])
 
 
-def test_sharpened_attention_centers_stay_near_the_peak():
-    logits = torch.randn(2, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    maps = logits.flatten(2).softmax(dim=-1).view_as(logits)
-    # a power of a softmax is that of the logits' multiple
-    expected = attention_centers((3 * logits).flatten(2).softmax(dim=-1).view_as(logits))
-    torch.testing.assert_close(attention_centers(maps, sharpness=3), expected)
+def test_attention_centers_stay_near_the_peak():
     # a hand that is seen, and the body that it might be at as well
     broad = torch.full((1, 20, 20), 0.5 / 400)
     broad[0, 2, 18] += 0.5
-    x, y = attention_centers(broad)[0].tolist()
-    sharp_x, sharp_y = attention_centers(broad, sharpness=3)[0].tolist()
-    assert (x, y) == pytest.approx((0.2125, -0.1875))
-    assert (sharp_x, sharp_y) == pytest.approx((0.425, -0.375), abs=1e-3)
-    # no power of it is nothing, and neither is its gradient
-    flat = torch.full((1, 200, 200), 1 / 40_000, requires_grad=True)
-    centers = attention_centers(flat, sharpness=20)
+    assert attention_centers(broad)[0].tolist() == pytest.approx((0.425, -0.375), abs=1e-3)
+    # the cube of a flat map is not nothing, and neither is its gradient
+    flat = torch.full((1, 200, 200), 1e-16, requires_grad=True)
+    centers = attention_centers(flat)
     torch.testing.assert_close(centers, torch.zeros(1, 2), atol=1e-4, rtol=0)
     centers.sum().backward()
     assert flat.grad.isfinite().all() and flat.grad.abs().max() > 1
 
 
-@pytest.mark.parametrize("sharpness", [1, 2.5])
-def test_attention_is_sharpened_for_coordinates_alone(sharpness):
-    plain = make_model(keypoint_origin="attention")
-    model = make_model(keypoint_origin="attention", attention_sharpness=sharpness)
-    pixel_values = images(2, 3, 64, 96)
-    outputs = model.model(pixel_values, output_attentions=True)
-    unsharpened = plain.model(pixel_values, output_attentions=True)
-    torch.testing.assert_close(outputs.part_attentions, unsharpened.part_attentions)
-    torch.testing.assert_close(outputs.part_queries, unsharpened.part_queries)
-    centers = attention_centers(outputs.part_attentions[-1], sharpness)
-    found = outputs.intermediate_keypoints[:, -1]
-    for part, keypoints in enumerate(model.config.keypoint_parts):
-        torch.testing.assert_close(found[:, :, keypoints[0]], centers[:, :, part])
-    assert torch.equal(found, unsharpened.intermediate_keypoints[:, -1]) == (sharpness == 1)
-
-
 @pytest.mark.parametrize("parts", ["coco", "crowdpose"])
 def test_keypoints_start_from_where_attention_looks(parts):
-    """A new model finds each keypoint in the middle of its part's map; offsets are learned from there."""
-    model = make_model(keypoint_origin="attention", **QueryPoseConfig.skeleton_fields(parts))
+    """A new model finds each keypoint where its map looks; offsets are learned from there."""
+    fields = {**QueryPoseConfig.skeleton_fields(parts), "keypoint_parts": "a"}
+    model = make_model(keypoint_origin="attention", **fields)
     config = model.config
     pixel_values = images(2, 3, 64, 96)
     outputs = model.model(pixel_values, output_attentions=True)
     for stage, maps in enumerate(outputs.part_attentions):
-        centers = attention_centers(maps)
-        for part, keypoints in enumerate(config.keypoint_parts):
-            for keypoint in keypoints:
-                found = outputs.intermediate_keypoints[:, stage, :, keypoint]
-                torch.testing.assert_close(found, centers[:, :, part])
+        torch.testing.assert_close(outputs.intermediate_keypoints[:, stage], attention_centers(maps))
     head = model.model.decoder.keypoint_layers[-1].keypoint_head
     with torch.no_grad():
         head.bias[3] += torch.tensor([0.25, -0.125])
@@ -821,22 +779,19 @@ def test_expected_similarity_is_the_mean_oks_of_all_places():
 
 @pytest.mark.parametrize("parts", ["coco", "crowdpose"])
 def test_confidence_from_attention(parts, tmp_path):
-    fields = QueryPoseConfig.skeleton_fields(parts)
-    model = make_model(keypoint_confidence="attention", pose_query_interaction="none", **fields)
-    by_deviation = make_model(pose_query_interaction="none", **fields)
+    fields = {**QueryPoseConfig.skeleton_fields(parts), "keypoint_parts": "a", "pose_query_interaction": "none"}
+    model = make_model(keypoint_origin="attention", **fields)
     pixel_values = images(2, 3, 64, 96)
     with torch.no_grad():
         outputs = model(pixel_values, output_attentions=True)
-        others = by_deviation(pixel_values)
-    torch.testing.assert_close(outputs.pred_keypoints, others.pred_keypoints)
+        others = make_model(**fields)(pixel_values)
     torch.testing.assert_close(others.keypoint_scores, 1 - others.keypoint_sigmas.mean(dim=-1))
     size = torch.tensor([96.0, 64.0], dtype=torch.float64)
     centers, sides = (values * size for values in outputs.pred_boxes.split(2, dim=-1))
     low = centers - sides / 2
     relative = (outputs.pred_keypoints * size - low[..., None, :]) / sides[..., None, :] - 0.5
     rois = torch.cat([torch.zeros(2, 12, 1), low, low + sides], dim=-1).flatten(0, 1)
-    part_of = model.model.decoder.keypoint_layers[-1].keypoint_head.part_of_keypoint
-    maps = outputs.part_attentions[-1].flatten(0, 1)[:, part_of]
+    maps = outputs.part_attentions[-1].flatten(0, 1)
     constants = torch.tensor(model.config.keypoint_sigmas)
     expected = expected_similarity(maps, relative.flatten(0, 1), rois, constants)
     torch.testing.assert_close(outputs.keypoint_scores.flatten(0, 1), expected, rtol=1e-6, atol=1e-9)

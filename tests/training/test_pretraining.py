@@ -27,9 +27,8 @@ def fresh_accelerator():
 
 def make_model(**overrides):
     torch.manual_seed(0)
-    config = tiny_config(
-        heatmap_loss_coefficient=0.1, part_attention_loss_coefficient=1.0, pose_query_interaction="none", **overrides
-    )
+    fields = {"heatmap_loss_coefficient": 0.1, "keypoint_parts": "a", "keypoint_origin": "attention"}
+    config = tiny_config(pose_query_interaction="none", **{**fields, **overrides})
     return QueryPoseForPoseEstimation(config).train()
 
 

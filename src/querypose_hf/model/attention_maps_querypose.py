@@ -1,7 +1,7 @@
 """The geometry of part attention maps: where they look, and the loss that teaches them to look at keypoints.
 
-None of this is in the paper; see the options that are not the paper's in [`QueryPoseConfig`]. A map covers its RoI:
-places are relative to it, as keypoints are to their box. Its centre is 0, its sides are 1.
+But for the sine encoding none of this is in the paper; see `keypoint_origin` of [`QueryPoseConfig`]. A map covers its
+RoI: places are relative to it, as keypoints are to their box. Its centre is 0, its sides are 1.
 """
 
 import math
@@ -37,18 +37,18 @@ def sine_encoding(height: int, width: int, dim: int, device: torch.device) -> Te
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
-def attention_centers(maps: Tensor, sharpness: float = 1.0) -> Tensor:
-    """Mean places of attention maps, `(..., 2)` as x and y.
+def attention_centers(maps: Tensor) -> Tensor:
+    """Where attention maps look: the mean places of their cubes, `(..., 2)` as x and y.
+
+    The mean of a broad map lies towards the middle of the box; that of its cube stays near the peak.
 
     Args:
         maps (`Tensor` of shape `(..., height, width)`): each sums to 1.
-        sharpness (`float`): the power, at least 1, to which the maps are raised before.
     """
     maps = maps.to(coordinate_dtype(maps.dtype))
-    if sharpness != 1:
-        # divided by the largest value first, so that no power of a broad map underflows
-        maps = (maps / maps.detach().amax(dim=(-2, -1), keepdim=True)) ** sharpness
-        maps = maps / maps.sum(dim=(-2, -1), keepdim=True)
+    # divided by the largest value first, so that the cube of a broad map does not underflow
+    maps = (maps / maps.detach().amax(dim=(-2, -1), keepdim=True)) ** 3
+    maps = maps / maps.sum(dim=(-2, -1), keepdim=True)
     height, width = maps.shape[-2:]
     return torch.stack(
         [maps.sum(dim=-2) @ cell_centers(width, maps), maps.sum(dim=-1) @ cell_centers(height, maps)], dim=-1

@@ -21,7 +21,6 @@ from .skeletons import COCO_17, SKELETONS, Skeleton, grouping, warn_of_sides
 NECK_TYPES = ("fpn", "hrfpn", "hrfpn_lateral")
 POSE_QUERY_INTERACTIONS = ("dynamic", "none")
 KEYPOINT_ORIGINS = ("box", "attention")
-KEYPOINT_CONFIDENCES = ("deviation", "attention")
 CLASS_TARGETS = ("person", "oks")
 QUERY_FEEDBACKS = ("always", "selected", "training", "never")
 KEYPOINT_QUERIES = ("part", "instance", "none")
@@ -163,22 +162,12 @@ class QueryPoseConfig(PreTrainedConfig):
     Options that are not the paper's. All are off by default. They exist for querypose-nano, which was trained for
     hours rather than days:
 
-        part_position_encoding (`bool`, defaults to `False`):
-            Add a sine encoding of the places that a part's attention map looks at to the part embedding. In the paper
-            places come through the padding of the convolutions alone, which takes long to learn.
         keypoint_origin (`str`, defaults to `"box"`):
-            What coordinates are relative to: `"box"`, the centre of the stage's box, or `"attention"`, the mean place
-            of the attention map of the keypoint's part. Meant for parts of one keypoint each.
-        attention_sharpness (`float`, defaults to 1.0):
-            The power, at least 1, to which these maps are raised for their mean place. The mean of a broad map lies
-            towards the middle of the box; that of its cube stays near the peak.
-        keypoint_confidence (`str`, defaults to `"deviation"`):
-            Confidence of a keypoint: `"deviation"`, 1 minus its mean predicted deviation (Section 3.4), or
-            `"attention"`, the OKS expected of it if the true place is distributed as the attention map of its part.
-            The latter needs maps that were taught (`part_attention_loss_coefficient`) and parts of one keypoint each.
-        part_attention_loss_coefficient (`float`, defaults to 0.0):
-            Weight of a loss that makes part attention maps look at their parts' keypoints; see
-            [`part_attention_loss`].
+            What coordinates are relative to: `"box"`, the centre of the stage's box, or `"attention"`, where the
+            attention map of the keypoint looks ([`attention_centers`]). The latter needs parts of one keypoint each.
+            With it a loss term teaches the maps where the keypoints are ([`part_attention_loss`]), and the confidence
+            of a keypoint is the OKS expected of it if its true place is distributed as its map says
+            ([`expected_similarity`]), not 1 minus its mean predicted deviation (Section 3.4).
         num_denoising (`int`, defaults to 0):
             In training, the box decoder also refines about this many noisy copies of people's boxes per image; see
             [`NoisyBoxes`] (Li et al., "DN-DETR", 2022, without its noisy labels).
@@ -240,10 +229,7 @@ class QueryPoseConfig(PreTrainedConfig):
     keypoint_edges: list[list[int] | tuple[int, ...]] | tuple[list[int] | tuple[int, ...], ...] | None = None
     part_dim: int = 128
     num_pose_convs: int = 6
-    part_position_encoding: bool = False
     keypoint_origin: str = "box"
-    attention_sharpness: float | int = 1.0
-    keypoint_confidence: str = "deviation"
     keypoint_query: str = "part"
     keypoint_interaction: str | None = None
     part_iteration: str = "selective"
@@ -258,7 +244,6 @@ class QueryPoseConfig(PreTrainedConfig):
     giou_loss_coefficient: float | int = 2.0
     keypoint_loss_coefficient: float | int = 1.0
     heatmap_loss_coefficient: float | int = 0.0
-    part_attention_loss_coefficient: float | int = 0.0
     num_denoising: int = 0
     class_target: str = "person"
     focal_alpha: float | int = 0.25
@@ -461,7 +446,6 @@ class QueryPoseConfig(PreTrainedConfig):
             ("pose_query_interaction", POSE_QUERY_INTERACTIONS),
             ("query_feedback", QUERY_FEEDBACKS),
             ("keypoint_origin", KEYPOINT_ORIGINS),
-            ("keypoint_confidence", KEYPOINT_CONFIDENCES),
             ("class_target", CLASS_TARGETS),
             ("activation_function", tuple(ACT2FN)),
         ):
@@ -472,19 +456,16 @@ class QueryPoseConfig(PreTrainedConfig):
                 f"`keypoint_interaction` is {self.keypoint_interaction!r} and `keypoint_query` is "
                 f"{self.keypoint_query!r}; expected 'pooling' with 'none', and with no other."
             )
-        if not self.has_part_attention:
-            for field, off in (
-                ("keypoint_origin", "box"),
-                ("keypoint_confidence", "deviation"),
-                ("part_attention_loss_coefficient", 0),
-                ("part_position_encoding", False),
-            ):
-                if getattr(self, field) != off:
-                    raise ValueError(
-                        f"`{field}` is {getattr(self, field)!r}, which needs part attention maps; expected {off!r} "
-                        f"with `keypoint_query` {self.keypoint_query!r} and `keypoint_interaction` "
-                        f"{self.keypoint_interaction!r}."
-                    )
+        if self.keypoint_origin == "attention" and not self.has_part_attention:
+            raise ValueError(
+                f"`keypoint_origin` is 'attention', which needs part attention maps; expected 'box' with "
+                f"`keypoint_query` {self.keypoint_query!r} and `keypoint_interaction` {self.keypoint_interaction!r}."
+            )
+        if self.keypoint_origin == "attention" and any(len(part) > 1 for part in self.keypoint_parts):
+            raise ValueError(
+                "`keypoint_origin` is 'attention', which needs an attention map for each keypoint; expected "
+                f"`keypoint_parts` 'a', one keypoint each, but they are {self.keypoint_parts}."
+            )
 
     def validate_sizes(self):
         """Checks numbers against their ranges."""
@@ -512,9 +493,7 @@ class QueryPoseConfig(PreTrainedConfig):
             "giou_loss_coefficient": 0,
             "keypoint_loss_coefficient": 0,
             "heatmap_loss_coefficient": 0,
-            "part_attention_loss_coefficient": 0,
             "num_denoising": 0,
-            "attention_sharpness": 1,
             "focal_gamma": 0,
         }
         for field, minimum in least.items():
@@ -530,8 +509,7 @@ class QueryPoseConfig(PreTrainedConfig):
                     f"`{field}` ({getattr(self, field)}) must be divisible by `decoder_attention_heads` "
                     f"({self.decoder_attention_heads})."
                 )
-        encodes_position = self.part_position_encoding or self.keypoint_interaction == "self_attention"
-        if encodes_position and self.d_model % 4:
+        if self.keypoint_interaction == "self_attention" and self.d_model % 4:
             raise ValueError(f"`d_model` must be divisible by 4 for a position encoding, but is {self.d_model}.")
         if self.part_dim % 4:
             raise ValueError(f"`part_dim` must be divisible by 4, but is {self.part_dim}.")

@@ -77,7 +77,6 @@ class QueryPoseSpatialAttention(nn.Module):
         self.attention_conv = nn.Conv2d(config.d_model, num_queries, 3, padding=1)
         start_from([self.attention_conv], bias=0.0)
         self.projection = nn.Linear(config.d_model, query_dim)
-        self.encodes_position = config.part_position_encoding
 
     def forward(self, features: Tensor, queries: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """F to embeddings `(R, T, w)` and attention maps `(R, T, 28, 28)`."""
@@ -86,10 +85,6 @@ class QueryPoseSpatialAttention(nn.Module):
         maps = self.attention_conv(features)
         attention = maps.flatten(2).softmax(dim=-1)
         embeddings = torch.bmm(attention.to(features.dtype), features.flatten(2).transpose(1, 2))
-        if self.encodes_position:
-            height, width = maps.shape[-2:]
-            positions = sine_encoding(height, width, features.shape[1], maps.device)
-            embeddings = embeddings + attention.to(features.dtype) @ positions.to(features.dtype)
         return self.projection(embeddings), attention.view_as(maps)
 
 
@@ -251,18 +246,13 @@ class QueryPoseCoordinateHead(QueryPoseKeypointLinear):
 
 
 class QueryPoseAttentionOffsetHead(QueryPoseCoordinateHead):
-    """Keypoints as offsets from the mean place of their part's attention map; the offsets start at zero."""
+    """Keypoints as offsets from where their part's attention map looks; the offsets start at zero."""
 
     starts_at_zero = True
 
-    def __init__(self, config: QueryPoseConfig, parts: list[list[int]], query_dim: int):
-        super().__init__(config, parts, query_dim)
-        self.sharpness = config.attention_sharpness
-
     def keypoints(self, queries: Tensor, attention_maps: Tensor | None) -> Tensor:
         assert attention_maps is not None
-        centers = attention_centers(attention_maps, self.sharpness)
-        return self(queries) + centers[:, self.part_of_keypoint]
+        return self(queries) + attention_centers(attention_maps)[:, self.part_of_keypoint]
 
 
 #: What coordinates are relative to, by `keypoint_origin`.

@@ -182,11 +182,8 @@ class QueryPoseLoss:
             "giou": (self.giou_term, config.giou_loss_coefficient),
             "keypoint": (self.keypoint_term, config.keypoint_loss_coefficient / config.num_keypoints),
         }
-        if config.part_attention_loss_coefficient > 0:
-            self.terms["part_attention"] = (
-                self.part_attention_term,
-                config.part_attention_loss_coefficient / config.num_parts,
-            )
+        if config.keypoint_origin == "attention":
+            self.terms["part_attention"] = (self.part_attention_term, 1 / config.num_parts)
 
     def __call__(
         self,

@@ -53,7 +53,7 @@ class QueryPoseModelOutput(ModelOutput):
             Predicted deviations in the same units. (Not `config.keypoint_sigmas`, the OKS constants.)
         intermediate_keypoint_scores (`torch.FloatTensor` of shape `(batch_size, decoder_layers, num_queries,
             num_keypoints)`):
-            Confidence of every stage's keypoints, see `keypoint_confidence` of [`QueryPoseConfig`].
+            Confidence of every stage's keypoints, see `keypoint_origin` of [`QueryPoseConfig`].
         intermediate_query_mask (`torch.BoolTensor` of shape `(batch_size, decoder_layers, num_queries)`):
             Which queries' keypoints were decoded. Keypoints, deviations and confidence of the others are zero.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*):
@@ -96,7 +96,7 @@ class QueryPosePoseEstimationOutput(ModelOutput):
         pred_keypoints (`torch.FloatTensor` of shape `(batch_size, num_queries, num_keypoints, 2)`):
             Keypoints x, y relative to each image's unpadded size, in continuous coordinates.
         keypoint_scores (`torch.FloatTensor` of shape `(batch_size, num_queries, num_keypoints)`):
-            Confidence: one minus the mean deviation, unless `keypoint_confidence` of the configuration says otherwise.
+            Confidence: one minus the mean deviation, unless `keypoint_origin` of the configuration is `"attention"`.
             0 for queries that were not decoded.
         keypoint_sigmas (`torch.FloatTensor` of shape `(batch_size, num_queries, num_keypoints, 2)`):
             Predicted deviations relative to the box. (Not `config.keypoint_sigmas`, the OKS constants.)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..checks import telling
-from ..model.configuration_querypose import QueryPoseConfig
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from ..model.skeletons import Skeleton
 
@@ -85,7 +84,7 @@ def transfer_weights(
     """Starts a model from one that was trained for other keypoints.
 
     - Coordinate layers: rows by the names of keypoints, in any order (`left_eye`, `Left Eye`, `lefteye` are the same
-      name); fresh where coordinates are relative to something else (`keypoint_origin`, `attention_sharpness`).
+      name); fresh where coordinates are relative to something else (`keypoint_origin`).
     - Parts: rows from the source's part that shares the most keypoint names, the first of several.
     - Instance queries: a target with fewer gets the first of the source's; one with more gets some of them twice, and
       [`~training.initial_boxes.start_from_typical_boxes`] tells them apart.
@@ -118,7 +117,7 @@ def transfer_weights(
     keypoints = match_keypoints(source_skeleton.keypoint_names, target_skeleton.keypoint_names)
     parts = match_parts(source_skeleton, target_skeleton)
     source_weights = model.state_dict()
-    if _keypoint_origin(model.config) != _keypoint_origin(target.config):
+    if model.config.keypoint_origin != target.config.keypoint_origin:
         source_weights = {name: value for name, value in source_weights.items() if ".keypoint_head." not in name}
     outcome: dict[str, list[str]] = {"whole": [], "in part": [], "fresh": []}
     for name, value in target.state_dict().items():
@@ -145,11 +144,6 @@ def transfer_weights(
 
 def _parts_by_names(skeleton: Skeleton) -> list[tuple[str, ...]]:
     return [tuple(skeleton.keypoint_names[keypoint] for keypoint in part) for part in skeleton.parts]
-
-
-def _keypoint_origin(config: QueryPoseConfig) -> tuple[str, float]:
-    """What the coordinates are relative to."""
-    return config.keypoint_origin, config.attention_sharpness if config.keypoint_origin == "attention" else 1.0
 
 
 def match_keypoints(source_names: Sequence[str], target_names: Sequence[str]) -> list[int | None]:
