@@ -1,4 +1,4 @@
-"""Heatmaps and poses alone: what is learnt, what is left alone, and runs through the command's own description."""
+"""Poses alone: what is learnt, what is left alone, and runs through the command's own description."""
 
 import copy
 
@@ -11,10 +11,8 @@ from small_run import read_log
 from tiny import people, tiny_config
 
 from querypose_hf import QueryPoseForPoseEstimation
-from querypose_hf.model.attention_maps_querypose import part_attention_loss
-from querypose_hf.model.loss_querypose import keypoints_in_boxes
 from querypose_hf.training.experiment import Experiment
-from querypose_hf.training.pretraining import HeatmapPretraining, PosePretraining
+from querypose_hf.training.pretraining import PosePretraining
 from querypose_hf.training.run import run_experiment
 
 
@@ -27,33 +25,9 @@ def fresh_accelerator():
 
 def make_model(**overrides):
     torch.manual_seed(0)
-    fields = {"heatmap_loss_coefficient": 0.1, "keypoint_parts": "a", "keypoint_origin": "attention"}
-    config = tiny_config(pose_query_interaction="none", **{**fields, **overrides})
+    fields = {"pose_query_interaction": "none", "keypoint_parts": "a", "keypoint_origin": "attention"}
+    config = tiny_config(**fields, **overrides)
     return QueryPoseForPoseEstimation(config).train()
-
-
-def test_heatmaps_are_distributions_of_each_person():
-    model = make_model()
-    objective = HeatmapPretraining(model)
-    torch.manual_seed(1)
-    pixel_values, labels = torch.randn(2, 3, 64, 96), [people(2), people(1, seed=1)]
-    mask = torch.ones(2, 64, 96, dtype=torch.long)
-    mask[1, 48:] = 0  # the second image is 48 pixels high
-    outputs = objective(pixel_values=pixel_values, labels=labels, pixel_mask=mask)
-    logits = model.heatmap_head(model.model.extract_pyramid(pixel_values)[0])
-    expected = 0.0
-    for image, height in ((0, 64), (1, 48)):
-        maps = logits[image].flatten(1).softmax(-1).view(1, 17, 16, 24)
-        for points in labels[image]["keypoints"]:
-            points = points * torch.tensor([96.0, height, 1.0])
-            whole = torch.tensor([[0.0, 0.0, 96.0, 64.0]])
-            expected += (
-                part_attention_loss(maps, *keypoints_in_boxes(points[None], whole), [[k] for k in range(17)]) / 3 / 17
-            )
-    torch.testing.assert_close(outputs.loss, expected)
-    outputs.loss.backward()
-    assert all(parameter.grad is None for parameter in model.model.decoder.parameters())
-    assert all(parameter.grad is not None for parameter in model.heatmap_head.parameters())
 
 
 def test_poses_of_known_people():
@@ -102,27 +76,20 @@ def test_pictures_without_anybody_count_for_nothing():
     alone = objective(pixel_values=pixel_values[:1], labels=[people(1)])
     torch.testing.assert_close(both.loss, alone.loss)
     assert objective(pixel_values=pixel_values, labels=[nobody, nobody]).loss.item() == 0
-    heatmaps = HeatmapPretraining(model)(pixel_values=pixel_values, labels=[nobody, nobody])
-    assert heatmaps.loss.item() == 0
-    heatmaps.loss.backward()
 
 
 def test_what_cannot_be_pretrained():
-    with pytest.raises(ValueError, match="`heatmap_loss_coefficient` is 0"):
-        HeatmapPretraining(QueryPoseForPoseEstimation(tiny_config()))
     with pytest.raises(ValueError, match=r"`labels\[1\]` has 2 people.*person_crops"):
         PosePretraining(make_model())(pixel_values=torch.randn(2, 3, 64, 64), labels=[people(1), people(2)])
 
 
-@pytest.mark.parametrize("objective", ["heatmaps", "poses"])
-def test_runs_and_resumes(objective, tmp_path):
+def test_runs_and_resumes(tmp_path):
     """From the description to a model folder; a run that was stopped goes on with the same losses."""
     source = write_rendered_coco(tmp_path / "data", count=4, size=(160, 120))
     description = small_experiment({**source, "format": "coco"})
     description["data"] = {"train": [{**source, "person_crops": 64}]}
-    description["model"]["config"]["heatmap_loss_coefficient"] = 0.1
     description["augmentation"] = {"short_sides": [64], "crop_probability": 0.0, "scale_jitter": [1.0, 1.3]}
-    description["training"].update(objective=objective, save_every=2, evaluate_every=None)
+    description["training"].update(objective="poses", save_every=2, evaluate_every=None)
     path = tmp_path / "description.yaml"
     path.write_text(yaml.safe_dump(description))
     run_experiment(Experiment.from_yaml(path), tmp_path / "whole")

@@ -31,7 +31,7 @@ from .fast_convolutions import restore_convolutions, speed_up_convolutions
 from .loaders import build_loader
 from .log import Length, TrainingLog, choose_trackers
 from .optimizer import build_optimizer
-from .pretraining import OBJECTIVES
+from .pretraining import PosePretraining
 from .recipe import TrainingConfig
 
 
@@ -163,8 +163,7 @@ class TrainingLoop:
         rate = config.scaled_learning_rate(self.accelerator.num_processes)
         optimizer = build_optimizer(self.model, dataclasses.replace(config, learning_rate=rate))
         logger.info(config.describe_learning_rate(self.accelerator.num_processes))
-        objective = OBJECTIVES[config.objective]
-        trained = self.model if objective is None else objective(self.model)
+        trained = self.model if config.objective == "everything" else PosePretraining(self.model)
         self.prepared_model, self.optimizer = self.accelerator.prepare(trained, optimizer)
         self.loader = build_loader(dataset, image_processor, config, self.accelerator)
         if self.average is not None:  # only now has every process the weights of the first

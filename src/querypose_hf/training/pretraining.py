@@ -1,7 +1,7 @@
-"""Training parts of a model before all of it: keypoint heatmaps, and poses of people whose boxes are known.
+"""Training poses of people whose boxes are known, before everything.
 
-Neither is in the paper, though its authors start from an HRNet trained on heatmaps (Section 4.3). With little data and
-time both make much of every person: no image is mostly background, and no query is on nobody.
+It is not in the paper. With little data and time it makes much of every person: no image is mostly background, and no
+query is on nobody.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from ..model.attention_maps_querypose import part_attention_loss
 from ..model.decoder_querypose import BoxStage, DecoderOutput, KeypointStage, QueryPoseDecoder
 from ..model.loss_querypose import QueryPoseLoss
 from ..model.matching_querypose import Matches
@@ -26,45 +25,6 @@ class PretrainingOutput(ModelOutput):
 
     loss: Tensor | None = None
     loss_dict: dict[str, Tensor] | None = None
-
-
-class HeatmapPretraining(nn.Module):
-    """Backbone, neck and auxiliary heatmap head: a distribution over P2 for each keypoint of each person.
-
-    The loss is the cross-entropy of [`~attention_maps_querypose.part_attention_loss`] over the image.
-
-    Args:
-        model ([`QueryPoseForPoseEstimation`]): with a heatmap head.
-    """
-
-    def __init__(self, model: QueryPoseForPoseEstimation):
-        super().__init__()
-        if model.heatmap_head is None:
-            raise ValueError(
-                "`objective` is 'heatmaps', but the model has no heatmap head: `heatmap_loss_coefficient` is 0; "
-                "expected it above 0."
-            )
-        # not the model itself: parameters that are not trained here must not wait for gradients
-        self.backbone, self.neck, self.head = model.model.backbone, model.model.neck, model.heatmap_head
-        self.extract_pyramid = model.model.extract_pyramid
-        self.config = model.config
-
-    def forward(self, pixel_values: Tensor, labels: list[dict[str, Any]], pixel_mask: Tensor | None = None) -> Any:
-        """The loss; arguments are those of the model."""
-        targets = QueryPoseTargets.from_labels(labels, pixel_values, self.config)
-        sizes = image_sizes_from_mask(pixel_values, pixel_mask)
-        logits = self.head(self.extract_pyramid(pixel_values)[0]).float()
-        maps = logits.flatten(2).softmax(dim=-1).view_as(logits)
-        images = targets.image_of_person()
-        # the maps cover the padding, too, up to the next multiple of 32
-        height, width = (4 * length for length in logits.shape[-2:])
-        extent = sizes.flip(-1)[images][:, None].to(maps.dtype) / maps.new_tensor([width, height])
-        places = targets.keypoints[..., :2] * extent
-        counts = (targets.keypoints[..., 2] > 0) & ((places >= 0) & (places <= 1)).all(dim=-1)
-        each = [[keypoint] for keypoint in range(logits.shape[1])]
-        loss = part_attention_loss(maps[images], places - 0.5, counts, each)
-        loss = loss / targets.number_of_people() / logits.shape[1]
-        return PretrainingOutput(loss=loss, loss_dict={"loss_heatmap": loss})
 
 
 class PosePretraining(nn.Module):
@@ -134,7 +94,3 @@ class PosePretraining(nn.Module):
         noise = self.jitter * torch.randn(batch_size, 4).to(boxes)
         centers, extents = centers + noise[:, :2] * extents, extents * noise[:, 2:].exp()
         return torch.cat([centers - extents / 2, centers + extents / 2], dim=1)
-
-
-#: What a run can be trained for, by the name in [`TrainingConfig`]; "everything" is the model's own loss.
-OBJECTIVES: dict[str, Any] = {"everything": None, "heatmaps": HeatmapPretraining, "poses": PosePretraining}

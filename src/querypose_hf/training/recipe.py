@@ -99,8 +99,8 @@ class TrainingConfig:
     """Settings of a training run.
 
     Args:
-        objective (`str`): `"everything"`, the model's own loss. Before that, `"heatmaps"` ([`HeatmapPretraining`]) or
-            `"poses"` ([`PosePretraining`], which needs data with `person_crops`).
+        objective (`str`): `"everything"`, the model's own loss, or before that `"poses"` ([`PosePretraining`], which
+            needs data with `person_crops`).
         learning_rate (`float`): of all parameters except those of the flow and the backbone.
         scale_learning_rate (`"auto"` or `bool`): whether `learning_rate` is for the paper's 16 images per optimizer
             step and is multiplied by the actual number over 16 (the linear scaling rule; not in the paper). `"auto"`
@@ -127,8 +127,7 @@ class TrainingConfig:
             follow them and, with `"bf16"` on a CPU, depthwise convolutions with a stride stay in float32. Results are
             the same to floating-point tolerance. It pays for networks of depthwise convolutions on a CPU: a step of
             querypose-nano (MobileNetV2; 6 images of 192x256; one thread of an AMD EPYC, medians of 6 in turn) took
-            0.44 s in place of 0.54 in bfloat16 and 0.60 in place of 0.64 in float32; a step of heatmap pretraining (32
-            crops of 96x96) 0.18 in place of 0.35 and 0.29 in place of 0.31. A ResNet-50 gained nothing.
+            0.44 s in place of 0.54 in bfloat16 and 0.60 in place of 0.64 in float32. A ResNet-50 gained nothing.
         compile (`bool`): whether backbone and neck go through `torch.compile`. The decoder does not: its matching
             runs on the host, and its number of RoIs changes from batch to batch.
         seed (`int`): of data order, augmentation and dropout.
@@ -155,7 +154,7 @@ class TrainingConfig:
     ```
     """
 
-    objective: Literal["everything", "heatmaps", "poses"] = "everything"
+    objective: Literal["everything", "poses"] = "everything"
     learning_rate: float = option(
         PAPER_LEARNING_RATE,
         "of all parameters but the backbone's and the flow's; without it the paper's, scaled by the images of a step",
