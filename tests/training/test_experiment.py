@@ -82,6 +82,7 @@ class TestDescription:
             ("model.variant=r50", "`checkpoint`, `variant` and `config`: variant and config given"),
             ("model.config=null", "`checkpoint`, `variant` and `config`: none given"),
             ("model.light=true", "`light` is True; expected it with `variant`"),
+            ("model.fresh=neck", "`fresh` is 'neck'; expected nothing without `checkpoint`"),
             ("model.overrides={num_queries: 3}", r"\['num_queries'\] beside `config`"),
             ("model.config.num_query=3", "unknown field `num_query` .value 3. of `config`"),
             ("model.chekpoint=x", "unknown field `model.chekpoint` .value 'x'."),

@@ -152,6 +152,18 @@ def test_heatmap_head_by_keypoint():
     assert torch.equal(target.heatmap_head.predictor.weight[0], source.heatmap_head.predictor.weight[5])
 
 
+def test_some_layers_start_fresh(coco):
+    target = model_of("coco", seed=2)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    report = transfer_weights(coco, target, fresh=r"keypoint_layers\.\d+\.(?!conv_stack)")
+    assert all("keypoint_layers" in name and "conv_stack" not in name for name in report.fresh)
+    assert report.left_behind == () and len(report.fresh) > 20
+    for name, value in target.state_dict().items():
+        assert torch.equal(value, before[name] if name in report.fresh else coco.state_dict()[name]), name
+    with pytest.raises(ValueError, match="`fresh` is 'no_such_layer'; expected it in the name of a tensor"):
+        transfer_weights(coco, target, fresh="no_such_layer")
+
+
 def test_from_a_folder(coco, tmp_path):
     coco.save_pretrained(tmp_path)
     target = model_of("crowdpose", seed=2)

@@ -4,6 +4,7 @@ The YAML files of `querypose train` hold it. Nothing here reads an image or buil
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,8 @@ class ModelSettings:
         checkpoint (`str`, *optional*): folder or Hub id of a QueryPose checkpoint to start from, or `querypose-nano`.
             If the data has other keypoints, weights are carried over by the names of keypoints, see
             [`transfer_weights`].
+        fresh (`str`, *optional*): a regular expression; the checkpoint's tensors in whose names it is found are not
+            carried over, such as `"keypoint_layers"`.
         variant (`str`, *optional*): a published model, `"r50"`, `"hrnet_w32"`, ..., with new weights.
         config (`dict`, *optional*): any fields of [`QueryPoseConfig`], with new weights.
         light (`bool`): the light version of `variant`.
@@ -73,6 +76,7 @@ class ModelSettings:
     """
 
     checkpoint: str | None = None
+    fresh: str | None = None
     variant: str | None = None
     config: dict[str, Any] | None = None
     light: bool = False
@@ -89,6 +93,12 @@ class ModelSettings:
             )
         if self.variant is not None:
             require(self, "variant", self.variant in VARIANTS, f"one of {sorted(VARIANTS)}")
+        if self.fresh is not None:
+            require(self, "fresh", self.checkpoint is not None, "nothing without `checkpoint`")
+            try:
+                re.compile(self.fresh)
+            except re.error as error:
+                raise ValueError(f"`fresh` is {self.fresh!r}; expected a regular expression: {error}.") from None
         if self.light and self.variant is None:
             raise ValueError("`light` is True; expected it with `variant` only.")
         for place in ("config", "overrides"):

@@ -68,7 +68,7 @@ def build_config(settings: ModelSettings, data: DataDescription) -> QueryPoseCon
         if "id2label" in given:
             given["label2id"] = {name: number for number, name in given["id2label"].items()}
         skeleton = _skeleton_fields(names, data, None if base is None else base.skeleton)
-        if start.get("keypoint_origin") == "attention":
+        if {**start, **given}.get("keypoint_origin") == "attention":
             skeleton["keypoint_parts"] = "a"  # one keypoint each, as its maps need
         return QueryPoseConfig.from_dict({**start, **labels, **skeleton, **given})
     except StrictDataclassError as error:
@@ -163,7 +163,7 @@ def build_model(settings: ModelSettings, config: QueryPoseConfig, weights: bool 
     if settings.start is not None:
         with telling(f"`model.checkpoint` is {settings.checkpoint!r}; expected a whole checkpoint"):
             source = QueryPoseForPoseEstimation.from_pretrained(settings.start, dtype="float32")
-        carried = transfer_weights(source, model)
+        carried = transfer_weights(source, model, settings.fresh)
         # where everything was carried over, there is nothing else to report
         shown = str(carried) if carried.left_behind or carried.fresh or carried.carried_in_part else "all carried over"
         reports.append(f"Weights of {settings.checkpoint}: {shown}")

@@ -1,5 +1,6 @@
 """Carries the weights of a trained model over to one with other keypoints."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,9 @@ def _some(names: Sequence[str], most: int = 20) -> str:
 
 @torch.no_grad()
 def transfer_weights(
-    source: QueryPoseForPoseEstimation | str | Path, target: QueryPoseForPoseEstimation
+    source: QueryPoseForPoseEstimation | str | Path, target: QueryPoseForPoseEstimation, fresh: str | None = None
 ) -> TransferReport:
-    """Starts a model from one that was trained for other keypoints.
+    """Starts a model from one that was trained for other keypoints, or that differs in a part.
 
     - Coordinate layers: rows by the names of keypoints, in any order (`left_eye`, `Left Eye`, `lefteye` are the same
       name); fresh where coordinates are relative to something else (`keypoint_origin`).
@@ -93,12 +94,13 @@ def transfer_weights(
     Args:
         source ([`QueryPoseForPoseEstimation`], `str` or `Path`): a model, or its folder or Hub id.
         target ([`QueryPoseForPoseEstimation`]): changed in place.
+        fresh (`str`, *optional*): a regular expression; tensors in whose names it is found start fresh.
 
     Returns:
         [`TransferReport`]
 
     Raises:
-        ValueError: no tensor of the source has a place in the target.
+        ValueError: no tensor of the source has a place in the target, or none has `fresh` in its name.
 
     Example:
 
@@ -119,6 +121,13 @@ def transfer_weights(
     source_weights = model.state_dict()
     if model.config.keypoint_origin != target.config.keypoint_origin:
         source_weights = {name: value for name, value in source_weights.items() if ".keypoint_head." not in name}
+    if fresh is not None:
+        kept = {name: value for name, value in source_weights.items() if re.search(fresh, name) is None}
+        if len(kept) == len(source_weights):
+            raise ValueError(
+                f"`fresh` is {fresh!r}; expected it in the name of a tensor, such as {next(iter(kept))!r}."
+            )
+        source_weights = kept
     outcome: dict[str, list[str]] = {"whole": [], "in part": [], "fresh": []}
     for name, value in target.state_dict().items():
         outcome[_carry(name, source_weights.get(name), value, keypoints, parts)].append(name)
