@@ -191,8 +191,9 @@ def _as_trained(experiment: Experiment, source: str) -> str:
             config = QueryPoseConfig.from_variant(model.variant, light=model.light, **model.overrides)
         elif model.config is not None:
             config = QueryPoseConfig(**model.config)
-        else:  # of a checkpoint, whose fields need not be read to tell changes apart
-            return json.dumps(values, sort_keys=True)
+        else:
+            fields, _ = QueryPoseConfig.get_config_dict(model.start)
+            config = QueryPoseConfig.from_dict({**fields, **model.overrides})
     except StrictDataclassError as error:
         raise ValueError(f"{source}: `model`: {' '.join(str(error).split())}") from error
     values["model"].update(config=config.to_dict(), variant=None, light=False, overrides={})
