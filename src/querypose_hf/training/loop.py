@@ -43,7 +43,6 @@ Evaluate = Callable[[QueryPoseForPoseEstimation], Mapping[str, float]]
 # Settings that a resumed run must not change. The schedule is not one of them: it may become longer.
 _SETTINGS_OF_THE_WHOLE_RUN = (
     "objective",
-    "backbone_learning_rate_factor",
     "flow_learning_rate_factor",
     "weight_decay",
     "batch_size",

@@ -9,23 +9,15 @@ from .recipe import TrainingConfig
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: the backbone (`model.model.backbone`), the flow (`model.flow`) and everything else.
+    """AdamW's parameter groups: everything but the flow (`model.flow`), and the flow, with its own learning rate.
 
-    Each has its own learning rate. The group of everything else comes first: its rate is the one that is logged.
-    Frozen parameters are in none of them.
+    The first group's rate is the one that is logged. Frozen parameters are in neither.
     """
-    factors = {
-        "model": 1.0,
-        "model.backbone": config.backbone_learning_rate_factor,
-        "flow": config.flow_learning_rate_factor,
-    }
-    groups: dict[str, list[nn.Parameter]] = {name: [] for name in factors}
+    rates = {"model": config.learning_rate, "flow": config.learning_rate * config.flow_learning_rate_factor}
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            # "model" also takes the rest, such as the heatmap head
-            fitting = [group for group in factors if name.startswith(f"{group}.")]
-            groups[fitting[-1] if fitting else "model"].append(parameter)
-    rates = {name: config.learning_rate * factor for name, factor in factors.items()}
+            groups["flow" if name.startswith("flow.") else "model"].append(parameter)
     return [
         {"name": name, "params": parameters, "lr": rates[name], "weight_decay": config.weight_decay}
         for name, parameters in groups.items()

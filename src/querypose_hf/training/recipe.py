@@ -101,13 +101,11 @@ class TrainingConfig:
     Args:
         objective (`str`): `"everything"`, the model's own loss, or before that `"poses"` ([`PosePretraining`], which
             needs data with `person_crops`).
-        learning_rate (`float`): of all parameters except those of the flow and the backbone.
+        learning_rate (`float`): of all parameters except those of the flow.
         scale_learning_rate (`"auto"` or `bool`): whether `learning_rate` is for the paper's 16 images per optimizer
             step and is multiplied by the actual number over 16 (the linear scaling rule; not in the paper). `"auto"`
             does so for the paper's learning rate alone: another was chosen for the batch at hand. So was one that YAML
             or the command line gives, which sets this field to `False` unless it is given, too.
-        backbone_learning_rate_factor (`float`): the backbone's learning rate relative to `learning_rate`; 1 in the
-            paper. A smaller factor keeps more of a pretrained backbone where the learning rate is large.
         flow_learning_rate_factor (`float`): the flow's learning rate relative to `learning_rate`.
         weight_decay (`float`): AdamW's, on every parameter, including norms and biases, as in the paper.
         max_gradient_norm (`float`): a longer gradient of the whole model is scaled down to this norm.
@@ -157,10 +155,9 @@ class TrainingConfig:
     objective: Literal["everything", "poses"] = "everything"
     learning_rate: float = option(
         PAPER_LEARNING_RATE,
-        "of all parameters but the backbone's and the flow's; without it the paper's, scaled by the images of a step",
+        "of all parameters but the flow's; without it the paper's, scaled by the images of a step",
     )
     scale_learning_rate: Literal["auto", True, False] = "auto"
-    backbone_learning_rate_factor: float = 1.0
     flow_learning_rate_factor: float = 10.0
     weight_decay: float = 1e-4
     max_gradient_norm: float = 1.0
@@ -184,8 +181,7 @@ class TrainingConfig:
     trackers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        rates = ("learning_rate", "backbone_learning_rate_factor", "flow_learning_rate_factor")
-        for name in (*rates, "max_gradient_norm"):
+        for name in ("learning_rate", "flow_learning_rate_factor", "max_gradient_norm"):
             require(self, name, getattr(self, name) > 0, "above 0")
         for name in ("weight_decay", "seed", "num_workers"):
             require(self, name, getattr(self, name) >= 0, "at least 0")

@@ -33,7 +33,7 @@ def store_in_float16(folder: str | os.PathLike, output: str | os.PathLike) -> Pa
     Example:
 
     ```python
-    >>> store_in_float16("runs/querypose_nano_3/last", "querypose-nano")
+    >>> store_in_float16("runs/querypose_nano/last", "querypose-nano")
     ```
     """
     folder, output = Path(folder), Path(output)
