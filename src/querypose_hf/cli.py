@@ -4,6 +4,7 @@ import argparse
 import io
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     logging.getLogger("torch.utils._pytree").addFilter(_is_not_of_torchao)
+    format_of_python, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         return options.run(options) or 0
     except UsageError as error:
@@ -68,6 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"{options.parser.prog}: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130  # as shells have it: 128 + SIGINT
+    finally:
+        warnings.formatwarning = format_of_python
+
+
+def _format_warning(message: Warning | str, *place: Any, **line: Any) -> str:
+    """A warning without the line of code that it comes from."""
+    return f"warning: {message}\n"
 
 
 def _is_not_of_torchao(record: logging.LogRecord) -> bool:

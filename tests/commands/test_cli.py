@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -450,6 +451,18 @@ def test_convert_refuses_before_it_writes(in_folder, capsys):
 def test_help_without_a_command(capsys):
     assert main([]) == 0
     assert capsys.readouterr().out == build_parser().format_help()
+
+
+def test_warnings_are_one_line(monkeypatch, capsys):
+    before = warnings.formatwarning
+    monkeypatch.setattr(
+        "querypose_hf.commands.predict._predict", lambda options: warnings.warn("mind this", stacklevel=1)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["predict", "photo.jpg"]) == 0
+    assert capsys.readouterr().err == "warning: mind this\n"
+    assert warnings.formatwarning is before
 
 
 def test_version(capsys):
