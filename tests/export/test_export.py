@@ -159,9 +159,9 @@ def assert_people(found, model, processor, pixel_values, pixel_mask, num_people)
     return [len(people) for people in expected]
 
 
-@pytest.mark.parametrize(("nms_threshold", "origin"), [(None, "box"), (0.01, "attention")])
-def test_people_as_outputs(nms_threshold, origin):
-    fields = {"pose_query_interaction": "none", "keypoint_parts": "a", "keypoint_origin": origin}
+@pytest.mark.parametrize(("nms_threshold", "coordinates"), [(None, "regression"), (0.01, "attention")])
+def test_people_as_outputs(nms_threshold, coordinates):
+    fields = {"pose_query_interaction": "none", "keypoint_parts": "a", "keypoint_coordinates": coordinates}
     model = make_model(backbone="resnet", **fields).float()
     processor = QueryPoseImageProcessorPil(nms_threshold=nms_threshold)
     pixel_values, pixel_mask = batch(3, 64, 96)

@@ -55,7 +55,7 @@ def test_defaults_are_the_published_r50_full_model():
         "keypoint_loss_coefficient": 1.0,
         "heatmap_loss_coefficient": 0.0,
         "num_denoising": 0,
-        "keypoint_origin": "box",
+        "keypoint_coordinates": "regression",
         "class_target": "person",
         "focal_alpha": 0.25,
         "focal_gamma": 2.0,
@@ -258,7 +258,7 @@ def test_labels():
                 "focal_gamma",
             )
         ),
-        ({"keypoint_origin": "corner"}, "keypoint_origin", "corner"),
+        ({"keypoint_coordinates": "corner"}, "keypoint_coordinates", "corner"),
         ({"class_target": "iou"}, "class_target", "iou"),
         ({"class_cost": float("nan")}, "class_cost", "nan"),
         ({"num_pose_convs": 1}, "num_pose_convs", "at least 2, but is 1"),

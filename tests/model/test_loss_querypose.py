@@ -413,7 +413,7 @@ def test_loss_terms_are_named_by_stage_and_add_up():
     assert list(outputs.loss_dict) == ["loss_class", "loss_bbox", "loss_giou", "loss_keypoint", "loss_heatmap"]
     assert outputs.auxiliary_outputs is None
 
-    model = QueryPoseForPoseEstimation(tiny_config(keypoint_origin="attention", keypoint_parts="a")).train()
+    model = QueryPoseForPoseEstimation(tiny_config(keypoint_coordinates="attention", keypoint_parts="a")).train()
     loss_dict = model(torch.randn(2, 3, 64, 64), labels=[people(2), people(1)]).loss_dict
     assert list(loss_dict)[-1] == "loss_part_attention"
 
@@ -471,17 +471,17 @@ def test_unmatched_queries_say_nothing_where_not_everybody_is_annotated():
         torch.testing.assert_close(outputs.loss_dict[name], everybody.loss_dict[name])
 
 
-@pytest.mark.parametrize("origin", ["box", "attention"])
-def test_validation_loss_has_all_poses(origin):
+@pytest.mark.parametrize("coordinates", ["regression", "attention"])
+def test_validation_loss_has_all_poses(coordinates):
     torch.manual_seed(0)
-    config = tiny_config(keypoint_top_k=2, decoder_layers=1, keypoint_origin=origin, keypoint_parts="a")
+    config = tiny_config(keypoint_top_k=2, decoder_layers=1, keypoint_coordinates=coordinates, keypoint_parts="a")
     model = QueryPoseForPoseEstimation(config).eval()
     pixel_values, labels = torch.randn(2, 3, 64, 64), [people(2), people(1)]
     with torch.no_grad():
         outputs = model(pixel_values, labels=labels)
     assert outputs.loss.isfinite() and outputs.keypoint_query_mask.all()
     assert outputs.part_attentions is None  # nobody asked for them
-    assert ("loss_part_attention" in outputs.loss_dict) == (origin == "attention")
+    assert ("loss_part_attention" in outputs.loss_dict) == (coordinates == "attention")
     # of the first stage's matched queries, training computes the same where batch norms stand still
     with torch.no_grad():
         validation = model(pixel_values, labels=labels).loss

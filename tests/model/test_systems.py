@@ -136,10 +136,10 @@ def test_dynamic_interaction_over_positions_is_the_one_over_channels_of_the_tran
         ({"keypoint_query": "none", "keypoint_interaction": "self_attention"}, "expected 'pooling' with 'none'"),
         ({"keypoint_parts": "e"}, "keypoint_parts"),
         ({"keypoint_parts": "b", "keypoint_names": ["a", "b"], "keypoint_sigmas": [0.1, 0.1]}, "keypoint_parts"),
-        ({"keypoint_query": "instance", "keypoint_origin": "attention"}, "needs part attention maps"),
-        ({"keypoint_interaction": "self_attention", "keypoint_origin": "attention"}, "needs part attention maps"),
-        ({"keypoint_query": "none", "keypoint_origin": "attention"}, "needs part attention maps"),
-        ({"keypoint_parts": "c", "keypoint_origin": "attention"}, "needs an attention map for each keypoint"),
+        ({"keypoint_query": "instance", "keypoint_coordinates": "attention"}, "needs part attention maps"),
+        ({"keypoint_interaction": "self_attention", "keypoint_coordinates": "attention"}, "needs part attention maps"),
+        ({"keypoint_query": "none", "keypoint_coordinates": "attention"}, "needs part attention maps"),
+        ({"keypoint_parts": "c", "keypoint_coordinates": "attention"}, "needs an attention map for each keypoint"),
     ],
 )
 def test_systems_that_do_not_exist(fields, message):

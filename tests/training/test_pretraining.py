@@ -25,7 +25,7 @@ def fresh_accelerator():
 
 def make_model(**overrides):
     torch.manual_seed(0)
-    fields = {"pose_query_interaction": "none", "keypoint_parts": "a", "keypoint_origin": "attention"}
+    fields = {"pose_query_interaction": "none", "keypoint_parts": "a", "keypoint_coordinates": "attention"}
     config = tiny_config(**fields, **overrides)
     return QueryPoseForPoseEstimation(config).train()
 

@@ -1,6 +1,6 @@
 """The geometry of part attention maps: where they look, and the loss that teaches them to look at keypoints.
 
-But for the sine encoding none of this is in the paper; see `keypoint_origin` of [`QueryPoseConfig`]. A map covers its
+But for the sine encoding none of this is in the paper; see `keypoint_coordinates` of [`QueryPoseConfig`]. A map covers its
 RoI: places are relative to it, as keypoints are to their box. Its centre is 0, its sides are 1.
 """
 

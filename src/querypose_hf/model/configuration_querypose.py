@@ -20,7 +20,7 @@ from .skeletons import COCO_17, SKELETONS, Skeleton, grouping, warn_of_sides
 
 NECK_TYPES = ("fpn", "hrfpn", "hrfpn_lateral")
 POSE_QUERY_INTERACTIONS = ("dynamic", "none")
-KEYPOINT_ORIGINS = ("box", "attention")
+KEYPOINT_COORDINATES = ("regression", "attention")
 CLASS_TARGETS = ("person", "oks")
 QUERY_FEEDBACKS = ("always", "selected", "training", "never")
 KEYPOINT_QUERIES = ("part", "instance", "none")
@@ -162,11 +162,11 @@ class QueryPoseConfig(PreTrainedConfig):
     Options that are not the paper's. All are off by default. They exist for querypose-nano, which was trained for
     hours rather than days:
 
-        keypoint_origin (`str`, defaults to `"box"`):
-            What coordinates are relative to: `"box"`, the centre of the stage's box, or `"attention"`, where the
-            attention map of the keypoint looks ([`attention_centers`]). The latter needs parts of one keypoint each.
-            With it a loss term teaches the maps where the keypoints are ([`part_attention_loss`]), and the confidence
-            of a keypoint is the OKS expected of it if its true place is distributed as its map says
+        keypoint_coordinates (`str`, defaults to `"regression"`):
+            Where coordinates come from: `"regression"`, a linear layer on the part query, or `"attention"`, the place
+            where the attention map of the keypoint looks ([`attention_centers`]). The latter needs parts of one
+            keypoint each. With it a loss term teaches the maps where the keypoints are ([`part_attention_loss`]), and
+            the confidence of a keypoint is the OKS expected of it if its true place is distributed as its map says
             ([`expected_similarity`]), not 1 minus its mean predicted deviation (Section 3.4).
         num_denoising (`int`, defaults to 0):
             In training, the box decoder also refines about this many noisy copies of people's boxes per image; see
@@ -229,7 +229,7 @@ class QueryPoseConfig(PreTrainedConfig):
     keypoint_edges: list[list[int] | tuple[int, ...]] | tuple[list[int] | tuple[int, ...], ...] | None = None
     part_dim: int = 128
     num_pose_convs: int = 6
-    keypoint_origin: str = "box"
+    keypoint_coordinates: str = "regression"
     keypoint_query: str = "part"
     keypoint_interaction: str | None = None
     part_iteration: str = "selective"
@@ -445,7 +445,7 @@ class QueryPoseConfig(PreTrainedConfig):
             ("part_iteration", PART_ITERATIONS),
             ("pose_query_interaction", POSE_QUERY_INTERACTIONS),
             ("query_feedback", QUERY_FEEDBACKS),
-            ("keypoint_origin", KEYPOINT_ORIGINS),
+            ("keypoint_coordinates", KEYPOINT_COORDINATES),
             ("class_target", CLASS_TARGETS),
             ("activation_function", tuple(ACT2FN)),
         ):
@@ -456,14 +456,14 @@ class QueryPoseConfig(PreTrainedConfig):
                 f"`keypoint_interaction` is {self.keypoint_interaction!r} and `keypoint_query` is "
                 f"{self.keypoint_query!r}; expected 'pooling' with 'none', and with no other."
             )
-        if self.keypoint_origin == "attention" and not self.has_part_attention:
+        if self.keypoint_coordinates == "attention" and not self.has_part_attention:
             raise ValueError(
-                f"`keypoint_origin` is 'attention', which needs part attention maps; expected 'box' with "
+                f"`keypoint_coordinates` is 'attention', which needs part attention maps; expected 'regression' with "
                 f"`keypoint_query` {self.keypoint_query!r} and `keypoint_interaction` {self.keypoint_interaction!r}."
             )
-        if self.keypoint_origin == "attention" and any(len(part) > 1 for part in self.keypoint_parts):
+        if self.keypoint_coordinates == "attention" and any(len(part) > 1 for part in self.keypoint_parts):
             raise ValueError(
-                "`keypoint_origin` is 'attention', which needs an attention map for each keypoint; expected "
+                "`keypoint_coordinates` is 'attention', which needs an attention map for each keypoint; expected "
                 f"`keypoint_parts` 'a', one keypoint each, but they are {self.keypoint_parts}."
             )
 

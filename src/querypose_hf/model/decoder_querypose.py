@@ -213,7 +213,7 @@ class QueryPoseDecoder(nn.Module):
         """
         if targets is not None or selection is None:
             selection = QuerySelection()
-        keeps_maps = output_attentions or (targets is not None and self.config.keypoint_origin == "attention")
+        keeps_maps = output_attentions or (targets is not None and self.config.keypoint_coordinates == "attention")
         pooler = QueryPoseRoiPooler(self.config, pyramid, image_sizes)
         queries, boxes = self.initial_queries(pooler)
         part_queries = self.part_queries.expand(queries.shape[0] * queries.shape[1], -1, -1)
@@ -335,10 +335,10 @@ class QueryPoseDecoder(nn.Module):
         queries = take_rows(boxes.queries.flatten(0, 1), rows)
         layer = self.keypoint_layers[stage]
         found = layer(queries, part_queries, pooler.keypoint_features(rois))
-        if self.config.keypoint_origin == "box":
+        if self.config.keypoint_coordinates == "regression":
             scores = 1 - found.sigmas.mean(dim=-1)
         else:
-            maps = found.attention_maps[:, layer.keypoint_head.part_of_keypoint]
+            maps = found.attention_maps[:, layer.sigma_head.part_of_keypoint]
             scores = expected_similarity(maps, found.keypoints, rois, self.oks_constants)
         return KeypointStage(
             rows,

@@ -207,8 +207,6 @@ class QueryPoseKeypointLinear(nn.Module):
         query_dim (`int`): width w of the queries.
     """
 
-    starts_at_zero = False
-
     def __init__(self, config: QueryPoseConfig, parts: list[list[int]], query_dim: int):
         super().__init__()
         self.parts = [list(part) for part in parts]
@@ -239,24 +237,6 @@ class QueryPoseCoordinateHead(QueryPoseKeypointLinear):
     def prepare(self, queries: Tensor) -> Tensor:
         # the paper divides by the norm as it is; the bound only keeps a query of zeros from becoming NaN
         return nn.functional.normalize(queries, dim=-1, eps=torch.finfo(queries.dtype).tiny)
-
-    def keypoints(self, queries: Tensor, attention_maps: Tensor | None) -> Tensor:
-        """Queries `(R, T, w)` and their attention maps `(R, T, 28, 28)` to keypoints `(R, K, 2)`."""
-        return self(queries)
-
-
-class QueryPoseAttentionOffsetHead(QueryPoseCoordinateHead):
-    """Keypoints as offsets from where their part's attention map looks; the offsets start at zero."""
-
-    starts_at_zero = True
-
-    def keypoints(self, queries: Tensor, attention_maps: Tensor | None) -> Tensor:
-        assert attention_maps is not None
-        return self(queries) + attention_centers(attention_maps)[:, self.part_of_keypoint]
-
-
-#: What coordinates are relative to, by `keypoint_origin`.
-COORDINATE_HEADS = {"box": QueryPoseCoordinateHead, "attention": QueryPoseAttentionOffsetHead}
 
 
 class KeypointLayerOutput(NamedTuple):
@@ -299,7 +279,9 @@ class QueryPosePartKeypointLayer(nn.Module):
         self.self_attn_norm = nn.LayerNorm(config.part_dim)
         self.part_ffn = QueryPoseFeedForward(config, config.part_dim)
         self.part_ffn_norm = nn.LayerNorm(config.part_dim)
-        self.keypoint_head = COORDINATE_HEADS[config.keypoint_origin](config, config.keypoint_parts, config.part_dim)
+        self.keypoint_head = None
+        if config.keypoint_coordinates == "regression":
+            self.keypoint_head = QueryPoseCoordinateHead(config, config.keypoint_parts, config.part_dim)
         self.sigma_head = QueryPoseKeypointLinear(config, config.keypoint_parts, config.part_dim)
 
     def forward(self, queries: Tensor, part_queries: Tensor, roi_features: Tensor) -> KeypointLayerOutput:
@@ -316,7 +298,10 @@ class QueryPosePartKeypointLayer(nn.Module):
         part_queries = self.iteration(embeddings + instance, part_queries)
         part_queries = self.self_attn_norm(part_queries + self.dropout(self.self_attn(part_queries)[0]))
         part_queries = self.part_ffn_norm(part_queries + self.dropout(self.part_ffn(part_queries)))
-        keypoints = self.keypoint_head.keypoints(part_queries, attention_maps)
+        if self.keypoint_head is not None:
+            keypoints = self.keypoint_head(part_queries)
+        else:
+            keypoints = attention_centers(attention_maps)[:, self.sigma_head.part_of_keypoint]
         sigmas = self.sigma_head(part_queries).sigmoid()
         return KeypointLayerOutput(queries, part_queries, keypoints, sigmas, attention_maps)
 

@@ -182,7 +182,7 @@ class QueryPoseLoss:
             "giou": (self.giou_term, config.giou_loss_coefficient),
             "keypoint": (self.keypoint_term, config.keypoint_loss_coefficient / config.num_keypoints),
         }
-        if config.keypoint_origin == "attention":
+        if config.keypoint_coordinates == "attention":
             self.terms["part_attention"] = (self.part_attention_term, 1 / config.num_parts)
 
     def __call__(

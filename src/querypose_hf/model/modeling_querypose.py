@@ -53,7 +53,7 @@ class QueryPoseModelOutput(ModelOutput):
             Predicted deviations in the same units. (Not `config.keypoint_sigmas`, the OKS constants.)
         intermediate_keypoint_scores (`torch.FloatTensor` of shape `(batch_size, decoder_layers, num_queries,
             num_keypoints)`):
-            Confidence of every stage's keypoints, see `keypoint_origin` of [`QueryPoseConfig`].
+            Confidence of every stage's keypoints, see `keypoint_coordinates` of [`QueryPoseConfig`].
         intermediate_query_mask (`torch.BoolTensor` of shape `(batch_size, decoder_layers, num_queries)`):
             Which queries' keypoints were decoded. Keypoints, deviations and confidence of the others are zero.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*):
@@ -96,7 +96,7 @@ class QueryPosePoseEstimationOutput(ModelOutput):
         pred_keypoints (`torch.FloatTensor` of shape `(batch_size, num_queries, num_keypoints, 2)`):
             Keypoints x, y relative to each image's unpadded size, in continuous coordinates.
         keypoint_scores (`torch.FloatTensor` of shape `(batch_size, num_queries, num_keypoints)`):
-            Confidence: one minus the mean deviation, unless `keypoint_origin` of the configuration is `"attention"`.
+            Confidence: one minus the mean deviation, unless `keypoint_coordinates` of the configuration is `"attention"`.
             0 for queries that were not decoded.
         keypoint_sigmas (`torch.FloatTensor` of shape `(batch_size, num_queries, num_keypoints, 2)`):
             Predicted deviations relative to the box. (Not `config.keypoint_sigmas`, the OKS constants.)
@@ -174,12 +174,8 @@ class QueryPosePreTrainedModel(PreTrainedModel):
             bounds = torch.empty(len(module.weight), 1, 1)
             for part in module.parts:
                 bounds[part] = math.sqrt(6 / (part_dim + 2 * len(part)))
-            if module.starts_at_zero:
-                init.zeros_(module.weight)
-                init.zeros_(module.bias)
-            else:
-                init.copy_(module.weight, torch.empty(module.weight.shape).uniform_(-1, 1) * bounds)
-                init.uniform_(module.bias, -1 / math.sqrt(part_dim), 1 / math.sqrt(part_dim))
+            init.copy_(module.weight, torch.empty(module.weight.shape).uniform_(-1, 1) * bounds)
+            init.uniform_(module.bias, -1 / math.sqrt(part_dim), 1 / math.sqrt(part_dim))
             init.copy_(module.part_of_keypoint, module.find_parts())
         elif isinstance(module, QueryPoseFlow):
             init.copy_(module.mask, module.coupling_masks())

@@ -68,7 +68,7 @@ def build_config(settings: ModelSettings, data: DataDescription) -> QueryPoseCon
         if "id2label" in given:
             given["label2id"] = {name: number for number, name in given["id2label"].items()}
         skeleton = _skeleton_fields(names, data, None if base is None else base.skeleton)
-        if {**start, **given}.get("keypoint_origin") == "attention":
+        if {**start, **given}.get("keypoint_coordinates") == "attention":
             skeleton["keypoint_parts"] = "a"  # one keypoint each, as its maps need
         return QueryPoseConfig.from_dict({**start, **labels, **skeleton, **given})
     except StrictDataclassError as error:

@@ -85,7 +85,7 @@ def transfer_weights(
     """Starts a model from one that was trained for other keypoints, or that differs in a part.
 
     - Coordinate layers: rows by the names of keypoints, in any order (`left_eye`, `Left Eye`, `lefteye` are the same
-      name); fresh where coordinates are relative to something else (`keypoint_origin`).
+      name).
     - Parts: rows from the source's part that shares the most keypoint names, the first of several.
     - Instance queries: a target with fewer gets the first of the source's; one with more gets some of them twice, and
       [`~training.initial_boxes.start_from_typical_boxes`] tells them apart.
@@ -119,8 +119,6 @@ def transfer_weights(
     keypoints = match_keypoints(source_skeleton.keypoint_names, target_skeleton.keypoint_names)
     parts = match_parts(source_skeleton, target_skeleton)
     source_weights = model.state_dict()
-    if model.config.keypoint_origin != target.config.keypoint_origin:
-        source_weights = {name: value for name, value in source_weights.items() if ".keypoint_head." not in name}
     if fresh is not None:
         kept = {name: value for name, value in source_weights.items() if re.search(fresh, name) is None}
         if len(kept) == len(source_weights):
