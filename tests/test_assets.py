@@ -24,7 +24,7 @@ DATA = SHARED / "data"
 
 def test_is_small_and_whole():
     weights = Path(QUERYPOSE_NANO, "model.safetensors")
-    assert weights.stat().st_size <= 12e6
+    assert weights.stat().st_size <= 25e6
     with safe_open(weights, "pt") as file:
         types = {name: file.get_slice(name).get_dtype() for name in file.keys()}
     # a running variance beyond float16's range keeps its type
@@ -48,7 +48,7 @@ def test_card_and_log_are_complete():
     figures = {(result.dataset_name, result.metric_name): result.metric_value for result in card.data.eval_results}
     assert len(figures) >= 2 and all(0 < value < 1 for value in figures.values())
     records = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
-    assert {record["recipe_step"] for record in records} == set(range(1, 8))
+    assert {record["recipe_step"] for record in records} == {1, 2}
 
 
 def load(folder=QUERYPOSE_NANO, **options):
@@ -63,7 +63,7 @@ def find_people(model):
         task="pose-estimation",
         device="cpu",
     )
-    people = pose_estimator(str(SAMPLE_IMAGE), threshold=0.15)
+    people = pose_estimator(str(SAMPLE_IMAGE))
     keypoints = [[(point["x"], point["y"]) for point in person["keypoints"]] for person in people]
     return torch.tensor([person["score"] for person in people]), torch.tensor(keypoints)
 
@@ -73,7 +73,7 @@ def find_people(model):
 def test_finds_the_same_people_in_half_precision(dtype, pixels, tmp_path):
     """As in float32, however the model comes to be in half precision. The sample is 640 pixels wide."""
     expected_scores, expected_keypoints = find_people(load())
-    assert len(expected_scores) == 3
+    assert len(expected_scores) == 5
 
     def check(model):
         scores, keypoints = find_people(model)
@@ -110,13 +110,21 @@ def test_finds_the_same_people_in_half_precision(dtype, pixels, tmp_path):
             torch.testing.assert_close(found[name], value, rtol=0, atol=1e-7, msg=name)
 
 
-@pytest.mark.skipif(not (DATA / "coco_ccby").is_dir(), reason="needs ../shared/data/coco_ccby")
-def test_finds_people_in_photographs(tmp_path):
+@pytest.mark.parametrize(
+    ("dataset", "name", "least"),
+    [
+        ("coco_ccby", "39 photographs of COCO (CC BY)", {"AP": 0.30, "AP50": 0.55}),
+        pytest.param("coco_val2017", "400 images of COCO val2017", {"AP": 0.35, "AP50": 0.62}, marks=pytest.mark.slow),
+    ],
+)
+def test_finds_people_in_photographs(dataset, name, least, tmp_path):
     """The figures that the card gives are those of the checkpoint."""
+    data = DATA / dataset
+    if not data.is_dir():
+        pytest.skip(f"needs ../shared/data/{dataset}")
     pytest.importorskip("pycocotools", reason="pycocotools is not installed")
     from querypose_hf.evaluation import PredictionOptions, ReportOptions, evaluate_model
 
-    data = DATA / "coco_ccby"
     result = evaluate_model(
         QUERYPOSE_NANO,
         data / "person_keypoints.json",
@@ -126,12 +134,13 @@ def test_finds_people_in_photographs(tmp_path):
         report=ReportOptions(write=False),
     )
     metrics = result["metrics"]
-    assert metrics["AP"] > 0.15 and metrics["AP50"] > 0.35
+    assert all(metrics[metric] >= value for metric, value in least.items())
     card = ModelCard.load(Path(QUERYPOSE_NANO) / "README.md")
     stated = {
         result.metric_name: result.metric_value
         for result in card.data.eval_results
-        if "39 photographs" in result.dataset_name
+        if result.dataset_name == name
     }
-    for name, value in stated.items():
-        assert metrics[name] == pytest.approx(value, abs=0.002), name
+    assert set(stated) == {"AP", "AP50"}
+    for metric, value in stated.items():
+        assert metrics[metric] == pytest.approx(value, abs=0.002), metric

@@ -1,7 +1,7 @@
 """The geometry of part attention maps: where they look, and the loss that teaches them to look at keypoints.
 
-But for the sine encoding none of this is in the paper; see `keypoint_coordinates` of [`QueryPoseConfig`]. A map covers its
-RoI: places are relative to it, as keypoints are to their box. Its centre is 0, its sides are 1.
+But for the sine encoding none of this is in the paper; see `keypoint_coordinates` of [`QueryPoseConfig`]. A map covers
+its RoI: places are relative to it, as keypoints are to their box. Its centre is 0, its sides are 1.
 """
 
 import math

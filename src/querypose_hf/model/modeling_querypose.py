@@ -96,8 +96,8 @@ class QueryPosePoseEstimationOutput(ModelOutput):
         pred_keypoints (`torch.FloatTensor` of shape `(batch_size, num_queries, num_keypoints, 2)`):
             Keypoints x, y relative to each image's unpadded size, in continuous coordinates.
         keypoint_scores (`torch.FloatTensor` of shape `(batch_size, num_queries, num_keypoints)`):
-            Confidence: one minus the mean deviation, unless `keypoint_coordinates` of the configuration is `"attention"`.
-            0 for queries that were not decoded.
+            Confidence: one minus the mean deviation, unless `keypoint_coordinates` of the configuration is
+            `"attention"`. 0 for queries that were not decoded.
         keypoint_sigmas (`torch.FloatTensor` of shape `(batch_size, num_queries, num_keypoints, 2)`):
             Predicted deviations relative to the box. (Not `config.keypoint_sigmas`, the OKS constants.)
         keypoint_query_mask (`torch.BoolTensor` of shape `(batch_size, num_queries)`):

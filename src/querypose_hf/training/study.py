@@ -192,6 +192,7 @@ def _as_trained(experiment: Experiment, source: str) -> str:
         elif model.config is not None:
             config = QueryPoseConfig(**model.config)
         else:
+            assert model.start is not None
             fields, _ = QueryPoseConfig.get_config_dict(model.start)
             config = QueryPoseConfig.from_dict({**fields, **model.overrides})
     except StrictDataclassError as error:

@@ -62,9 +62,12 @@ class TransferReport:
             f"{len(self.carried)} tensors carried over whole, {len(self.carried_in_part)} in part, {len(self.fresh)} "
             f"fresh, {len(self.left_behind)} left behind",
             f"keypoints carried over: {known} of {len(self.keypoints)}; fresh: {_some(new_keypoints) or 'none'}",
-            f"parts carried over: {len(self.parts) - len(new_parts)} of {len(self.parts)}; fresh: "
-            f"{_some(new_parts) or 'none'}",
         ]
+        if len(self.parts) < len(self.keypoints):  # else each keypoint is a part of its own
+            lines.append(
+                f"parts carried over: {len(self.parts) - len(new_parts)} of {len(self.parts)}; fresh: "
+                f"{_some(new_parts) or 'none'}"
+            )
         if not known:
             lines.append("no keypoint has the name of one of the checkpoint's, so all keypoints start fresh")
         for verb, names in (("fresh", self.fresh), ("left behind", self.left_behind)):
