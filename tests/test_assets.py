@@ -137,9 +137,7 @@ def test_finds_people_in_photographs(dataset, name, least, tmp_path):
     assert all(metrics[metric] >= value for metric, value in least.items())
     card = ModelCard.load(Path(QUERYPOSE_NANO) / "README.md")
     stated = {
-        result.metric_name: result.metric_value
-        for result in card.data.eval_results
-        if result.dataset_name == name
+        result.metric_name: result.metric_value for result in card.data.eval_results if result.dataset_name == name
     }
     assert set(stated) == {"AP", "AP50"}
     for metric, value in stated.items():
