@@ -301,6 +301,12 @@ def test_misspelt_fields_are_refused(wrong, meant):
         QueryPoseConfig(**{wrong: 5})
 
 
+def test_what_only_an_earlier_version_computes_is_refused():
+    with pytest.raises(ValueError, match="`keypoint_origin` is 'attention'.*expected 'box'"):
+        QueryPoseConfig.from_dict({"keypoint_origin": "attention"})
+    assert QueryPoseConfig.from_dict({"keypoint_origin": "box"}).keypoint_coordinates == "regression"
+
+
 def test_fields_of_transformers_are_not_taken_for_misspelt():
     config = QueryPoseConfig(architectures=["QueryPoseModel"], torch_dtype="float32", finetuning_task="horses")
     assert config.architectures == ["QueryPoseModel"]

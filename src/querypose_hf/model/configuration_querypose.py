@@ -26,6 +26,8 @@ QUERY_FEEDBACKS = ("always", "selected", "training", "never")
 KEYPOINT_QUERIES = ("part", "instance", "none")
 KEYPOINT_INTERACTIONS = ("spatial_attention", "self_attention", "dynamic_channel", "dynamic_spatial", "pooling")
 PART_ITERATIONS = ("selective", "sum", "concatenation", "none")
+#: Fields of version 0.1 that are gone, with the only value that can still be computed.
+_GONE = {"keypoint_origin": "box", "part_position_encoding": False, "keypoint_confidence": "deviation"}
 # Numbers of a damaged or hostile file would otherwise fill the memory or never come to an end.
 _MOST_KEYPOINTS = 10_000
 _MOST = {
@@ -288,6 +290,11 @@ class QueryPoseConfig(PreTrainedConfig):
         ours = [name for name in cls.__dataclass_fields__ if name not in PreTrainedConfig.__dataclass_fields__]
         known = {*PreTrainedConfig.__dataclass_fields__, *cls.attribute_map, "num_labels"}
         for name, value in kwargs.items():
+            if name in _GONE and value != _GONE[name]:
+                raise ValueError(
+                    f"`{name}` is {value!r}, which only version 0.1 computes; expected {_GONE[name]!r}. A model like it "
+                    "is trained with `keypoint_coordinates='attention'`."
+                )
             close = difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
             if close and name not in {*known, *ours}:
                 raise ValueError(f"Unknown configuration field `{name}` (value {value!r}): did you mean `{close[0]}`?")
