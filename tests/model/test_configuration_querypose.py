@@ -302,7 +302,7 @@ def test_misspelt_fields_are_refused(wrong, meant):
 
 
 def test_what_only_an_earlier_version_computes_is_refused():
-    with pytest.raises(ValueError, match="`keypoint_origin` is 'attention'.*expected 'box'"):
+    with pytest.raises(ValueError, match=r"`keypoint_origin` is 'attention'.*expected 'box'"):
         QueryPoseConfig.from_dict({"keypoint_origin": "attention"})
     assert QueryPoseConfig.from_dict({"keypoint_origin": "box"}).keypoint_coordinates == "regression"
 

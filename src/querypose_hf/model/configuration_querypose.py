@@ -292,8 +292,8 @@ class QueryPoseConfig(PreTrainedConfig):
         for name, value in kwargs.items():
             if name in _GONE and value != _GONE[name]:
                 raise ValueError(
-                    f"`{name}` is {value!r}, which only version 0.1 computes; expected {_GONE[name]!r}. A model like it "
-                    "is trained with `keypoint_coordinates='attention'`."
+                    f"`{name}` is {value!r}, which only version 0.1 computes; expected {_GONE[name]!r}. A model like "
+                    "it is trained with `keypoint_coordinates='attention'`."
                 )
             close = difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
             if close and name not in {*known, *ours}:
