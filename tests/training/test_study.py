@@ -11,6 +11,7 @@ import yaml
 from places import PROJECT
 from small_data import small_experiment, write_rendered_coco
 from small_run import read_log
+from tiny import tiny_config
 
 from querypose_hf.cli import main as querypose
 from querypose_hf.training.experiment import Experiment
@@ -223,9 +224,16 @@ def test_what_a_study_does_not_have(study_file, tmp_path):
 
 
 def test_checkpoints_can_be_studied(source, tmp_path):
-    """A run that starts from a checkpoint has no configuration to compare: as its rows are written."""
-    experiment = small_experiment(source, checkpoint="path/to/checkpoint")
-    rows = (StudyRow("a", "as it is"), StudyRow("a", "dropout", ("model.dropout=0.1",)), StudyRow("b", "again"))
+    """Rows are compared with the checkpoint's configuration."""
+    tiny_config().save_pretrained(tmp_path / "start")
+    experiment = small_experiment(source, checkpoint=str(tmp_path / "start"))
+    rows = (
+        StudyRow("a", "as it is"),
+        StudyRow("a", "dropout", ("model.dropout=0.1",)),
+        StudyRow("b", "written out", ("model.part_iteration=selective",)),
+    )
     study = Study(rows, (StudyScale("small", experiment),), "tiny.yaml")
     assert [len(run.rows) for run in study.runs("small")] == [2, 1]
+    with pytest.raises(ValueError, match=r"`model\.checkpoint` is '.*nowhere'; expected a folder or Hub id"):
+        study.runs("small", assignments=[f"model.checkpoint={tmp_path / 'nowhere'}"])
     assert report(study, "small", StudyResults(tmp_path / "none.jsonl")).startswith("Scale `small`")

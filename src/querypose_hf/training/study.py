@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from ..checks import telling
 from ..files import read_text, write_text
 from ..model.configuration_querypose import QueryPoseConfig
 from ..settings import build, read_yaml, require, with_assignments
@@ -193,7 +194,8 @@ def _as_trained(experiment: Experiment, source: str) -> str:
             config = QueryPoseConfig(**model.config)
         else:
             assert model.start is not None
-            fields, _ = QueryPoseConfig.get_config_dict(model.start)
+            with telling(f"{source}: `model.checkpoint` is {model.checkpoint!r}; expected a folder or Hub id"):
+                fields, _ = QueryPoseConfig.get_config_dict(model.start)
             config = QueryPoseConfig.from_dict({**fields, **model.overrides})
     except StrictDataclassError as error:
         raise ValueError(f"{source}: `model`: {' '.join(str(error).split())}") from error
