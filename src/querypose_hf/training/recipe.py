@@ -124,7 +124,7 @@ class TrainingConfig:
         fast_convolutions (`bool`): whether the backbone's convolutions do the work of the frozen batch norms that
             follow them and, with `"bf16"` on a CPU, depthwise convolutions with a stride stay in float32. Results are
             the same to floating-point tolerance. It pays for networks of depthwise convolutions on a CPU: a step of
-            querypose-nano (MobileNetV2; 6 images of 192x256; one thread of an AMD EPYC, medians of 6 in turn) took
+            an earlier querypose-nano (6 images of 192x256; one thread of an AMD EPYC, medians of 6 in turn) took
             0.44 s in place of 0.54 in bfloat16 and 0.60 in place of 0.64 in float32. A ResNet-50 gained nothing.
         compile (`bool`): whether backbone and neck go through `torch.compile`. The decoder does not: its matching
             runs on the host, and its number of RoIs changes from batch to batch.

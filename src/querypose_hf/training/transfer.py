@@ -1,4 +1,4 @@
-"""Carries the weights of a trained model over to one with other keypoints."""
+"""Carries the weights of a trained model over to one with other keypoints or other layers."""
 
 import re
 from collections.abc import Sequence
@@ -85,7 +85,7 @@ def _some(names: Sequence[str], most: int = 20) -> str:
 def transfer_weights(
     source: QueryPoseForPoseEstimation | str | Path, target: QueryPoseForPoseEstimation, fresh: str | None = None
 ) -> TransferReport:
-    """Starts a model from one that was trained for other keypoints, or that differs in a part.
+    """Starts a model from one that was trained for other keypoints or has other layers.
 
     - Coordinate layers: rows by the names of keypoints, in any order (`left_eye`, `Left Eye`, `lefteye` are the same
       name).
