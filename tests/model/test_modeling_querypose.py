@@ -695,6 +695,10 @@ def test_attention_centers_are_mean_places_of_cubes():
     corner = torch.zeros(1, 10, 10, dtype=torch.bfloat16)
     corner[0, 0, 9] = 1
     assert attention_centers(corner)[0].tolist() == pytest.approx([0.45, -0.45])
+    single = maps.float()
+    expected = attention_centers(single)
+    with torch.autocast("cpu", torch.bfloat16):  # coordinates stay in float32
+        torch.testing.assert_close(attention_centers(single), expected)
 
 
 def test_attention_centers_stay_near_the_peak():

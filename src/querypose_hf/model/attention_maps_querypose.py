@@ -49,9 +49,10 @@ def attention_centers(maps: Tensor) -> Tensor:
     maps = (maps / maps.detach().amax(dim=(-2, -1), keepdim=True)) ** 3
     maps = maps / maps.sum(dim=(-2, -1), keepdim=True)
     height, width = maps.shape[-2:]
-    return torch.stack(
-        [maps.sum(dim=-2) @ cell_centers(width, maps), maps.sum(dim=-1) @ cell_centers(height, maps)], dim=-1
-    )
+    # no matrix products: under autocast they would round places to bfloat16
+    x = (maps.sum(dim=-2) * cell_centers(width, maps)).sum(dim=-1)
+    y = (maps.sum(dim=-1) * cell_centers(height, maps)).sum(dim=-1)
+    return torch.stack([x, y], dim=-1)
 
 
 def part_attention_loss(
