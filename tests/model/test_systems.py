@@ -31,6 +31,8 @@ def rows_of_the_page():
 ROWS = rows_of_the_page()
 # several rows are the paper's final system
 SYSTEMS = list({str(QueryPoseConfig(**fields).to_dict()): fields for fields, _ in ROWS}.values())
+# querypose-nano's
+ATTENTION = {"keypoint_coordinates": "attention", "keypoint_parts": "a"}
 
 
 def test_the_page_has_every_row():
@@ -40,7 +42,9 @@ def test_the_page_has_every_row():
     assert len(finals) == 5 and all(config == QueryPoseConfig().to_dict() for config in finals)
 
 
-@pytest.mark.parametrize("fields", SYSTEMS, ids=lambda fields: "-".join(map(str, fields.values())) or "final")
+@pytest.mark.parametrize(
+    "fields", [*SYSTEMS, ATTENTION], ids=lambda fields: "-".join(map(str, fields.values())) or "-"
+)
 def test_system_trains_saves_loads_predicts_and_exports(fields, tmp_path):
     fields = {**fields, "part_dim": fields["part_dim"] // 4} if "part_dim" in fields else fields
     torch.manual_seed(0)

@@ -43,8 +43,9 @@ def peft():
     return pytest.importorskip("peft", reason="PEFT is not installed")
 
 
-def test_lora_is_trained_saved_loaded_and_merged(peft, pixel_values, tmp_path):
-    base = make_model()
+@pytest.mark.parametrize("fields", [{}, {"keypoint_coordinates": "attention", "keypoint_parts": "a"}], ids=str)
+def test_lora_is_trained_saved_loaded_and_merged(peft, pixel_values, tmp_path, fields):
+    base = make_model(**fields)
     before = copy.deepcopy(base.state_dict())
     untouched = results(base, pixel_values)
     adapted = peft.get_peft_model(base, lora_config(rank=4))
@@ -69,7 +70,7 @@ def test_lora_is_trained_saved_loaded_and_merged(peft, pixel_values, tmp_path):
     assert_differs(expected, untouched)
 
     adapted.save_pretrained(tmp_path / "adapter")
-    fresh = make_model()
+    fresh = make_model(**fields)
     assert all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())
     loaded = peft.PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
     assert_same(results(loaded, pixel_values), expected)

@@ -26,7 +26,7 @@ QUERY_FEEDBACKS = ("always", "selected", "training", "never")
 KEYPOINT_QUERIES = ("part", "instance", "none")
 KEYPOINT_INTERACTIONS = ("spatial_attention", "self_attention", "dynamic_channel", "dynamic_spatial", "pooling")
 PART_ITERATIONS = ("selective", "sum", "concatenation", "none")
-#: Fields of version 0.1 that are gone, with the only value that can still be computed.
+#: Fields of earlier versions that are gone, with the only value that can still be computed.
 _GONE = {"keypoint_origin": "box", "part_position_encoding": False, "keypoint_confidence": "deviation"}
 # Numbers of a damaged or hostile file would otherwise fill the memory or never come to an end.
 _MOST_KEYPOINTS = 10_000
@@ -165,7 +165,7 @@ class QueryPoseConfig(PreTrainedConfig):
     hours rather than days:
 
         keypoint_coordinates (`str`, defaults to `"regression"`):
-            Where coordinates come from: `"regression"`, a linear layer on the part query, or `"attention"`, the place
+            Where coordinates come from: `"regression"`, a linear layer on the query, or `"attention"`, the place
             where the attention map of the keypoint looks ([`attention_centers`]). The latter needs parts of one
             keypoint each, and with it a loss term teaches the maps where the keypoints are ([`part_attention_loss`]).
         num_denoising (`int`, defaults to 0):
@@ -292,8 +292,8 @@ class QueryPoseConfig(PreTrainedConfig):
         for name, value in kwargs.items():
             if name in _GONE and value != _GONE[name]:
                 raise ValueError(
-                    f"`{name}` is {value!r}, which only version 0.1 computes; expected {_GONE[name]!r}. A model like "
-                    "it is trained with `keypoint_coordinates='attention'`."
+                    f"`{name}` is {value!r}, which only earlier versions compute; expected {_GONE[name]!r}. A model "
+                    "like it is trained with `keypoint_coordinates='attention'`."
                 )
             close = difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
             if close and name not in {*known, *ours}:
@@ -412,6 +412,11 @@ class QueryPoseConfig(PreTrainedConfig):
                 f"`keypoint_parts` must hold every keypoint index from 0 to {count - 1} exactly once and no empty "
                 f"part, but is {self.keypoint_parts}."
             )
+        if self.keypoint_coordinates == "attention" and len(self.keypoint_parts) < count:
+            raise ValueError(
+                "`keypoint_coordinates` is 'attention', which needs an attention map for each keypoint; expected "
+                f"`keypoint_parts` 'a', one keypoint each, but they are {self.keypoint_parts}."
+            )
         flip = self.keypoint_flip_indices
         if flip is not None and (
             sorted(flip) != list(range(count)) or any(flip[flip[index]] != index for index in range(count))
@@ -465,11 +470,6 @@ class QueryPoseConfig(PreTrainedConfig):
             raise ValueError(
                 f"`keypoint_coordinates` is 'attention', which needs part attention maps; expected 'regression' with "
                 f"`keypoint_query` {self.keypoint_query!r} and `keypoint_interaction` {self.keypoint_interaction!r}."
-            )
-        if self.keypoint_coordinates == "attention" and any(len(part) > 1 for part in self.keypoint_parts):
-            raise ValueError(
-                "`keypoint_coordinates` is 'attention', which needs an attention map for each keypoint; expected "
-                f"`keypoint_parts` 'a', one keypoint each, but they are {self.keypoint_parts}."
             )
 
     def validate_sizes(self):

@@ -8,9 +8,9 @@ _ADAPTED = (
     r"model\.decoder\.(box|keypoint)_layers\.\d+\."
     r"(self_attn\.(qkv_proj|out_proj)|interaction\.(dynamic_layer|out_layer)|(ffn|part_ffn|instance_ffn)\.fc[12])"
 )
-# Small layers: the heads, the flow of the loss, and the batch norm, whose statistics training changes. Without this
-# list an adapter would not save them.
-_TRAINED_WHOLE = ["class_head", "box_head", "keypoint_head", "sigma_head", "upsample_norm", "flow"]
+# Small layers: the heads, the attention maps, the flow of the loss, and the batch norm, whose statistics training
+# changes. Without this list an adapter would not save them. PEFT passes over the ones that a model does not have.
+_TRAINED_WHOLE = ["class_head", "box_head", "keypoint_head", "sigma_head", "attention_conv", "upsample_norm", "flow"]
 
 #: Regular expressions of the layers that are not quantised: the backbone, which has few linear layers or, as a Swin,
 #: makes the features for everything else; the loss's flow; and the heads, which are small and give logits and boxes.
@@ -21,8 +21,8 @@ def lora_config(rank: int = 16, alpha: float | None = None, dropout: float = 0.0
     """A `peft.LoraConfig` for this model, for `peft.get_peft_model(model, lora_config())`.
 
     The linear layers of attention, dynamic interaction and feed-forward networks in box and keypoint stages get
-    low-rank updates. The heads, the keypoint stages' batch norms and the flow of the loss are small and are trained
-    whole. The backbone is not trained. If its batch norms are not frozen, as in HRNet, call
+    low-rank updates. The heads, the attention maps, the keypoint stages' batch norms and the flow of the loss are
+    small and are trained whole. The backbone is not trained. If its batch norms are not frozen, as in HRNet, call
     `model.model.backbone.eval()` after each `train()`: their statistics would change and not be saved.
 
     Args:
