@@ -15,10 +15,11 @@ from transformers import AutoModel
 
 from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessorPil, QueryPoseModel
 from querypose_hf.model import modeling_querypose
-from querypose_hf.model.attention_maps_querypose import attention_centers, sine_encoding
+from querypose_hf.model.attention_maps_querypose import attention_centers, expected_similarity, sine_encoding
 from querypose_hf.model.box_layer_querypose import apply_box_deltas
 from querypose_hf.model.boxes_querypose import generalized_box_iou
 from querypose_hf.model.denoising_querypose import NoisyBoxes
+from querypose_hf.model.loss_querypose import object_keypoint_similarity
 from querypose_hf.model.rois_querypose import QueryPoseRoiPooler, align_rois, pool_from_pyramid
 from querypose_hf.model.targets_querypose import QueryPoseTargets
 
@@ -116,15 +117,20 @@ def test_selective_decoding_changes_nothing(query_feedback, pose_query_interacti
         assert not nobody.keypoint_query_mask.any() and nobody.pred_keypoints.isfinite().all()
 
 
+@pytest.mark.parametrize("coordinates", ["regression", "attention"])
 @pytest.mark.parametrize(("threshold", "max_people"), [(None, 1), (None, 4), (0.5, 4), (0.5, None), (0.999, 3)])
-def test_the_best_people_are_found_without_decoding_everybody(threshold, max_people):
+def test_the_best_people_are_found_without_decoding_everybody(threshold, max_people, coordinates):
     """Exactly the people of full decoding, whatever the confidences; and the choice leaves somebody out at all."""
     decoded = 0
     for seed in range(4):
-        fields = {"pose_query_interaction": "none", "keypoint_flip_indices": None}
-        model = make_model(seed=seed, num_queries=40, **fields)
+        fields = {"pose_query_interaction": "none", "keypoint_flip_indices": None, "keypoint_parts": "a"}
+        model = make_model(seed=seed, num_queries=40, keypoint_coordinates=coordinates, **fields)
         for layer in model.model.decoder.keypoint_layers:  # confidences far apart, so that class scores mislead
             layer.sigma_head.weight.data.mul_(8)
+            layer.part_embedding.attention_conv.weight.data.mul_(8)
+        # confidence from random maps is low, and class scores close to each other would need all queries
+        if coordinates == "attention":
+            model.model.decoder.box_layers[-1].class_head.weight.data.mul_(8)
         pixel_values = images(3, 3, 64, 96, seed=seed)
         with torch.no_grad():
             everything = model(pixel_values)
@@ -728,6 +734,68 @@ def test_keypoints_are_where_attention_looks(parts):
     labels = [{k: v.double() if v.is_floating_point() else v for k, v in label.items()} for label in labels]
     model.train()(pixel_values, labels=labels).loss_dict["loss_keypoint"].backward()
     assert model.model.decoder.keypoint_layers[-1].part_embedding.attention_conv.weight.grad.abs().max() > 0
+
+
+def test_expected_similarity_is_the_mean_oks_of_all_places():
+    """Each cell of the map in turn is taken for the truth, and OKS computed by the loss's own function in pixels."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(2, 3, 4, 6, dtype=torch.float64, generator=generator) ** 4
+    maps = maps / maps.sum(dim=(-1, -2), keepdim=True)
+    keypoints = torch.rand(2, 3, 2, dtype=torch.float64, generator=generator) - 0.5
+    boxes = torch.tensor([[10.0, 20.0, 70.0, 180.0], [5.0, 5.0, 95.0, 35.0]], dtype=torch.float64)
+    sigmas = [0.026, 0.079, 0.107]
+    rois = torch.cat([torch.zeros(2, 1, dtype=torch.float64), boxes], dim=1)
+    found = expected_similarity(maps, keypoints, rois, torch.tensor(sigmas))
+
+    def in_pixels(points):
+        return (points + 0.5) * (boxes[:, None, 2:] - boxes[:, None, :2]) + boxes[:, None, :2]
+
+    for keypoint in range(3):
+        expected = torch.zeros(2, dtype=torch.float64)
+        for row in range(4):
+            for column in range(6):
+                cell = torch.tensor([(column + 0.5) / 6 - 0.5, (row + 0.5) / 4 - 0.5], dtype=torch.float64)
+                truth = torch.cat([in_pixels(cell.expand(2, 1, 2)), torch.ones(2, 1, 1)], dim=-1)
+                prediction = in_pixels(keypoints[:, keypoint : keypoint + 1])
+                similarity = object_keypoint_similarity(
+                    prediction, truth, boxes, boxes, sigmas[keypoint : keypoint + 1]
+                )
+                expected += maps[:, keypoint, row, column] * similarity
+        torch.testing.assert_close(found[:, keypoint], expected, rtol=1e-6, atol=1e-9)
+    # sure of a place, and right or wrong about it
+    sure = torch.zeros(1, 2, 5, 5, dtype=torch.float64)
+    sure[:, :, 2, 2] = 1
+    at = torch.tensor([[[0.0, 0.0], [0.4, 0.4]]], dtype=torch.float64)
+    found = expected_similarity(sure, at, rois[:1], torch.tensor(sigmas[:2]))
+    assert found[0].tolist() == pytest.approx([1, 0], abs=1e-2)
+    nothing = torch.zeros(1, 5, dtype=torch.float64)  # a box without area has no people in it
+    assert expected_similarity(sure, at, nothing, torch.tensor(sigmas[:2])).isfinite().all()
+
+
+@pytest.mark.parametrize("parts", ["coco", "crowdpose"])
+def test_confidence_from_attention(parts, tmp_path):
+    fields = {**QueryPoseConfig.skeleton_fields(parts), "keypoint_parts": "a", "pose_query_interaction": "none"}
+    model = make_model(keypoint_coordinates="attention", **fields)
+    pixel_values = images(2, 3, 64, 96)
+    with torch.no_grad():
+        outputs = model(pixel_values, output_attentions=True)
+        others = make_model(**fields)(pixel_values)
+    torch.testing.assert_close(others.keypoint_scores, 1 - others.keypoint_sigmas.mean(dim=-1))
+    size = torch.tensor([96.0, 64.0], dtype=torch.float64)
+    centers, sides = (values * size for values in outputs.pred_boxes.split(2, dim=-1))
+    low = centers - sides / 2
+    relative = (outputs.pred_keypoints * size - low[..., None, :]) / sides[..., None, :] - 0.5
+    rois = torch.cat([torch.zeros(2, 12, 1), low, low + sides], dim=-1).flatten(0, 1)
+    maps = outputs.part_attentions[-1].flatten(0, 1)
+    constants = torch.tensor(model.config.keypoint_sigmas)
+    expected = expected_similarity(maps, relative.flatten(0, 1), rois, constants)
+    torch.testing.assert_close(outputs.keypoint_scores.flatten(0, 1), expected, rtol=1e-6, atol=1e-9)
+    assert 0 < expected.min() and expected.max() < 1
+    # OKS's constants are not saved: a loaded model has its configuration's
+    model.config.keypoint_sigmas = [2 * sigma for sigma in model.config.keypoint_sigmas]
+    model.save_pretrained(tmp_path)
+    loaded = QueryPoseForPoseEstimation.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded.model.decoder.oks_constants, 2 * constants)
 
 
 def test_other_skeletons_and_classes():

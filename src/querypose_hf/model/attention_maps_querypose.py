@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .boxes_querypose import AREA_OF_BOX
 from .rois_querypose import coordinate_dtype
 
 
@@ -53,6 +54,33 @@ def attention_centers(maps: Tensor) -> Tensor:
     x = (maps.sum(dim=-2) * cell_centers(width, maps)).sum(dim=-1)
     y = (maps.sum(dim=-1) * cell_centers(height, maps)).sum(dim=-1)
     return torch.stack([x, y], dim=-1)
+
+
+@torch.no_grad()
+def expected_similarity(maps: Tensor, keypoints: Tensor, rois: Tensor, oks_constants: Tensor) -> Tensor:
+    """OKS expected of each keypoint if its true place is distributed as the attention map says, `(R, K)`, in [0, 1].
+
+    Args:
+        maps (`Tensor` of shape `(R, K, height, width)`): the map of each keypoint's part; each sums to 1.
+        keypoints (`Tensor` of shape `(R, K, 2)`): relative to the RoI.
+        rois (`Tensor` of shape `(R, 5)`): image index and corners in pixels. OKS is scaled by a share of the area.
+        oks_constants (`Tensor` of shape `(K,)`): COCO's sigmas.
+    """
+    maps, keypoints = maps.to(rois.dtype), keypoints.to(rois.dtype)
+    sides = (rois[:, 3:] - rois[:, 1:3]).clamp(min=torch.finfo(rois.dtype).eps)
+    aspect = sides[:, :1] / sides[:, 1:]
+    # OKS divides squared pixels by the area: what is left of x is the RoI's aspect ratio, of y its inverse
+    scale = 2 * AREA_OF_BOX * (2 * oks_constants.to(rois.dtype)).square()
+
+    def similarity(coordinates: Tensor, length: int, aspect: Tensor) -> Tensor:
+        distance = (cell_centers(length, maps) - coordinates[..., None]).square()
+        return torch.exp(-distance * (aspect / scale)[..., None])
+
+    height, width = maps.shape[-2:]
+    columns = similarity(keypoints[..., 0], width, aspect)
+    rows = similarity(keypoints[..., 1], height, 1 / aspect)
+    # rounding must not lift a person's score above the class score
+    return (torch.matmul(maps, columns[..., None])[..., 0] * rows).sum(dim=-1).clamp(max=1)
 
 
 def part_attention_loss(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.image_transforms import center_to_corners_format
 
+from .attention_maps_querypose import expected_similarity
 from .box_layer_querypose import QueryPoseBoxLayer, apply_box_deltas
 from .configuration_querypose import QueryPoseConfig
 from .denoising_querypose import NoisyBoxes
@@ -178,6 +179,8 @@ class QueryPoseDecoder(nn.Module):
             self.part_queries = nn.Parameter(torch.empty(config.num_parts, config.part_dim))
         else:  # none to learn
             self.register_buffer("part_queries", torch.empty(0, config.part_dim), persistent=False)
+        oks_constants = torch.tensor(config.keypoint_sigmas, dtype=torch.float32)
+        self.register_buffer("oks_constants", oks_constants, persistent=False)
         self.box_layers = nn.ModuleList([QueryPoseBoxLayer(config) for _ in range(config.decoder_layers)])
         keypoint_layer = KEYPOINT_LAYERS[config.keypoint_query]
         self.keypoint_layers = nn.ModuleList([keypoint_layer(config) for _ in range(config.decoder_layers)])
@@ -330,14 +333,20 @@ class QueryPoseDecoder(nn.Module):
         """
         rois = take_rows(pooler.rois(boxes.boxes), rows)
         queries = take_rows(boxes.queries.flatten(0, 1), rows)
-        found = self.keypoint_layers[stage](queries, part_queries, pooler.keypoint_features(rois))
+        layer = self.keypoint_layers[stage]
+        found = layer(queries, part_queries, pooler.keypoint_features(rois))
+        if self.config.keypoint_coordinates == "regression":
+            scores = 1 - found.sigmas.mean(dim=-1)
+        else:
+            maps = found.attention_maps[:, layer.sigma_head.part_of_keypoint]
+            scores = expected_similarity(maps, found.keypoints, rois, self.oks_constants)
         return KeypointStage(
             rows,
             found.queries,
             found.part_queries,
             found.keypoints,
             found.sigmas,
-            1 - found.sigmas.mean(dim=-1),
+            scores,
             found.attention_maps if keeps_maps else None,
         )
 

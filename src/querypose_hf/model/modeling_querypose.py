@@ -53,7 +53,7 @@ class QueryPoseModelOutput(ModelOutput):
             Predicted deviations in the same units. (Not `config.keypoint_sigmas`, the OKS constants.)
         intermediate_keypoint_scores (`torch.FloatTensor` of shape `(batch_size, decoder_layers, num_queries,
             num_keypoints)`):
-            Confidence of every stage's keypoints: one minus their mean deviation.
+            Confidence of every stage's keypoints, see `keypoint_coordinates` of [`QueryPoseConfig`].
         intermediate_query_mask (`torch.BoolTensor` of shape `(batch_size, decoder_layers, num_queries)`):
             Which queries' keypoints were decoded. Keypoints, deviations and confidence of the others are zero.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*):
@@ -96,7 +96,8 @@ class QueryPosePoseEstimationOutput(ModelOutput):
         pred_keypoints (`torch.FloatTensor` of shape `(batch_size, num_queries, num_keypoints, 2)`):
             Keypoints x, y relative to each image's unpadded size, in continuous coordinates.
         keypoint_scores (`torch.FloatTensor` of shape `(batch_size, num_queries, num_keypoints)`):
-            Confidence: one minus the mean deviation (Section 3.4). 0 for queries that were not decoded.
+            Confidence: one minus the mean deviation, unless `keypoint_coordinates` of the configuration is
+            `"attention"`. 0 for queries that were not decoded.
         keypoint_sigmas (`torch.FloatTensor` of shape `(batch_size, num_queries, num_keypoints, 2)`):
             Predicted deviations relative to the box. (Not `config.keypoint_sigmas`, the OKS constants.)
         keypoint_query_mask (`torch.BoolTensor` of shape `(batch_size, num_queries)`):
@@ -184,6 +185,7 @@ class QueryPosePreTrainedModel(PreTrainedModel):
                 init.normal_(module.part_queries)
             whole_image = torch.tensor([0.5, 0.5, 1.0, 1.0]).expand_as(module.initial_boxes)
             init.copy_(module.initial_boxes, whole_image)
+            init.copy_(module.oks_constants, torch.tensor(module.config.keypoint_sigmas, dtype=torch.float32))
 
 
 def warn_of_overflow(model: QueryPosePreTrainedModel) -> QueryPosePreTrainedModel:
