@@ -737,7 +737,7 @@ def test_keypoints_are_where_attention_looks(parts):
 
 
 def test_expected_similarity_is_the_mean_oks_of_all_places():
-    """Each cell of the map in turn is taken for the truth, and OKS computed by the loss's own function in pixels."""
+    """Each cell of the cubed map in turn is taken for the truth, and OKS computed by the loss's function in pixels."""
     generator = torch.Generator().manual_seed(0)
     maps = torch.rand(2, 3, 4, 6, dtype=torch.float64, generator=generator) ** 4
     maps = maps / maps.sum(dim=(-1, -2), keepdim=True)
@@ -746,6 +746,7 @@ def test_expected_similarity_is_the_mean_oks_of_all_places():
     sigmas = [0.026, 0.079, 0.107]
     rois = torch.cat([torch.zeros(2, 1, dtype=torch.float64), boxes], dim=1)
     found = expected_similarity(maps, keypoints, rois, torch.tensor(sigmas))
+    shares = maps**3 / (maps**3).sum(dim=(-1, -2), keepdim=True)
 
     def in_pixels(points):
         return (points + 0.5) * (boxes[:, None, 2:] - boxes[:, None, :2]) + boxes[:, None, :2]
@@ -760,7 +761,7 @@ def test_expected_similarity_is_the_mean_oks_of_all_places():
                 similarity = object_keypoint_similarity(
                     prediction, truth, boxes, boxes, sigmas[keypoint : keypoint + 1]
                 )
-                expected += maps[:, keypoint, row, column] * similarity
+                expected += shares[:, keypoint, row, column] * similarity
         torch.testing.assert_close(found[:, keypoint], expected, rtol=1e-6, atol=1e-9)
     # sure of a place, and right or wrong about it
     sure = torch.zeros(1, 2, 5, 5, dtype=torch.float64)

@@ -37,18 +37,25 @@ def sine_encoding(height: int, width: int, dim: int, device: torch.device) -> Te
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
-def attention_centers(maps: Tensor) -> Tensor:
-    """Where attention maps look: the mean places of their cubes, `(..., 2)` as x and y.
+def sharpened(maps: Tensor) -> Tensor:
+    """The cubes of attention maps `(..., height, width)`; each sums to 1 again.
 
-    The mean of a broad map lies towards the middle of the box; that of its cube stays near the peak.
-
-    Args:
-        maps (`Tensor` of shape `(..., height, width)`): each sums to 1.
+    The mean of a broad map lies towards the middle of the box; that of its cube stays near the peak. And the maps learn
+    Gaussians of a cell, which is more than a well-seen keypoint is off.
     """
     maps = maps.to(coordinate_dtype(maps.dtype))
     # divided by the largest value first, so that the cube of a broad map does not underflow
     maps = (maps / maps.detach().amax(dim=(-2, -1), keepdim=True)) ** 3
-    maps = maps / maps.sum(dim=(-2, -1), keepdim=True)
+    return maps / maps.sum(dim=(-2, -1), keepdim=True)
+
+
+def attention_centers(maps: Tensor) -> Tensor:
+    """Where attention maps look: the mean places of their cubes, `(..., 2)` as x and y.
+
+    Args:
+        maps (`Tensor` of shape `(..., height, width)`): each sums to 1.
+    """
+    maps = sharpened(maps)
     height, width = maps.shape[-2:]
     # no matrix products: under autocast they would round places to bfloat16
     x = (maps.sum(dim=-2) * cell_centers(width, maps)).sum(dim=-1)
@@ -58,7 +65,7 @@ def attention_centers(maps: Tensor) -> Tensor:
 
 @torch.no_grad()
 def expected_similarity(maps: Tensor, keypoints: Tensor, rois: Tensor, oks_constants: Tensor) -> Tensor:
-    """OKS expected of each keypoint if its true place is distributed as the attention map says, `(R, K)`, in [0, 1].
+    """OKS expected of each keypoint if its true place is distributed as the map's cube, `(R, K)`, in [0, 1].
 
     Args:
         maps (`Tensor` of shape `(R, K, height, width)`): the map of each keypoint's part; each sums to 1.
@@ -66,7 +73,7 @@ def expected_similarity(maps: Tensor, keypoints: Tensor, rois: Tensor, oks_const
         rois (`Tensor` of shape `(R, 5)`): image index and corners in pixels. OKS is scaled by a share of the area.
         oks_constants (`Tensor` of shape `(K,)`): COCO's sigmas.
     """
-    maps, keypoints = maps.to(rois.dtype), keypoints.to(rois.dtype)
+    maps, keypoints = sharpened(maps).to(rois.dtype), keypoints.to(rois.dtype)
     sides = (rois[:, 3:] - rois[:, 1:3]).clamp(min=torch.finfo(rois.dtype).eps)
     aspect = sides[:, :1] / sides[:, 1:]
     # OKS divides squared pixels by the area: what is left of x is the RoI's aspect ratio, of y its inverse

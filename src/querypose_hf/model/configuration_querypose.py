@@ -168,8 +168,8 @@ class QueryPoseConfig(PreTrainedConfig):
             Where coordinates come from: `"regression"`, a linear layer on the query, or `"attention"`, the place
             where the attention map of the keypoint looks ([`attention_centers`]). The latter needs parts of one
             keypoint each. With it a loss term teaches the maps where the keypoints are ([`part_attention_loss`]), and
-            the confidence of a keypoint is the OKS expected of it if its true place is distributed as its map says
-            ([`expected_similarity`]), not 1 minus its mean predicted deviation (Section 3.4).
+            the confidence of a keypoint is the OKS expected of it if its true place is distributed as the cube of its
+            map ([`expected_similarity`]), not 1 minus its mean predicted deviation (Section 3.4).
         num_denoising (`int`, defaults to 0):
             In training, the box decoder also refines about this many noisy copies of people's boxes per image; see
             [`NoisyBoxes`] (Li et al., "DN-DETR", 2022, without its noisy labels).
