@@ -40,7 +40,7 @@ def sine_encoding(height: int, width: int, dim: int, device: torch.device) -> Te
 def sharpened(maps: Tensor) -> Tensor:
     """The cubes of attention maps `(..., height, width)`; each sums to 1 again.
 
-    The mean of a broad map lies towards the middle of the box; that of its cube stays near the peak. And the maps learn
+    The mean of a broad map lies towards the middle of the box; that of its cube stays near the peak. And maps learn
     Gaussians of a cell, which is more than a well-seen keypoint is off.
     """
     maps = maps.to(coordinate_dtype(maps.dtype))
