@@ -67,7 +67,8 @@ class TestDescription:
         assert (paper.training, paper.augmentation) == (RECIPES["paper_1x"], AugmentationRecipe())
         for change, sizes in (
             ({"training": {"recipe": "paper_2x"}}, (AugmentationRecipe().short_sides, 1333)),
-            ({"augmentation": {"short_sides": [64]}}, ((64,), 1333)),
+            ({"augmentation": {"short_sides": [64]}}, ((64,), 180)),
+            ({"augmentation": {"short_sides": [64], "longest_side": 99}}, ((64,), 99)),
             ({"augmentation": {"longest_side": 99}}, ((80, 90, 100, 110, 120), 99)),
             ({"image_processor": {"size": {"height": 40, "width": 30}}}, ((24, 27, 30, 33, 36), 48)),
         ):

@@ -29,6 +29,16 @@ class TestSchedule:
             assert (schedule.length, schedule.warmup_steps) == (70, 7)
         assert RECIPES["fine_tuning"].schedule.in_steps(100).warmup_steps == 30
 
+    def test_warm_up_is_at_most_a_tenth_of_a_length_in_yaml(self):
+        for schedule, warmup_steps in (
+            ({"length": 50}, 5),
+            ({"length": 50, "warmup_steps": 20}, 20),
+            ({"length": 500}, 30),
+            ({"gamma": 0.5}, 30),
+        ):
+            config = TrainingConfig.from_mapping({"recipe": "fine_tuning", "schedule": schedule})
+            assert config.schedule.warmup_steps == warmup_steps, schedule
+
     def test_cosine(self):
         schedule = LearningRateSchedule(kind="cosine", length=100, milestones=(), warmup_steps=10)
         assert schedule.factor(0) == pytest.approx(0.01)

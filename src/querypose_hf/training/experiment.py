@@ -326,9 +326,9 @@ class Experiment:
 
 
 def _sizes_for_fine_tuning(experiment: Experiment, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes of augmentation around those of inference, unless the description gives them."""
+    """The sizes of augmentation around those of inference, but for those that the description gives."""
     checkpoint, size = experiment.model.start, experiment.image_processor.get("size")
-    if "short_sides" in given:
+    if {"short_sides", "longest_side"} <= given.keys():
         return {}
     if size is None:
         if checkpoint is None:
@@ -341,9 +341,11 @@ def _sizes_for_fine_tuning(experiment: Experiment, given: Mapping[str, Any]) -> 
                 f"image processor: {error}"
             ) from error
     sides = [value for value in dict(size).values() if value is not None]
-    short_sides = tuple(round(factor * min(sides)) for factor in FINE_TUNING_SIZES)
-    longest_side = round(max(FINE_TUNING_SIZES) * max(sides))
-    return {"short_sides": short_sides, "longest_side": given.get("longest_side", longest_side)}
+    sizes = {
+        "short_sides": tuple(round(factor * min(sides)) for factor in FINE_TUNING_SIZES),
+        "longest_side": round(max(FINE_TUNING_SIZES) * max(sides)),
+    }
+    return {name: value for name, value in sizes.items() if name not in given}
 
 
 #: Fields that may differ when a run is resumed: where files are, and what is scored.

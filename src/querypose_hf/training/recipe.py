@@ -196,7 +196,8 @@ class TrainingConfig:
     def from_mapping(cls, values: Mapping[str, Any], source: str = "training configuration") -> "TrainingConfig":
         """Builds the settings from plain values; `recipe` names one of [`RECIPES`], which they change.
 
-        A `schedule` with a `length` counts steps unless it has a `unit`.
+        A `schedule` with a `length` counts steps unless it has a `unit`; its warm-up is then at most a tenth of it
+        unless it has `warmup_steps`, too.
 
         Raises:
             ValueError: a field is unknown, or a value has the wrong type or range.
@@ -212,7 +213,11 @@ class TrainingConfig:
         recipe = values.pop("recipe", "paper_1x")
         if recipe not in RECIPES:
             raise ValueError(f"{source}: `recipe` is {shown(recipe)}; expected one of {sorted(RECIPES)}.")
-        return changed(RECIPES[recipe], values, source, "")
+        config = changed(RECIPES[recipe], values, source, "")
+        if isinstance(schedule, Mapping) and "length" in schedule and "warmup_steps" not in schedule:
+            length, unit = config.schedule.length, config.schedule.unit
+            config = dataclasses.replace(config, schedule=config.schedule.with_length(length, unit))
+        return config
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "TrainingConfig":
