@@ -57,7 +57,7 @@ def test_help_tells_defaults(capsys):
 
 def test_only_what_is_given(capsys):
     parser = argparse.ArgumentParser()
-    add_options(parser, Options, only_given=True)
+    add_options(parser, Options, changes=Options(size=16))
     assert given_options(Options, parser.parse_args("--size 8 --scales 0.5 --no-report".split())) == {
         "size": 8,
         "scales": (0.5,),
@@ -66,7 +66,7 @@ def test_only_what_is_given(capsys):
     assert given_options(Options, parser.parse_args([])) == {}
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
-    assert "images at once\n" in capsys.readouterr().out
+    assert "images at once (16)\n" in capsys.readouterr().out
 
 
 def test_assignments():

@@ -49,7 +49,8 @@ def save_tiny_checkpoint(
             for layer in model.model.decoder.box_layers:
                 layer.class_head.bias.fill_(class_bias)
     model.save_pretrained(folder, **options)
-    QueryPoseImageProcessor(size={"shortest_edge": 64, "longest_edge": longest_edge}).save_pretrained(folder)
+    size = {"shortest_edge": 64, "longest_edge": longest_edge}
+    QueryPoseImageProcessor(size=size, score_threshold=0.25).save_pretrained(folder)  # not the default
 
 
 def people(count: int, num_keypoints: int = 17, seed: int = 0) -> dict[str, torch.Tensor]:

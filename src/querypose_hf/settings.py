@@ -68,15 +68,16 @@ def option(default: Any, help: str, flag: str | None = None, metavar: str | None
     return dataclasses.field(default=default, metadata={"help": help, "flag": flag, "metavar": metavar})
 
 
-def add_options(parser: Any, kind: type, leave_out: Collection[str] = (), only_given: bool = False) -> None:
+def add_options(parser: Any, kind: type, leave_out: Collection[str] = (), changes: Any = None) -> None:
     """Adds the fields of `kind` that were declared with [`option`] to a parser or one of its groups.
 
     Args:
         parser: an `argparse.ArgumentParser`, or a group of one.
         kind (`type`): a settings dataclass.
         leave_out (`Collection[str]`): fields that get no option here.
-        only_given (`bool`): for options that change settings from elsewhere, such as a YAML file: what is not on the
-            command line is not in the namespace, and `--help` shows no defaults. See [`given_options`].
+        changes (*optional*): for options that change settings from elsewhere, such as a YAML file, a `kind` whose
+            values `--help` shows as defaults: what is not on the command line is not in the namespace, see
+            [`given_options`].
     """
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
@@ -84,7 +85,7 @@ def add_options(parser: Any, kind: type, leave_out: Collection[str] = (), only_g
             flag = (
                 field.metadata["flag"] or f"--{'no-' if field.default is True else ''}{field.name.replace('_', '-')}"
             )
-            arguments = _arguments_of_option(field, hints[field.name], with_default=not only_given)
+            arguments = _arguments_of_option(field, hints[field.name], changes)
             parser.add_argument(flag, dest=field.name, **arguments)
 
 
@@ -107,16 +108,19 @@ def from_options(kind: type[Settings], options: argparse.Namespace, **fields: An
         raise UsageError(str(error)) from error
 
 
-def _arguments_of_option(field: Any, hint: Any, with_default: bool) -> dict[str, Any]:
+def _arguments_of_option(field: Any, hint: Any, changes: Any) -> dict[str, Any]:
     """The arguments of `add_argument` for a field of this type."""
     if typing.get_origin(hint) in _UNIONS:
         hint = typing.get_args(hint)[0]
-    default = field.default if with_default else argparse.SUPPRESS
-    arguments: dict[str, Any] = {"default": default, "help": field.metadata["help"]}
+    default = field.default if changes is None else getattr(changes, field.name)
+    arguments: dict[str, Any] = {
+        "default": default if changes is None else argparse.SUPPRESS,
+        "help": field.metadata["help"],
+    }
     if hint is bool:
         return {**arguments, "action": "store_false" if field.default else "store_true"}
-    if with_default and field.default is not None:
-        values = field.default if isinstance(field.default, tuple) else (field.default,)
+    if default is not None:
+        values = default if isinstance(default, tuple) else (default,)
         arguments["help"] += f" ({' '.join(map(str, values))})"
     if field.metadata["metavar"] is not None:
         arguments["metavar"] = field.metadata["metavar"]

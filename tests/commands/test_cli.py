@@ -1,5 +1,6 @@
 """Tests of the `querypose` command and of the scripts that share its flags."""
 
+import enum
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from places import OWN_SCRIPTS, PROJECT
 from small_data import SAMPLE_PEOPLE, sample_coco
 from tiny import save_tiny_checkpoint
@@ -120,7 +122,7 @@ def records_of(people):
 
 
 def horses(folder, score_threshold):
-    """A checkpoint of two classes, sure of horses, with a score threshold of its own."""
+    """A checkpoint of one class, sure of horses, with a score threshold of its own."""
     save_tiny_checkpoint(folder, class_bias=4.0, longest_edge=96)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "id2label": {"0": "horse"}}))
@@ -162,7 +164,8 @@ def test_predict_in_batches(model, in_folder, capsys, monkeypatch):
 
     arguments = ["predict", "photos", "--model", model, "--device", "cpu", "--threshold", "0.01"]
     assert main([*arguments, "--jsonl", "alone.jsonl", "--no-draw"]) == 0
-    capsys.readouterr()
+    said = capsys.readouterr().err
+    assert re.search(r"Finding people: 100%.* 5/5 ", said) and "Loading weights" not in said
     monkeypatch.setattr(PoseEstimationPipeline, "__call__", with_little_memory)
     assert main([*arguments, "--jsonl", "people.jsonl", "--no-draw", "--batch-size", "2", "--quiet"]) == 1
     said = capsys.readouterr()
@@ -470,10 +473,16 @@ def test_version(capsys):
 
 
 def test_start_up_without_what_torch_says_about_torchao(in_folder, capsys, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("torch"), "propagate", True)  # torch 2.11 keeps its records to itself
-    main(["predict", "missing.jpg"])
+    """torchao registers two enumerations as constants when Transformers imports it; this test registers others."""
+    monkeypatch.setattr(logging.getLogger("torch"), "propagate", True)  # torch keeps its records to itself
     logger = logging.getLogger("torch.utils._pytree")
-    logger.warning("<enum> is an Enum subclass. Calling register_constant() on Enum subclasses is deprecated")
+    monkeypatch.setattr(logger, "filters", [])
+    torch.utils._pytree.register_constant(enum.StrEnum("Before", "A"))
+    if not caplog.records:
+        pytest.skip("this torch says nothing about enumerations")
+    caplog.clear()
+    main(["predict", "missing.jpg"])
+    torch.utils._pytree.register_constant(enum.StrEnum("After", "A"))
     logger.warning("something else")
     assert {record.getMessage() for record in caplog.records} == {"something else"}
 

@@ -17,6 +17,7 @@ from tiny import save_tiny_checkpoint, tiny_config
 
 from querypose_hf import CROWDPOSE_14, QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.cli import main
+from querypose_hf.training.recipe import RECIPES
 
 
 pytestmark = pytest.mark.slow
@@ -153,3 +154,17 @@ def test_trainer_script(in_folder, monkeypatch):
     monkeypatch.setattr("sys.argv", [script, *shlex.split(line), *short])
     runpy.run_path(script, run_name="__main__")
     assert list((in_folder / "runs" / "trainer").rglob("model.safetensors"))
+    saved = next((in_folder / "runs" / "trainer").rglob("training_args.bin"))
+    arguments, recipe = torch.load(saved, weights_only=False), RECIPES["fine_tuning"]
+    for name, expected in {
+        "learning_rate": recipe.learning_rate,
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_gradient_norm,
+        "lr_scheduler_type": recipe.schedule.kind,
+        "num_train_epochs": recipe.schedule.length,
+        "warmup_steps": recipe.schedule.with_length(1, "step").warmup_steps,
+        "per_device_train_batch_size": recipe.batch_size,
+        "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
+        "logging_steps": recipe.log_every,
+    }.items():
+        assert getattr(arguments, name) == expected, name

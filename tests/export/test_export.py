@@ -32,7 +32,8 @@ def model():
 def checkpoint(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     model.save_pretrained(folder)
-    QueryPoseImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 160}).save_pretrained(folder)
+    size = {"shortest_edge": 96, "longest_edge": 160}
+    QueryPoseImageProcessorPil(size=size, score_threshold=0.25).save_pretrained(folder)
     return folder
 
 
@@ -128,6 +129,7 @@ def test_pipeline_of_an_exported_model(checkpoint, onnx_folder):
         model=ExportedPoseEstimator.from_export(onnx_folder),
         image_processor=AutoImageProcessor.from_pretrained(onnx_folder),
     )
+    assert exported.score_threshold == 0.25
     image = PIL.Image.open(SAMPLE_IMAGE)
     found = exported([image, image], threshold=0.0, batch_size=2)
     expected = pipeline("pose-estimation", model=str(checkpoint))(image, threshold=0.0, keypoint_top_k=TOP_K)

@@ -191,10 +191,11 @@ def test_a_model_that_was_fine_tuned(checkpoint, tmp_path, capsys):
     """Its card has licence and name of the start, NMS and classes; a new card keeps them, and needs no --force."""
     config = tiny_config(id2label={0: "horse", 1: "dog"}, label2id={"horse": 0, "dog": 1})
     config.save_pretrained(checkpoint)
-    QueryPoseImageProcessor(nms_threshold=0.7).save_pretrained(checkpoint)
+    image_processor = QueryPoseImageProcessor(nms_threshold=0.7, score_threshold=0.25)
+    image_processor.save_pretrained(checkpoint)
     start = fields_of_start("querypose-nano")
     assert (start.license, start.base_model) == ("apache-2.0", "querypose-nano")
-    first = build_model_card(config, "own", start, image_processor=QueryPoseImageProcessor(nms_threshold=0.7))
+    first = build_model_card(config, "own", start, image_processor=image_processor)
     first.save(checkpoint / "README.md")
     assert main(["card", "--model", str(checkpoint), "--name", "Mine"]) == 0, capsys.readouterr().err
     second = ModelCard.load(checkpoint / "README.md")
@@ -204,6 +205,7 @@ def test_a_model_that_was_fine_tuned(checkpoint, tmp_path, capsys):
         assert card.data.license == "apache-2.0" and card.data.base_model is None  # it is not on the Hub
         assert "IoU above 0.7" in card.text and "without non-maximum" not in card.text
         assert "| classes | horse, dog |" in card.text
+        assert "| score threshold, unless another is asked for | 0.25 |" in card.text
     assert fields_of_start(str(checkpoint)) == start
     assert main(["card", "--model", str(checkpoint)]) == 2  # this one was not written by training
     hub = fields_of_start("nobody/has-this-model")

@@ -189,7 +189,7 @@ def test_the_folder_holds_one_table(model, photos, tmp_path):
     assert list(table.columns) == list(lines[0]) == list(lines[1])
     assert all(len(people) <= 1 for people in table["people"])
     settings = json.loads(ParquetDataset(tmp_path / "people").schema.metadata[b"querypose"])
-    assert (settings["model"], settings["threshold"], settings["top_k"]) == ("a/b", 0.3, 1)
+    assert (settings["model"], settings["threshold"], settings["top_k"]) == ("a/b", 0.25, 1)
 
 
 def test_records_of_images_and_videos_fit_one_table():

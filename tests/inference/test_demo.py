@@ -31,8 +31,16 @@ def pose_estimator(tmp_path_factory):
             layer.class_head.weight.mul_(3)
             layer.class_head.bias.fill_(0.0)
     model.save_pretrained(folder)
-    QueryPoseImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}).save_pretrained(folder)
+    size = {"shortest_edge": 64, "longest_edge": 128}
+    QueryPoseImageProcessor(size=size, score_threshold=0.25).save_pretrained(folder)
     return pipeline("pose-estimation", model=str(folder), device="cpu")
+
+
+def test_the_slider_starts_at_the_score_threshold(pose_estimator):
+    pytest.importorskip("gradio", reason="Gradio is not installed")
+    components = build_demo(pose_estimator).blocks.values()
+    [slider] = [one for one in components if getattr(one, "elem_id", None) == "threshold"]
+    assert slider.value == 0.25
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +118,7 @@ def test_page_in_a_browser(page_address, pose_estimator, browse, tmp_path):
     with PIL.Image.open(SAMPLE_IMAGE) as opened:
         PIL.ImageOps.mirror(opened).save(tmp_path / "mirrored.png")
     sample, mirrored = (
-        len(pose_estimator(str(path), threshold=0.3)) for path in (SAMPLE_IMAGE, tmp_path / "mirrored.png")
+        len(pose_estimator(str(path), threshold=0.25)) for path in (SAMPLE_IMAGE, tmp_path / "mirrored.png")
     )
     asked = []
     browser = browse()
@@ -121,7 +129,7 @@ def test_page_in_a_browser(page_address, pose_estimator, browse, tmp_path):
 
     # the page opens with the sample and its people
     summary = page.locator("#summary")
-    api.expect(summary).to_contain_text("above 0.30", timeout=40_000)
+    api.expect(summary).to_contain_text("above 0.25", timeout=40_000)
     assert people_shown(summary.inner_text()) == sample
     api.expect(page.locator("#image img")).to_be_visible()
     for place, label in (("#image", "Your image"), ("#drawn", "People found")):
@@ -131,7 +139,7 @@ def test_page_in_a_browser(page_address, pose_estimator, browse, tmp_path):
     page.locator("#image").get_by_label("Remove Image").click()
     api.expect(summary).not_to_contain_text("above")
     page.locator("#image input[type=file]").set_input_files(str(tmp_path / "mirrored.png"))
-    api.expect(summary).to_contain_text("above 0.30", timeout=40_000)
+    api.expect(summary).to_contain_text("above 0.25", timeout=40_000)
     assert people_shown(summary.inner_text()) == mirrored
     assert page.locator("#drawn img").get_attribute("src") != before
     before = page.locator("#drawn img").get_attribute("src")
@@ -147,7 +155,7 @@ def test_page_in_a_browser(page_address, pose_estimator, browse, tmp_path):
     assert len(json.loads(download.value.path().read_text())) == people_shown(summary.inner_text())
 
     page.reload()
-    api.expect(summary).to_contain_text("above 0.30", timeout=40_000)
+    api.expect(summary).to_contain_text("above 0.25", timeout=40_000)
     page.locator("#image").get_by_label("Remove Image").click()
     page.locator("#image input[type=file]").set_input_files(str(tmp_path / "broken.png"))
     api.expect(page.get_by_text("This file cannot be read as an image.")).to_be_visible(timeout=40_000)

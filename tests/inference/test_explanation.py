@@ -45,6 +45,13 @@ def test_maps_are_the_models_own(model_and_processor, scene):
     assert explain_people(model, image_processor, scene, threshold=1.0) == []
 
 
+def test_the_score_threshold_of_the_image_processor(model_and_processor, scene, monkeypatch):
+    model, image_processor = model_and_processor
+    first, second = explain_people(model, image_processor, scene, threshold=0.0, top_k=2)
+    monkeypatch.setattr(image_processor, "score_threshold", float(first.person["score"] + second.person["score"]) / 2)
+    assert [one.query for one in explain_people(model, image_processor, scene)] == [first.query]
+
+
 def with_one_bright_cell(found, row, column):
     maps = np.zeros((1, 7, 28, 28), dtype=np.float32)
     maps[:, :, row, column] = 1.0

@@ -335,6 +335,18 @@ def test_batches_change_nothing(model, clip):
             assert a["box"] == pytest.approx(b["box"], abs=1e-2)
 
 
+def test_the_score_threshold_of_the_image_processor(model, clip):
+    pose_estimator = pipeline("pose-estimation", model=model, device="cpu")
+
+    def first_frame(**options):
+        with VideoReader(clip) as reader:
+            return next(iter(find_people_in_video(pose_estimator, reader, VideoOptions(track=False, **options))))[1]
+
+    first, second = (person["score"] for person in first_frame(threshold=0.0, top_k=2))
+    pose_estimator.image_processor.score_threshold = (first + second) / 2
+    assert [person["score"] for person in first_frame()] == pytest.approx([first])
+
+
 def test_predict_follows_people_and_saves_the_video(model, clip, tmp_path, capsys):
     arguments = ["predict", str(clip), "--model", model, "--device", "cpu", "--threshold", "0.01"]
     arguments += ["--output", str(tmp_path / "out")]

@@ -111,7 +111,9 @@ def test_a_perfect_model_has_an_ap_of_1(dataset, source, image_processor):
         assert all(set(label) == {"image_id"} for label in labels)
     assert [people.shape for _, people in kept] == [(2, 4, 6 + 51)] * 3
     figures = metrics(EvalPrediction(predictions=kept, label_ids=None))
-    assert figures["AP"] == pytest.approx(1)
+    assert figures["AP"] == pytest.approx(1) and figures["F1"] == 1
+    # half-way between the people's score and that of queries on nobody
+    assert figures["score_threshold"] == image_processor.score_threshold == pytest.approx(0.5, abs=1e-3)
     missing = metrics(EvalPrediction(predictions=kept[:1], label_ids=None))
     assert missing["AR"] < 0.9  # people of images that never came count as missed
 

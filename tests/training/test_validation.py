@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ import yaml
 from PIL import Image
 from small_data import write_rendered_coco
 from tiny import tiny_config
+from tqdm.auto import tqdm
 
 from querypose_hf import CROWDPOSE_14, QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.evaluation.scoring import score_keypoints
@@ -26,12 +29,16 @@ def validation_of(settings, folder, category_ids=(1,), num_keypoints=17):
     return Validation(Experiment.from_mapping(values).data.validation, processor, folder)
 
 
-def perfect_score(truth):
-    results = [
+def perfect_results(truth):
+    return [
         {**{key: person[key] for key in ("image_id", "category_id", "bbox")}, "score": 1.0}
         | {"keypoints": np.asarray(person["keypoints"]).tolist()}
         for person in truth.annotations
     ]
+
+
+def perfect_score(truth):
+    results = perfect_results(truth)
     return score_keypoints(truth, results, sigmas=[0.05] * truth.num_keypoints, progress=False).metrics["AP"]
 
 
@@ -50,6 +57,26 @@ class TestValidation:
         figures = validation(model)
         assert figures["AP"] < 0.5
         assert "score_threshold" not in figures  # nobody is found
+
+    def test_the_score_threshold_with_the_best_f1(self, source, tmp_path, monkeypatch):
+        """The people are found with a score of 1, and as many others with one of 0.5."""
+
+        def found(model, truth, *_, **__):
+            right = perfect_results(truth)
+            return right + [{**one, "score": 0.5, "keypoints": [0.0] * 51} for one in right]
+
+        monkeypatch.setattr("querypose_hf.training.validation.predict_dataset", found)
+        figures = validation_of(source, tmp_path)(QueryPoseForPoseEstimation(tiny_config()))
+        assert (figures["F1"], figures["score_threshold"]) == (1, 0.75)
+
+    def test_its_progress_bar_does_not_stay_below_that_of_training(self, source, tmp_path, capsys):
+        validation = validation_of({**source, "num_workers": 0}, tmp_path)
+        capsys.readouterr()
+        with tqdm(total=1):
+            validation(QueryPoseForPoseEstimation(tiny_config()))
+            said = capsys.readouterr().err
+        assert "Finding people" in said
+        assert re.search(r"\r +$", said.replace("\x1b[A", ""))  # blanks cover it
 
     def test_yolo(self, tmp_path):
         for kind in ("images", "labels"):

@@ -6,7 +6,15 @@ from typing import Any
 
 from ..benchmark.settings import COMPARISONS, ENGINES, BenchmarkSettings
 from ..settings import add_options, from_options
-from .options import VARIANTS, about, add_device_option, add_model_option, device_of, require_folder
+from .options import (
+    VARIANTS,
+    about,
+    add_device_option,
+    add_model_option,
+    device_of,
+    require_folder,
+    without_weights_bar,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -86,7 +94,7 @@ def _benchmark(options: argparse.Namespace) -> None:
         return
     model = None
     if options.variant is None:
-        with about("--model"):
+        with about("--model"), without_weights_bar():
             model, _ = load_model(options.model, device="cpu", optimize=False)
     results = run_benchmark(settings, model)
     print(describe_results(results))

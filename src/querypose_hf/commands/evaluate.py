@@ -8,7 +8,7 @@ from typing import Any
 
 from ..evaluation.options import PredictionOptions, ReportOptions, ScoringOptions
 from ..settings import UsageError, add_options, from_options
-from .options import add_model_option, add_strict_option
+from .options import add_model_option, add_strict_option, without_weights_bar
 from .tally import SOME_SKIPPED
 
 
@@ -55,15 +55,17 @@ def _evaluate(options: argparse.Namespace) -> int:
                 raise UsageError("--test-dev: nothing is scored; --metric, --sigmas, --boxes, --backend do not apply.")
             images = read_image_list(options.annotations, category_ids=scoring.category_ids)
             written = options.output / TEST_DEV_FILE
-            result = predict_test_dev(
-                options.model, images, options.images, options.output, prediction, strict=options.strict
-            )
+            with without_weights_bar():
+                result = predict_test_dev(
+                    options.model, images, options.images, options.output, prediction, strict=options.strict
+                )
         else:
             what = (options.model, options.annotations, options.images, options.output)
             report = from_options(ReportOptions, options)
             if report.write:
                 written = options.output / "report.html"
-            result = evaluate_model(*what, prediction, scoring, report, strict=options.strict)
+            with without_weights_bar():
+                result = evaluate_model(*what, prediction, scoring, report, strict=options.strict)
     # only the first of several processes has a result
     for name, value in ((result or {}).get("metrics") or {}).items():
         print(f"{name:<10} {'-' if value is None else format(value, '.4f')}")

@@ -15,6 +15,7 @@ from .options import (
     count,
     device_of,
     require_folder,
+    without_weights_bar,
 )
 from .output import free_name
 from .tally import InputTally
@@ -57,7 +58,7 @@ def _explain(options: argparse.Namespace) -> int:
     from ..inference.loading import load_model
 
     device = device_of(options)
-    with about("--model"):
+    with about("--model"), without_weights_bar():
         model, image_processor = load_model(options.model, device=device)
     taken: set[str] = set()
     for source in tqdm(sources, desc="Explaining", unit="image", disable=len(sources) == 1):

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import settings
 from ..export.options import ExportOptions
-from .options import about, add_model_option, require_folder
+from .options import about, add_model_option, require_folder, without_weights_bar
 
 
 def add_parser(commands: Any) -> None:
@@ -29,7 +29,7 @@ def _export(options: argparse.Namespace) -> None:
     from ..export import export_model
     from ..inference.loading import load_model
 
-    with about("--model"):
+    with about("--model"), without_weights_bar():
         model, image_processor = load_model(options.model, device="cpu", optimize=False)
     path = export_model(model, image_processor, options.output, export_options, _tell)
     print(f"Written to {path}")

@@ -36,7 +36,8 @@ def add_threshold_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold",
         type=score,
-        help="score threshold, the least score of a person; by default the checkpoint's own, which training chose",
+        help="score threshold: people with a higher score are reported; by default the checkpoint's own, which "
+        "training chose",
     )
 
 
@@ -107,20 +108,11 @@ def load_pipeline(options: argparse.Namespace) -> "PoseEstimationPipeline":
     Raises:
         UsageError: there is no such checkpoint, or torch or the engine cannot use the device.
     """
-    from transformers.utils import logging
-
     from ..inference import loading
 
     device = device_of(options)
-    shows_bars = logging.is_progress_bar_enabled()
-    if getattr(options, "quiet", False):
-        logging.disable_progress_bar()
-    try:
-        with about("--model"):
-            pose_estimator = loading.load_pipeline(options.model, device, options.dtype)
-    finally:
-        if shows_bars:
-            logging.enable_progress_bar()
+    with about("--model"), without_weights_bar(quiet=getattr(options, "quiet", False)):
+        pose_estimator = loading.load_pipeline(options.model, device, options.dtype)
     if getattr(options, "engine", "torch") != "torch":
         _change_engine(pose_estimator, options)
     return pose_estimator
@@ -153,6 +145,24 @@ def about(flag: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise UsageError(f"{flag}: {error}") from error
+
+
+@contextlib.contextmanager
+def without_weights_bar(quiet: bool = False) -> Iterator[None]:
+    """Hides Transformers' progress bar of loading weights in the block; that of a download stays unless `quiet`."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()  # the Hub's bars, too
+    if not quiet:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def require_folder(flag: str, path: Path) -> None:

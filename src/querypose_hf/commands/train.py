@@ -6,8 +6,8 @@ from typing import Any
 
 from ..data.formats import COMMAND_LINE_FORMATS, FORMATS, annotations_help, formats_with
 from ..settings import add_options, given_options, read_yaml, set_field, with_assignments
-from ..training.recipe import TrainingConfig
-from .options import VARIANTS
+from ..training.recipe import RECIPES, TrainingConfig
+from .options import VARIANTS, without_weights_bar
 
 
 def add_parser(commands: Any) -> None:
@@ -46,11 +46,14 @@ def add_parser(commands: Any) -> None:
     )
     data.add_argument("--val-annotations", help="what to score on, in the same format (yolo: val of --annotations)")
     data.add_argument("--val-images", help="folder of its images")
-    training = parser.add_argument_group("training")
+    recipe = RECIPES["fine_tuning"]
+    training = parser.add_argument_group(
+        "training", "In parentheses are the defaults from a checkpoint. From a variant they are the paper's."
+    )
     length = training.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, help="length of training in optimizer steps; milestones move along")
-    length.add_argument("--epochs", type=int, help="length of training in epochs; milestones move along")
-    add_options(training, TrainingConfig, only_given=True)
+    length.add_argument("--steps", type=int, help="length of training in optimizer steps")
+    length.add_argument("--epochs", type=int, help=f"length of training in epochs ({recipe.schedule.length})")
+    add_options(training, TrainingConfig, changes=recipe)
     hub = parser.add_argument_group("Hub")
     hub.add_argument("--push-to-hub", metavar="REPO_ID", help="upload the best model, or the last, at the end")
     hub.add_argument("--private", action="store_true", help="as a private repository, if it is a new one")
@@ -75,15 +78,16 @@ def _train(options: argparse.Namespace) -> None:
     units: dict[Any, int | None] = {"step": options.steps, "epoch": options.epochs}
     length = next(((given, unit) for unit, given in units.items() if given is not None), None)
     experiment = Experiment.from_mapping(with_assignments(values, options.assignments), source, length)
-    metrics = run_experiment(
-        experiment,
-        options.output,
-        resume=options.resume,
-        stop_after=options.stop_after,
-        push_to_hub=options.push_to_hub,
-        private=options.private,
-        only_check=options.check,
-    )
+    with without_weights_bar():
+        metrics = run_experiment(
+            experiment,
+            options.output,
+            resume=options.resume,
+            stop_after=options.stop_after,
+            push_to_hub=options.push_to_hub,
+            private=options.private,
+            only_check=options.check,
+        )
     if this_process().is_main_process:
         for name, value in metrics.items():
             print(f"{name:<10} {value:.4f}")

@@ -111,6 +111,7 @@ def predict_dataset(
             pin_memory=loaded.device.type == "cuda",
         )
         bar = tqdm(
+            leave=None,  # not below another bar, such as that of training
             total=sum(map(len, batches)),
             desc="Finding people" if group.size == 1 else f"Finding people, process 1 of {group.size}",
             unit="image",

@@ -74,7 +74,7 @@ class PoseDemo:
 
         Args:
             seen ([`SeenImage`]): from [`look_at`].
-            threshold (`float`): least score of a person.
+            threshold (`float`): people with a higher score are drawn.
             drawings (`list[str]`): which of [`DRAWINGS`].
             attention (`bool`): whether to lay the attention maps over the image.
             part (`str`): of this body part; any other text stands for the strongest of all parts.

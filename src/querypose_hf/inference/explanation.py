@@ -57,7 +57,8 @@ def explain_people(
         model ([`QueryPoseForPoseEstimation`]): in evaluation mode.
         image_processor ([`QueryPoseImageProcessor`]): the model's.
         image: a path, URL, PIL image or array, as the image processor takes it.
-        threshold (`float`, *optional*, defaults to the image processor's `score_threshold`): least score of a person.
+        threshold (`float`, *optional*): people with a higher score are reported; by default the image processor's
+            `score_threshold`.
         top_k (`int`, *optional*): at most so many people.
 
     Returns:

@@ -14,7 +14,8 @@ class VideoOptions:
     """How people are found in a video.
 
     Attributes:
-        threshold (`float`, *optional*): least score of a person; by default the image processor's `score_threshold`.
+        threshold (`float`, *optional*): people with a higher score are reported; by default the image processor's
+            `score_threshold`.
         top_k (`int`, *optional*): at most so many people per frame.
         track (`bool`): whether to follow people from frame to frame.
         max_frames (`int`, *optional*): stop after so many frames.
@@ -37,7 +38,8 @@ class BulkOptions:
     """How the people of a dataset are found.
 
     Attributes:
-        threshold (`float`, *optional*): least score of a person; by default the image processor's `score_threshold`.
+        threshold (`float`, *optional*): people with a higher score are reported; by default the image processor's
+            `score_threshold`.
         top_k (`int`, *optional*): at most so many people per image.
         batch_size (`int`): images per forward pass.
         rows_per_shard (`int`): images per file; a kill costs at most so many.

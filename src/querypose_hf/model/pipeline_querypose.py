@@ -160,7 +160,7 @@ class PoseEstimationPipeline(Pipeline):
 
     @property
     def score_threshold(self) -> float:
-        """Least score of a person where none is asked for: the image processor's, unless the pipeline has one."""
+        """The score threshold where none is asked for: the image processor's, unless the pipeline has one."""
         processor: Any = self.image_processor
         return self._postprocess_params.get("threshold", processor.score_threshold)
 
@@ -171,7 +171,7 @@ class PoseEstimationPipeline(Pipeline):
             inputs: one image (path, URL, base64, PIL image, array, tensor, bytes of a file, or a file opened for
                 reading bytes), a list of images, or a dataset, a column of a dataset or a generator of images. Their
                 order is kept; the latter three are read as the results are asked for.
-            threshold (`float`, *optional*): least score of a person; by default [`score_threshold`].
+            threshold (`float`, *optional*): people with a higher score are reported; by default [`score_threshold`].
             top_k (`int`, *optional*): at most so many people per image.
             batch_size (`int`, *optional*, defaults to 1): images per forward pass; they are padded to a common size,
                 for which those of a list are sorted by aspect ratio.
