@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from transformers import AutoModelForPoseEstimation
 
 from querypose_hf import CROWDPOSE_14, QueryPoseImageProcessor
 from querypose_hf.cli import main
+from querypose_hf.hub.model_card import has_card_of_training
 from querypose_hf.training import run
 from querypose_hf.training.checkpoints import find_checkpoints, load_checkpoint
 from querypose_hf.training.recipe import RECIPES
@@ -101,6 +103,8 @@ def test_a_run_leaves_models_a_log_and_its_description(finished):
     assert report.count('<img alt="annotated"') == report.count('<img alt="found"') == 6
     card = (finished / "best" / "README.md").read_text()
     assert "Trained with querypose-hf." in card and "without non-maximum" in card and "license: mit" in card
+    assert re.search(r"^Training scored this model: AP \d.* on 6 images of `people.json`\.$", card, re.MULTILINE)
+    assert has_card_of_training(finished / "best")
 
 
 def test_flags_come_after_the_file(config, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
@@ -195,7 +196,8 @@ def test_a_model_that_was_fine_tuned(checkpoint, tmp_path, capsys):
     image_processor.save_pretrained(checkpoint)
     start = fields_of_start("querypose-nano")
     assert (start.license, start.base_model) == ("apache-2.0", "querypose-nano")
-    first = build_model_card(config, "own", start, image_processor=image_processor)
+    scored = replace(start, measured="AP 35.8 %, F1 70.3 % on 8 images of `val.json`")
+    first = build_model_card(config, "own", scored, image_processor=image_processor)
     first.save(checkpoint / "README.md")
     assert main(["card", "--model", str(checkpoint), "--name", "Mine"]) == 0, capsys.readouterr().err
     second = ModelCard.load(checkpoint / "README.md")
@@ -204,9 +206,10 @@ def test_a_model_that_was_fine_tuned(checkpoint, tmp_path, capsys):
         assert "Trained with querypose-hf, starting from querypose-nano." in card.text
         assert card.data.license == "apache-2.0" and card.data.base_model is None  # it is not on the Hub
         assert "IoU above 0.7" in card.text and "without non-maximum" not in card.text
-        assert "| classes | horse, dog |" in card.text
+        assert "Finds horses and dogs in an image" in card.text and "| classes | horse, dog |" in card.text
+        assert "\nTraining scored this model: AP 35.8 %, F1 70.3 % on 8 images of `val.json`.\n" in card.text
         assert "| score threshold, unless another is asked for | 0.25 |" in card.text
-    assert fields_of_start(str(checkpoint)) == start
+    assert fields_of_start(str(checkpoint)) == start  # the figures are this model's alone
     assert main(["card", "--model", str(checkpoint)]) == 2  # this one was not written by training
     hub = fields_of_start("nobody/has-this-model")
     assert (hub.license, hub.base_model) == ("unknown", "nobody/has-this-model")

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..assets import CARD_TEMPLATE, QUERYPOSE_NANO, resolve_checkpoint
 from ..files import write_text
+from ..inference.records import plural
 from ..model.configuration_querypose import VARIANTS, QueryPoseConfig
 from ..model.image_processing_querypose import QueryPoseImageProcessor
 from ..model.skeletons import COCO_17, CROWDPOSE_14
@@ -109,12 +110,15 @@ def build_model_card(
         model_name=title if results else None,
         eval_results=results,
     )
+    classes = [str(name) for name in config.id2label.values()]
+    several = [plural(name) for name in classes]
     values: dict[str, Any] = {
         "config": config,
         "origin": origin,
         "fields": fields,
         "license_name": license_name,
-        "classes": [str(name) for name in config.id2label.values()],
+        "classes": classes,
+        "found": " and ".join(filter(None, [", ".join(several[:-1]), several[-1]])),
         "nms_threshold": getattr(image_processor, "nms_threshold", None),
         "variant": variant,
         "figures": figures,
@@ -148,8 +152,8 @@ def fields_of_start(checkpoint: str) -> CardFields:
     if os.path.isdir(place):
         there = _fields_of_card(Path(place) / "README.md")
         if place == QUERYPOSE_NANO:
-            return replace(there, base_model=Path(QUERYPOSE_NANO).name)
-        return there
+            there = replace(there, base_model=Path(QUERYPOSE_NANO).name)
+        return replace(there, measured=None)
     try:
         license_name = ModelCard.load(checkpoint).data.license
     except (OSError, ValueError):  # what the Hub's client raises is an OSError or ValueError, too
@@ -158,7 +162,7 @@ def fields_of_start(checkpoint: str) -> CardFields:
 
 
 def _fields_of_card(file: Path) -> CardFields:
-    """Licence and base model of a card; empty fields without one."""
+    """Licence, base model and what training measured, of a card; empty fields without one."""
     if not file.is_file():
         return CardFields()
     card = ModelCard(file.read_text(encoding="utf-8"))
@@ -166,7 +170,12 @@ def _fields_of_card(file: Path) -> CardFields:
     if base is None:  # the metadata names models of the Hub only
         found = re.search(r"Trained with querypose-hf, starting from ([\w.-]+)\.$", card.text, re.MULTILINE)
         base = found and found[1]
-    return CardFields(license=card.data.license, base_model=base[0] if isinstance(base, list) else base)
+    measured = re.search(r"^Training scored this model: (.+)\.$", card.text, re.MULTILINE)
+    return CardFields(
+        license=card.data.license,
+        base_model=base[0] if isinstance(base, list) else base,
+        measured=measured and measured[1],
+    )
 
 
 def own_card(checkpoint: str | os.PathLike, fields: CardFields | None = None, **more: Any) -> ModelCard:
@@ -174,10 +183,12 @@ def own_card(checkpoint: str | os.PathLike, fields: CardFields | None = None, **
 
     Args:
         checkpoint (`str` or `os.PathLike`): folder or Hub id.
-        fields ([`CardFields`], *optional*): licence and base model are by default those of the card in the folder.
+        fields ([`CardFields`], *optional*): licence, base model and what training measured are by default those of
+            the card in the folder.
     """
     fields, there = fields or CardFields(), _fields_of_card(Path(checkpoint) / "README.md")
-    fields = replace(fields, license=fields.license or there.license, base_model=fields.base_model or there.base_model)
+    kept = {name: getattr(fields, name) or getattr(there, name) for name in ("license", "base_model", "measured")}
+    fields = replace(fields, **kept)
     config = QueryPoseConfig.from_pretrained(checkpoint)
     try:
         more["image_processor"] = QueryPoseImageProcessor.from_pretrained(checkpoint)

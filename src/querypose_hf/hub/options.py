@@ -19,6 +19,7 @@ class CardFields:
         license (`str`, *optional*): licence of the weights, an identifier of the Hub; `"mit"` by default.
         base_model (`str`, *optional*): the model that training started from: a Hub id, or `querypose-nano`.
         datasets (`tuple[str, ...]`): Hub ids of the datasets trained on; COCO for converted weights by default.
+        measured (`str`, *optional*): figures of training's evaluation and what they were measured on, in words.
     """
 
     name: str | None = option(None, "the model's name")
@@ -27,6 +28,7 @@ class CardFields:
         None, "the model that training started from, a Hub id or querypose-nano; by default as the card there says"
     )
     datasets: tuple[str, ...] | None = option(None, "Hub ids of the datasets trained on")
+    measured: str | None = None
 
 
 @dataclass(frozen=True)

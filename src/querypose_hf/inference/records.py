@@ -101,10 +101,11 @@ def count_people(labels: Sequence[str], class_names: Sequence[str]) -> str:
     """
     counts = Counter(labels)
     told = [name for name in class_names if counts[name]] or (class_names if len(class_names) == 1 else [])
-    return " and ".join(f"{counts[name]} {name if counts[name] == 1 else _plural(name)}" for name in told) or "nothing"
+    return " and ".join(f"{counts[name]} {name if counts[name] == 1 else plural(name)}" for name in told) or "nothing"
 
 
-def _plural(name: str) -> str:
+def plural(name: str) -> str:
+    """The name of a class for several: `horses`, `people`."""
     if name.endswith("person"):
         return f"{name.removesuffix('person')}people"
     return f"{name}es" if name.endswith(("s", "x", "ch", "sh")) else f"{name}s"

@@ -130,7 +130,8 @@ class TrainingLoop:
     Args:
         report (`Callable`, *optional*): called in the main process when the figures of an evaluation, or without
             `evaluate` of the steps up to a checkpoint, are in the log.
-        card (`Callable`, *optional*): the text of `README.md` in `last/` and `best/`, given the model.
+        card (`Callable`, *optional*): the text of `README.md` in `last/` and `best/`, given the model and its figures,
+            which are empty where it was not evaluated.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class TrainingLoop:
         *,
         evaluate: Evaluate | None = None,
         report: Callable[[], None] | None = None,
-        card: Callable[[QueryPoseForPoseEstimation], str] | None = None,
+        card: Callable[[QueryPoseForPoseEstimation, Mapping[str, float]], str] | None = None,
     ):
         self.config = config
         self.output_dir = Path(output_dir)
@@ -183,7 +184,7 @@ class TrainingLoop:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
         self.step = self.epoch = self.batch = 0
         self.best: float | None = None
-        self.best_step = self.evaluations_since_best = 0
+        self.best_step = self.evaluations_since_best = self.evaluated_step = 0
         self.interrupts = 0  # signals that this process got
         self.interrupted = False  # whether any process got one, as all of them know it
         self.metrics: dict[str, float] = {}
@@ -388,6 +389,7 @@ class TrainingLoop:
             metrics = {name: float(value) for name, value in self.evaluate(model).items()}
         # the main process's count: all have to agree on when to stop early
         (self.metrics,) = broadcast_object_list([metrics])
+        self.evaluated_step = self.step
         if self.average is None:
             model.train()
         set_random_state(random_numbers)
@@ -408,7 +410,8 @@ class TrainingLoop:
 
     def _save_model(self, kind: str) -> None:
         model = self.model_to_keep
-        texts = {} if self.card is None else {"README.md": self.card(model)}
+        figures = self.metrics if self.evaluated_step == self.step else {}
+        texts = {} if self.card is None else {"README.md": self.card(model, figures)}
         save_model_folder(self.output_dir / kind, model, self.image_processor, texts)
 
     def _set_score_threshold(self) -> None:

@@ -108,7 +108,7 @@ def run_experiment(
         folder,
         evaluate=parts.validation,
         report=TrainingReport(folder, parts.validation, parts.model.config.skeleton),
-        card=TrainedModelCard(experiment.model, parts.image_processor),
+        card=TrainedModelCard(experiment.model, parts.image_processor, parts.validation),
     )
     if loop.accelerator.is_main_process:
         write_text(experiment.to_yaml(), folder / EXPERIMENT_FILE)
