@@ -2,8 +2,13 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +18,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 from launching import run_two_processes
-from places import SHARED
+from places import PROJECT, SHARED
 from small_data import relabelled_for_crowdpose, small_experiment, write_rendered_coco
 from transformers import AutoModelForPoseEstimation
 
@@ -151,6 +156,31 @@ def test_an_interrupted_run_says_how_to_go_on(config, tmp_path, monkeypatch, cap
     assert train("--config", config, "--output", tmp_path / "run") == 130
     error = capsys.readouterr().err
     assert error == "querypose train: Stopped at step 3 of 9. Run the same command with --resume to go on.\n"
+
+
+def test_ctrl_c_in_a_terminal(config, tmp_path):
+    """It reaches the workers, too, which prepare data for the step at hand."""
+    folder, output = tmp_path / "run", tmp_path / "output"
+    settings = ["training.evaluate_every=100000", "training.save_every=100000", "training.trackers=[]"]
+    flags = ["--config", str(config), "--output", str(folder), "--steps", "100000", "--workers", "2"]
+    command = [sys.executable, "-m", "querypose_hf", "train", *flags]
+    command += [argument for setting in settings for argument in ("--set", setting)]
+    path = os.pathsep.join([str(PROJECT / "src"), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    with output.open("w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+    try:
+        end = time.monotonic() + 240
+        while not (folder / "training_log.jsonl").is_file():
+            assert process.poll() is None and time.monotonic() < end, output.read_text()
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(120) == 130, output.read_text()
+    finally:
+        process.kill()
+    said = output.read_text()
+    assert "Traceback" not in said
+    assert re.search(r"querypose train: Stopped at step \d+ of 100000\. .* --resume to go on\.\n$", said)
 
 
 def test_splits_of_a_yolo_dataset(tmp_path, experiments):
