@@ -176,7 +176,7 @@ def _open_generated(settings: SourceSettings, options: ReadingOptions) -> Any:
     )
 
 
-_READING = ("only_with_people", "on_error", "person_crops")
+_READING = ("only_with_people", "exhaustive", "on_error", "person_crops")
 
 FORMATS: dict[str, DataFormat] = {
     "coco": DataFormat(

@@ -40,15 +40,18 @@ logger = logging.getLogger(__name__)
 #: Scores a model: figures by name, such as `{"AP": 0.68}`.
 Evaluate = Callable[[QueryPoseForPoseEstimation], Mapping[str, float]]
 
-# Settings that a resumed run must not change. The schedule is not one of them: it may become longer.
+# Settings that a resumed run must not change: they change the training, or what its best model is. The schedule is not
+# one of them: it may become longer.
 _SETTINGS_OF_THE_WHOLE_RUN = (
     "objective",
     "flow_learning_rate_factor",
     "weight_decay",
+    "max_gradient_norm",
     "batch_size",
     "gradient_accumulation_steps",
     "mixed_precision",
     "ema_decay",
+    "best_metric",
     "seed",
 )
 
