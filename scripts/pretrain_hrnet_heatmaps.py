@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="FIELD=VALUE",
         help="any field of `training`, as learning_rate=5e-4",
     )
-    add_options(parser, TrainingConfig, leave_out=("learning_rate",), only_given=True)
+    add_options(parser, TrainingConfig, only_given=True)
     options = parser.parse_args(arguments)
     try:
         given = with_assignments(given_options(TrainingConfig, options), options.set)

@@ -153,10 +153,7 @@ class TrainingConfig:
     """
 
     objective: Literal["everything", "poses"] = "everything"
-    learning_rate: float = option(
-        PAPER_LEARNING_RATE,
-        "of all parameters but the flow's; without it the paper's, scaled by the images of a step",
-    )
+    learning_rate: float = option(PAPER_LEARNING_RATE, "of all parameters but the flow's; by default the recipe's")
     scale_learning_rate: Literal["auto", True, False] = "auto"
     flow_learning_rate_factor: float = 10.0
     weight_decay: float = 1e-4
