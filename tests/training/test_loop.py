@@ -14,7 +14,7 @@ from tiny import BACKBONES
 from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.training.checkpoints import find_checkpoints
 from querypose_hf.training.log import Length, TrainingLog
-from querypose_hf.training.loop import TrainingLoop, train
+from querypose_hf.training.loop import TrainingLoop
 from querypose_hf.training.recipe import LearningRateSchedule, TrainingConfig
 
 
@@ -242,12 +242,6 @@ class TestRun:
         assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(tmp_path), rel=1e-6)
         assert len(events.Scalars("evaluation/AP")) == 2
 
-    def test_compile_covers_backbone_and_neck(self, tmp_path):
-        loop = small_loop(tmp_path, small_config(1, schedule=one_step(), compile=True))
-        assert loop.model.model.backbone._compiled_call_impl is not None
-        assert loop.model.model.neck._compiled_call_impl is not None
-        assert loop.average.module.model.backbone._compiled_call_impl is None
-
 
 class TestErrors:
     def test_a_folder_of_another_run(self, tmp_path):
@@ -299,16 +293,3 @@ class NoImages(NoiseImages):
 
 def one_step(length: int = 1) -> LearningRateSchedule:
     return LearningRateSchedule(length=length, milestones=(), warmup_steps=0)
-
-
-def test_train(tmp_path):
-    torch.manual_seed(0)
-    loop = small_loop(tmp_path / "unused")
-    model = QueryPoseForPoseEstimation(loop.model.config)
-    config = small_config(1, schedule=one_step())
-    before = model.flow.scale[0][0].weight.clone()
-    image_processor = QueryPoseImageProcessor(size={"shortest_edge": 48, "longest_edge": 96}, num_keypoints=17)
-    folder = tmp_path / "run"
-    figures = train(model, NoiseImages(), image_processor, config, folder, evaluate=lambda model: {"AP": 1})
-    assert figures == {"AP": 1.0}
-    assert not torch.equal(model.flow.scale[0][0].weight, before)
