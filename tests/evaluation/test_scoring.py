@@ -246,7 +246,6 @@ def test_precision_recall_curves_average_to_the_figures(coco_case):
     assert curves.precision.shape == (len(curves.thresholds), len(curves.recall)) == (10, 101)
     assert curves.precision.mean() == pytest.approx(evaluation.metrics["AP"], abs=1e-12)
     assert curves.precision[0].mean() == pytest.approx(evaluation.metrics["AP50"], abs=1e-12)
-    assert curves.highest_recall.mean() == pytest.approx(evaluation.metrics["AR"], abs=1e-12)
     assert (np.diff(curves.precision, axis=1) <= 0).all()
 
 

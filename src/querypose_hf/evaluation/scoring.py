@@ -39,13 +39,11 @@ class PrecisionRecall:
         thresholds (`np.ndarray`): (10,), OKS 0.50 to 0.95.
         recall (`np.ndarray`): (101,), 0 to 1.
         precision (`np.ndarray`): (10, 101); 0 at recalls that were not reached, NaN if there was nobody to find.
-        highest_recall (`np.ndarray`): (10,), the recall reached at each threshold; NaN as above.
     """
 
     thresholds: np.ndarray
     recall: np.ndarray
     precision: np.ndarray
-    highest_recall: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -103,12 +101,11 @@ class KeypointEvaluation:
 
     def precision_recall(self) -> PrecisionRecall:
         """The precision-recall curves. AP is their mean."""
-        precision, recall = self._scorer.accumulate()
+        precision, _ = self._scorer.accumulate()
         return PrecisionRecall(
             thresholds=np.linspace(0.5, 0.95, precision.shape[0]),
             recall=np.linspace(0, 1, precision.shape[1]),
             precision=_mean_over_categories(precision[:, :, :, 0, -1]),
-            highest_recall=_mean_over_categories(recall[:, :, 0, -1]),
         )
 
     def best_score_threshold(self) -> ScoreThreshold | None:

@@ -447,9 +447,7 @@ class TrainingLoop:
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.best, self.metrics = state["best"], state["metrics"]
         self._set_score_threshold()
-        # a run of an older version has not counted
-        self.best_step = state.get("best_step", 0)
-        self.evaluations_since_best = state.get("evaluations_since_best", 0)
+        self.best_step, self.evaluations_since_best = state["best_step"], state["evaluations_since_best"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
