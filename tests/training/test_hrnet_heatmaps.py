@@ -101,7 +101,7 @@ def test_what_is_refused(source, tmp_path):
         pretrain_hrnet(TrainingSource(**source), tmp_path / "run", size=(64, 100))
     for name, value in (("objective", "poses"), ("gradient_checkpointing", True), ("fast_convolutions", True)):
         training = dataclasses.replace(HRNET_HEATMAPS, **{name: value})
-        with pytest.raises(ValueError, match=f"`{name}` is {value!r}; expected (False|'everything'): only a whole model"):
+        with pytest.raises(ValueError, match=f"`{name}` is {value!r}; expected .*: only a whole model"):
             pretrain_hrnet(TrainingSource(**source), tmp_path / "run", training=training)
     with pytest.raises(ValueError, match="`backbone_config` is of 'test_resnet'; expected an HRNet"):
         HeatmapHRNet(tiny_config("resnet"))

@@ -248,7 +248,8 @@ class TestErrors:
         small_loop(tmp_path, small_config(1, schedule=one_step())).run()
         with pytest.raises(ValueError, match="holds checkpoints of a run; expected an empty folder, or `resume`"):
             small_loop(tmp_path).run()
-        for name, before, value in (("batch_size", 2, 3), ("max_gradient_norm", 1.0, 2.0), ("best_metric", "AP", "AR")):
+        changes = (("batch_size", 2, 3), ("max_gradient_norm", 1.0, 2.0), ("best_metric", "AP", "AR"))
+        for name, before, value in changes:
             with pytest.raises(ValueError, match=f"`{name}` was {before!r} in this run and is {value!r} now"):
                 small_loop(tmp_path, small_config(**{name: value})).run(resume=True)
         small_loop(tmp_path, small_config(2, schedule=one_step(2))).run(resume=True)  # the schedule may become longer

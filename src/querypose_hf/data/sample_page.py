@@ -18,9 +18,7 @@ _THUMBNAIL = 320
 _COLUMNS = 4
 
 
-def draw_sample(
-    sample: PoseSample, edges: Iterable[Sequence[int]], names: Sequence[str] | None
-) -> PIL.Image.Image:
+def draw_sample(sample: PoseSample, edges: Iterable[Sequence[int]], names: Sequence[str] | None) -> PIL.Image.Image:
     """A small copy of an image with its annotations.
 
     Args:
