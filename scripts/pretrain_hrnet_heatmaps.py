@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="any field of `training`, as learning_rate=5e-4",
+        help="a field of `training`, as learning_rate=5e-4",
     )
     add_options(parser, TrainingConfig, only_given=True)
     options = parser.parse_args(arguments)

@@ -112,19 +112,14 @@ class KeypointEvaluation:
         """The score threshold with the best F1 at OKS 0.5; `None` if nobody is found."""
         return best_score_threshold(*self._scorer.results(), sum(self.ground_truth.people_per_image().values()))
 
-    def average_precision_by_people(
-        self, groups: Sequence[tuple[int, int | None]] = PEOPLE_GROUPS
-    ) -> list[PeopleGroup]:
-        """AP of the images with few and with many people.
+    def average_precision_by_people(self) -> list[PeopleGroup]:
+        """AP of the images with few and with many people, in the groups of [`PEOPLE_GROUPS`].
 
         Images without anybody to be found are in no group: results there lower the overall AP alone.
-
-        Args:
-            groups (`Sequence[tuple[int, int | None]]`): least and greatest number of people of each group.
         """
         counts = self.ground_truth.people_per_image()
         rows = []
-        for first, last in groups:
+        for first, last in PEOPLE_GROUPS:
             chosen = [image for image, count in counts.items() if first <= count and (last is None or count <= last)]
             average_precision = _average_precision(self._scorer, chosen)
             rows.append(
