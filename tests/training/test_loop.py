@@ -242,6 +242,12 @@ class TestRun:
         assert [event.value for event in events.Scalars("loss")] == pytest.approx(losses(tmp_path), rel=1e-6)
         assert len(events.Scalars("evaluation/AP")) == 2
 
+    def test_compile_covers_backbone_and_neck(self, tmp_path):
+        loop = small_loop(tmp_path, small_config(1, schedule=one_step(), compile=True))
+        assert loop.model.model.backbone._compiled_call_impl is not None
+        assert loop.model.model.neck._compiled_call_impl is not None
+        assert loop.average.module.model.backbone._compiled_call_impl is None
+
 
 class TestErrors:
     def test_a_folder_of_another_run(self, tmp_path):

@@ -43,7 +43,7 @@ HRNET_HEATMAPS = TrainingConfig(
 
 
 # Settings of the training of whole models, which an HRNet alone does not have.
-_OF_WHOLE_MODELS = ("objective", "gradient_checkpointing", "fast_convolutions")
+_OF_WHOLE_MODELS = ("objective", "gradient_checkpointing", "fast_convolutions", "compile")
 
 
 class HeatmapHRNet(nn.Module):
@@ -160,8 +160,8 @@ def pretrain_hrnet(
         variant (`str`): `"hrnet_w32"` or `"hrnet_w48"`.
         size (`tuple[int, int]`): width and height of the crops in pixels, multiples of 32.
         backbone_weights (`str`): what to start from, see [`ModelSettings`].
-        training ([`TrainingConfig`]): by default the public models' recipe. `objective`, `gradient_checkpointing` and
-            `fast_convolutions` are of whole models and stay as they are there.
+        training ([`TrainingConfig`]): by default the public models' recipe. `objective`, `gradient_checkpointing`,
+            `fast_convolutions` and `compile` are of whole models and stay as they are there.
         resume, stop_after: see [`TrainingLoop.run`].
 
     Returns:

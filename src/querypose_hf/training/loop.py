@@ -131,6 +131,9 @@ class TrainingLoop:
 
         self.model = self._place(model)
         self.average = self._start_average()
+        if config.compile:
+            self.model.model.backbone.compile()
+            self.model.model.neck.compile()
         rate = config.scaled_learning_rate(self.accelerator.num_processes)
         optimizer = build_optimizer(self.model, dataclasses.replace(config, learning_rate=rate))
         logger.info(config.describe_learning_rate(self.accelerator.num_processes))

@@ -126,6 +126,8 @@ class TrainingConfig:
             the same to floating-point tolerance. It pays for networks of depthwise convolutions on a CPU: a step of
             an earlier querypose-nano (6 images of 192x256; one thread of an AMD EPYC, medians of 6 in turn) took
             0.44 s in place of 0.54 in bfloat16 and 0.60 in place of 0.64 in float32. A ResNet-50 gained nothing.
+        compile (`bool`): whether backbone and neck go through `torch.compile`. The decoder does not: its matching
+            runs on the host, and its number of RoIs changes from batch to batch.
         seed (`int`): of data order, augmentation and dropout.
         num_workers (`int`): processes that prepare data, for each training process; 0 prepares it in the training
             process.
@@ -164,6 +166,7 @@ class TrainingConfig:
     gradient_checkpointing: bool = False
     channels_last: bool = False
     fast_convolutions: bool = False
+    compile: bool = False
     seed: int = option(0, "of data order, augmentation and dropout")
     num_workers: int = option(4, "processes that prepare data, for each training process", flag="--workers")
     log_every: int = 20
