@@ -43,9 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="any field of `training`, as learning_rate=5e-4",
+        help="a field of `training`, as learning_rate=5e-4",
     )
-    add_options(parser, TrainingConfig, leave_out=("learning_rate",), changes=HRNET_HEATMAPS)
+    add_options(parser, TrainingConfig, changes=HRNET_HEATMAPS)
     options = parser.parse_args(arguments)
     try:
         given = with_assignments(given_options(TrainingConfig, options), options.set)

@@ -15,7 +15,7 @@ class Options:
     report: bool = option(True, "leave out the report")
     workers: int = option(2, "processes", flag="--workers-of-loader")
     kind: Literal["small", "large"] = option("small", "kind of model")
-    name: str | None = option(None, "name of the model", metavar="NAME")
+    name: str | None = None
     inner: int = 3
 
     def __post_init__(self) -> None:
@@ -24,7 +24,7 @@ class Options:
 
 def parse(*arguments, **fields):
     parser = argparse.ArgumentParser()
-    add_options(parser, Options, leave_out=("name",))
+    add_options(parser, Options)
     return from_options(Options, parser.parse_args(arguments), **fields)
 
 
@@ -44,8 +44,6 @@ def test_values_are_checked():
         parse("--size", "0")
     with pytest.raises(SystemExit):
         parse("--kind", "huge")
-    with pytest.raises(SystemExit):
-        parse("--name", "left out")
 
 
 def test_help_tells_defaults(capsys):

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -68,20 +68,19 @@ def option(default: Any, help: str, flag: str | None = None, metavar: str | None
     return dataclasses.field(default=default, metadata={"help": help, "flag": flag, "metavar": metavar})
 
 
-def add_options(parser: Any, kind: type, leave_out: Collection[str] = (), changes: Any = None) -> None:
+def add_options(parser: Any, kind: type, changes: Any = None) -> None:
     """Adds the fields of `kind` that were declared with [`option`] to a parser or one of its groups.
 
     Args:
         parser: an `argparse.ArgumentParser`, or a group of one.
         kind (`type`): a settings dataclass.
-        leave_out (`Collection[str]`): fields that get no option here.
         changes (*optional*): for options that change settings from elsewhere, such as a YAML file, a `kind` whose
             values `--help` shows as defaults: what is not on the command line is not in the namespace, see
             [`given_options`].
     """
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        if "help" in field.metadata and field.name not in leave_out:
+        if "help" in field.metadata:
             flag = (
                 field.metadata["flag"] or f"--{'no-' if field.default is True else ''}{field.name.replace('_', '-')}"
             )

@@ -185,6 +185,7 @@ def fresh_accelerator():
 
 def test_fine_tuning_by_parts(monkeypatch, fresh_accelerator):
     """The parts are those of the loop's steps after the first ones, and add up to their time."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
     model = make_model(backbone="resnet", pose_query_interaction="none").float()
     recipe = dataclasses.replace(RECIPES["fine_tuning"], num_workers=0)
     monkeypatch.setitem(RECIPES, "fine_tuning", recipe)
@@ -196,7 +197,7 @@ def test_fine_tuning_by_parts(monkeypatch, fresh_accelerator):
     assert 3 / sum(found["parts"].values()) == pytest.approx(found["images_per_second"], rel=0.2)
     assert found["parts"]["waiting for data"] / sum(found["parts"].values()) == pytest.approx(found["data_wait"])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert "ACCELERATE_USE_CPU" not in os.environ
+    assert os.environ["ACCELERATE_USE_CPU"] == "false"
 
 
 def test_command(tmp_path, capsys):

@@ -337,6 +337,17 @@ class TestErrors:
             ),
             (["--model", "r50", "--images", "."], "--images is given without --annotations"),
             (["--config", "CONFIG", "--set", "training.trackers=[none]"], "`trackers` holds 'none'"),
+            (
+                [
+                    "--config",
+                    "CONFIG",
+                    "--set",
+                    "model.initial_boxes=training_people",
+                    "--set",
+                    "data.train.0.person_crops=32",
+                ],
+                "only generated images and person crops; expected a source with annotated images",
+            ),
             (["--config", "CONFIG", "--output", "CONFIG"], "which is a file; expected a folder"),
             (["--config", "CONFIG", "--push-to-hub", "a b/c"], "`--push-to-hub` is 'a b/c'"),
             (["--config", "CONFIG", "--push-to-hub", "me/model"], "you are not logged in to the Hub"),

@@ -52,6 +52,12 @@ class TestReading:
         with pytest.raises(UnusableImageError, match=r"row 3 \(image_id 53\): .* expected 21 x 24"):
             dataset[3]
 
+    @pytest.mark.parametrize("value", [None, 20.5])
+    def test_sizes_from_columns_are_whole_numbers(self, value):
+        data = make_rows().add_column("width", [30, 20, value, 20]).add_column("height", [24] * 4)
+        with pytest.raises(ValueError, match=f"dataset: row 2: `width` is {value}; expected a whole number of pixels"):
+            HubPoseDataset(data)
+
     def test_sizes_from_columns_are_compared_with_headers(self):
         data = make_rows().add_column("width", [30, 20, 30, 24]).add_column("height", [24, 24, 24, 20])
         with pytest.raises(UnusableImageError, match=r"1 of 4 images .*row 3 .*upright image has 20 x 24 .*EXIF"):

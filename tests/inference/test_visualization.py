@@ -345,6 +345,10 @@ class TestInputs:
         assert result is not image and np.array_equal(np.asarray(result), photograph)
         result.putpixel((0, 0), (1, 2, 3))
         assert np.array_equal(np.asarray(image), photograph)
+        array = photograph.copy()
+        result = draw_poses(array, [], edges=self.edges)
+        array[:] = 0
+        assert np.array_equal(np.asarray(result), photograph)
 
     def test_people_stay_unchanged_and_results_repeat(self, photograph):
         person = {
@@ -393,8 +397,8 @@ class TestInputs:
     @pytest.mark.parametrize(
         ("array", "message"),
         [
-            (np.zeros((8, 8, 3)), "float64"),
-            (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\)"),
+            (np.full((8, 8, 3), -1.0), "values from -1 to -1"),
+            (np.zeros((8, 8, 2), np.uint8), r"\(8, 8, 2\)"),
             (np.zeros(8, np.uint8), r"\(8,\)"),
         ],
     )

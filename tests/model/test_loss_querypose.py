@@ -20,7 +20,6 @@ from querypose_hf.model.boxes_querypose import generalized_box_iou
 from querypose_hf.model.heatmaps_querypose import heatmap_focal_loss, keypoint_heatmaps
 from querypose_hf.model.loss_querypose import (
     QueryPoseFlow,
-    focal_loss,
     keypoints_in_boxes,
     object_keypoint_similarity,
     residual_log_likelihood_loss,
@@ -41,14 +40,6 @@ def random_boxes(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(*shape, 2, 2, generator=generator, dtype=torch.float64).sort(dim=-2).values
     return corners.flatten(-2)
-
-
-def test_focal_loss_is_torchvisions():
-    generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(6, 7, generator=generator, dtype=torch.float64)
-    targets = (torch.rand(6, 7, generator=generator) < 0.3).double()
-    expected = torchvision.ops.sigmoid_focal_loss(logits, targets, alpha=0.25, gamma=2.0)
-    torch.testing.assert_close(focal_loss(logits, targets, 0.25, 2.0), expected)
 
 
 def test_varifocal_loss_by_its_paper():

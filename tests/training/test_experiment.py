@@ -93,6 +93,10 @@ class TestDescription:
             ("data.train.0.repeat=0", r"in `data.train\[0\]`: `repeat` is 0.0; expected above 0"),
             ("data.train.0.repeats=2", r"unknown field `data.train\[0\].repeats`"),
             ("data.train.0.split=val", r"in `data.train\[0\]`: `split` is 'val'; format 'coco' does not have it"),
+            (
+                "data.train=[{format: generated, length: 3, exhaustive: false}]",
+                r"`exhaustive` is False; format 'generated' does not have it",
+            ),
             ("data.train.0.format=voc", r"in `data.train\[0\]`: `format` is 'voc'; expected one of \['coco', "),
             ("data.train.0.annotations=null", r"in `data.train\[0\]`: `annotations` is None; expected a value"),
             ("data.train.0.max_images=0", "`max_images` is 0; expected at least 1"),

@@ -1,5 +1,6 @@
 """An HRNet is pretrained on heatmaps of drawn people, written, and loaded as the backbone of a model."""
 
+import dataclasses
 import runpy
 
 import pytest
@@ -12,7 +13,7 @@ from tiny import BACKBONES, tiny_config
 from querypose_hf import QueryPoseForPoseEstimation
 from querypose_hf.model.configuration_querypose import VARIANTS
 from querypose_hf.training.experiment import TrainingSource
-from querypose_hf.training.hrnet_heatmaps import HeatmapHRNet, gaussian_heatmaps, pretrain_hrnet
+from querypose_hf.training.hrnet_heatmaps import HRNET_HEATMAPS, HeatmapHRNet, gaussian_heatmaps, pretrain_hrnet
 from querypose_hf.weights.backbone_weights import load_heatmap_pretrained_hrnet
 from querypose_hf.weights.tensor_files import read_tensors
 
@@ -98,5 +99,10 @@ def test_fits_a_batch():
 def test_what_is_refused(source, tmp_path):
     with pytest.raises(ValueError, match=r"`size` is \(64, 100\); expected .* multiples of 32"):
         pretrain_hrnet(TrainingSource(**source), tmp_path / "run", size=(64, 100))
+    refused = {"objective": "poses", "gradient_checkpointing": True, "fast_convolutions": True, "compile": True}
+    for name, value in refused.items():
+        training = dataclasses.replace(HRNET_HEATMAPS, **{name: value})
+        with pytest.raises(ValueError, match=f"`{name}` is {value!r}; expected .*: only a whole model"):
+            pretrain_hrnet(TrainingSource(**source), tmp_path / "run", training=training)
     with pytest.raises(ValueError, match="`backbone_config` is of 'test_resnet'; expected an HRNet"):
         HeatmapHRNet(tiny_config("resnet"))

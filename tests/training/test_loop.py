@@ -14,7 +14,7 @@ from tiny import BACKBONES
 from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.training.checkpoints import find_checkpoints
 from querypose_hf.training.log import Length, TrainingLog
-from querypose_hf.training.loop import TrainingLoop, train
+from querypose_hf.training.loop import TrainingLoop
 from querypose_hf.training.recipe import LearningRateSchedule, TrainingConfig
 
 
@@ -254,8 +254,10 @@ class TestErrors:
         small_loop(tmp_path, small_config(1, schedule=one_step())).run()
         with pytest.raises(ValueError, match="holds checkpoints of a run; expected an empty folder, or `resume`"):
             small_loop(tmp_path).run()
-        with pytest.raises(ValueError, match="`batch_size` was 2 in this run and is 3 now"):
-            small_loop(tmp_path, small_config(batch_size=3)).run(resume=True)
+        changes = (("batch_size", 2, 3), ("max_gradient_norm", 1.0, 2.0), ("best_metric", "AP", "AR"))
+        for name, before, value in changes:
+            with pytest.raises(ValueError, match=f"`{name}` was {before!r} in this run and is {value!r} now"):
+                small_loop(tmp_path, small_config(**{name: value})).run(resume=True)
         small_loop(tmp_path, small_config(2, schedule=one_step(2))).run(resume=True)  # the schedule may become longer
         assert [record["step"] for record in read_log(tmp_path)] == [1, 2]
 
@@ -298,16 +300,3 @@ class NoImages(NoiseImages):
 
 def one_step(length: int = 1) -> LearningRateSchedule:
     return LearningRateSchedule(length=length, milestones=(), warmup_steps=0)
-
-
-def test_train(tmp_path):
-    torch.manual_seed(0)
-    loop = small_loop(tmp_path / "unused")
-    model = QueryPoseForPoseEstimation(loop.model.config)
-    config = small_config(1, schedule=one_step())
-    before = model.flow.scale[0][0].weight.clone()
-    image_processor = QueryPoseImageProcessor(size={"shortest_edge": 48, "longest_edge": 96}, num_keypoints=17)
-    folder = tmp_path / "run"
-    figures = train(model, NoiseImages(), image_processor, config, folder, evaluate=lambda model: {"AP": 1})
-    assert figures == {"AP": 1.0}
-    assert not torch.equal(model.flow.scale[0][0].weight, before)

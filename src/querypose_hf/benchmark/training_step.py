@@ -278,5 +278,7 @@ def _on_cpu(wanted: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        if wanted and before is None:
+        if before is not None:
+            os.environ["ACCELERATE_USE_CPU"] = before
+        elif wanted:
             del os.environ["ACCELERATE_USE_CPU"]

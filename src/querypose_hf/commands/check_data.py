@@ -6,7 +6,6 @@ from typing import Any
 
 from ..data.formats import COMMAND_LINE_FORMATS, SourceSettings, annotations_help, formats_with, open_source
 from ..data.reading_options import ReadingOptions
-from ..settings import add_options, from_options
 from .options import add_strict_option, count
 from .tally import InputTally
 
@@ -31,7 +30,6 @@ def add_parser(commands: Any) -> None:
         metavar="ID",
         help=f"check these categories only ({formats_with('category_ids')}; by default those that name keypoints)",
     )
-    add_options(parser, ReadingOptions, leave_out=("only_with_people", "exhaustive", "on_error"))
     add_strict_option(parser, "image")
     parser.add_argument("--max-images", type=count, metavar="N", help="check only the first N images")
     parser.add_argument("--output", type=Path, help="folder for report.json and samples.png, a page of drawn images")
@@ -48,7 +46,7 @@ def _check_data(options: argparse.Namespace) -> int:
         split=options.split,
         category_ids=None if options.category_ids is None else tuple(options.category_ids),
     )
-    reading = from_options(ReadingOptions, options, on_error="raise" if options.strict else "skip")
+    reading = ReadingOptions(on_error="raise" if options.strict else "skip")
     dataset = open_source(settings, reading)
     report = check_data(dataset, output_dir=options.output, max_images=options.max_images, strict=options.strict)
     print(report.to_text())

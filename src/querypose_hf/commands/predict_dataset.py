@@ -17,8 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output-parquet", type=Path, metavar="DIR", help="folder for its people; a run resumes there")
     group.add_argument("--split", help="such as train")
     group.add_argument("--image-column", help="column of the images; the first one that holds images by default")
-    # --batch-size and --strict are there for all
-    settings.add_options(group, BulkOptions, leave_out=("batch_size", "strict"))
+    settings.add_options(group, BulkOptions)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -28,8 +27,9 @@ def run(options: argparse.Namespace) -> int:
     where one ends otherwise.
     """
     _check_options(options)
-    wanted = {"threshold": options.threshold, "top_k": options.top_k, "batch_size": batch_size_of(options)}
-    bulk_options = settings.from_options(BulkOptions, options, **wanted)
+    # these options are there for images and videos, too
+    shared = {name: getattr(options, name) for name in ("threshold", "top_k", "strict")}
+    bulk_options = settings.from_options(BulkOptions, options, batch_size=batch_size_of(options), **shared)
     from ..inference.bulk import predict_to_parquet
     from ..inference.image_dataset import open_image_dataset
     from ..processes import rank, world_size

@@ -19,7 +19,7 @@ from .tally import InputTally
 def add_options(parser: argparse.ArgumentParser) -> None:
     videos = parser.add_argument_group("videos")
     videos.add_argument("--save-video", action="store_true", help="write each video with its people drawn on it")
-    settings.add_options(videos, VideoOptions, leave_out=("batch_size",))
+    settings.add_options(videos, VideoOptions)
 
 
 def check_options(options: argparse.Namespace, videos: Sequence[str]) -> None:

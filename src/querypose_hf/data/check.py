@@ -3,8 +3,7 @@
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ from tqdm.auto import tqdm
 
 from ..files import write_json
 from ..model.annotations_querypose import usable_boxes
-from ..model.skeletons import Skeleton
 from .annotated_image import AnnotatedImage
 from .data_report import FACE, VISIBILITIES, DataReport
 from .pose_dataset import PoseDataset
 from .sample import PoseSample, UnusableImageError
-from .sample_page import SamplePage
+from .sample_page import NUM_DRAWN, draw_sample, save_page
 
 
 _SIDED = ("eye", "ear", "shoulder", "hip")
@@ -32,13 +30,10 @@ _Note = Callable[[list[str], Any, str], None]
 
 
 def check_data(
-    dataset: Iterable[PoseSample] | PoseDataset,
-    skeleton: Skeleton | None = None,
+    dataset: PoseDataset,
     output_dir: str | os.PathLike | None = None,
     *,
     max_images: int | None = None,
-    num_drawn: int = 16,
-    seed: int = 0,
     strict: bool = False,
 ) -> DataReport:
     """Reads all images and annotations of a dataset, counts them, and looks for likely mistakes.
@@ -48,19 +43,15 @@ def check_data(
     in the image; a share below half means that the labels have been exchanged.
 
     Args:
-        dataset: a [`PoseDataset`], whose unusable images are named whatever its `on_error`, or any other sequence or
-            stream of samples.
-        skeleton ([`Skeleton`], *optional*): names of keypoints, and limbs to draw. By default the dataset's.
-        output_dir (`str` or `os.PathLike`, *optional*): where to write `report.json` and `samples.png`, a page of
-            randomly chosen images with their annotations. Hidden keypoints are drawn like visible ones.
+        dataset ([`PoseDataset`]): its unusable images are named whatever its `on_error`.
+        output_dir (`str` or `os.PathLike`, *optional*): where to write `report.json` and `samples.png`, a page of 16
+            images with their annotations, chosen at random but the same each time. Hidden keypoints are drawn like
+            visible ones.
         max_images (`int`, *optional*): check only the first so many images.
-        num_drawn (`int`, *optional*, defaults to 16): the number of images to draw.
-        seed (`int`, *optional*, defaults to 0): chooses these.
         strict (`bool`, *optional*, defaults to `False`): stop at the first image that cannot be used.
 
     Raises:
         UnusableImageError: an image cannot be used, and `strict` is set.
-        ValueError: the skeleton and the annotations differ in their number of keypoints.
 
     Example:
 
@@ -71,63 +62,48 @@ def check_data(
     """
     if max_images is not None and max_images < 1:
         raise ValueError(f"`max_images` is {max_images!r}; expected at least 1.")
-    report = DataReport()
-    names = skeleton.keypoint_names if skeleton is not None else getattr(dataset, "keypoint_names", None)
-    edges = skeleton.edges if skeleton is not None else getattr(dataset, "edges", ())
-    page = SamplePage(edges, names, num_drawn, np.random.default_rng(seed)) if output_dir is not None else None
-    checks = _Checks(report, names)
-    total = max_images
-    if isinstance(dataset, Sized):
-        total = len(dataset) if max_images is None else min(len(dataset), max_images)
-    for name, sample in tqdm(
-        _samples(dataset, report, total, strict), desc="checking data", unit=" images", total=total
-    ):
-        checks.add(name, sample)
-        if page is not None:
-            page.offer(sample)
+    total = len(dataset) if max_images is None else min(len(dataset), max_images)
+    report = DataReport(left_out=dict(dataset.left_out), remarks=dict(dataset.remarks))
+    checks = _Checks(report, dataset)
+    drawn: set[int] = set()
+    if output_dir is not None:
+        drawn.update(np.random.default_rng(0).permutation(total)[:NUM_DRAWN].tolist())
+    drawings = []
+    for index in tqdm(range(total), desc="checking data", unit=" images"):
+        sample = _sample(dataset, index, report, strict)
+        if sample is None:
+            continue
+        checks.add(dataset.image_name(index), sample)
+        if index in drawn:
+            drawings.append(draw_sample(sample, dataset.edges, dataset.keypoint_names))
     checks.finish()
-    # of a stream it is known only now
-    report.left_out = dict(getattr(dataset, "left_out", {}))
-    report.remarks = dict(getattr(dataset, "remarks", {}))
-    report.boxes_without_area = [*getattr(dataset, "mended_people", ()), *report.boxes_without_area]
-    if output_dir is not None and page is not None:
+    report.boxes_without_area = [*dataset.mended_people, *report.boxes_without_area]
+    if output_dir is not None:
         write_json(report.to_dict(), Path(output_dir) / "report.json", indent=2)
-        page.save(Path(output_dir) / "samples.png")
+        save_page(drawings, Path(output_dir) / "samples.png")
     return report
 
 
-def _samples(dataset: Any, report: DataReport, total: int | None, strict: bool) -> Iterator[tuple[str, PoseSample]]:
-    """The samples with their names; unusable images go into the report."""
-    if not isinstance(dataset, PoseDataset):
-        # iterating over a map-style dataset need not end by itself
-        by_index = isinstance(dataset, Sized)
-        for sample in map(dataset.__getitem__, range(total or 0)) if by_index else islice(dataset, total):
-            report.num_images += 1
-            yield f"image_id {sample['image_id']}", sample
-        return
-    for index in range(len(dataset) if total is None else total):
-        report.num_images += 1
-        try:
-            image = dataset.read_image(index)
-        except UnusableImageError as error:
-            if strict:
-                raise
-            report.unusable_images.append(str(error))
-            continue
-        annotations = dataset.annotations(index)
-        yield (
-            dataset.image_name(index),
-            {"image": image, "image_id": dataset.image_id(index), "annotations": annotations},
-        )
+def _sample(dataset: PoseDataset, index: int, report: DataReport, strict: bool) -> PoseSample | None:
+    """A sample; `None` if its image cannot be used, which goes into the report."""
+    report.num_images += 1
+    try:
+        image = dataset.read_image(index)
+    except UnusableImageError as error:
+        if strict:
+            raise
+        report.unusable_images.append(str(error))
+        return None
+    return {"image": image, "image_id": dataset.image_id(index), "annotations": dataset.annotations(index)}
 
 
 class _Checks:
     """Examines samples one by one and fills in the report."""
 
-    def __init__(self, report: DataReport, names: Sequence[str] | None):
+    def __init__(self, report: DataReport, dataset: PoseDataset):
         self.report = report
-        self.names = None if names is None else list(names)
-        self.visibility: np.ndarray | None = None
+        self.names = dataset.keypoint_names or [f"keypoint {i}" for i in range(dataset.num_keypoints)]
+        self.visibility = np.zeros((dataset.num_keypoints, len(VISIBILITIES)), dtype=np.int64)
         self.categories: Counter = Counter()
         self.labelled: Counter = Counter()
         self.images_by_digest: dict[bytes, list[str]] = defaultdict(list)
@@ -154,9 +130,9 @@ class _Checks:
             f"{name}, objects {places[first]} and {places[second]}"
             for first, second in np.argwhere(self._alike(people)).tolist()
         )
-        if people.visibility.size:
-            self._count_visibility(name, people.visibility[(people.visibility > 0).any(axis=1)])
-            self._examine_sides(people, note)
+        with_keypoints = people.visibility[(people.visibility > 0).any(axis=1)]
+        self.visibility += (with_keypoints[..., None] == np.arange(len(VISIBILITIES))).sum(axis=0)
+        self._examine_sides(people, note)
 
     def _count_people(self, people: AnnotatedImage) -> None:
         self.report.num_images_with_people += 1
@@ -177,11 +153,10 @@ class _Checks:
         _, replaced, lost = usable_boxes(given, points, np.array(people.image.size))
         note(report.boxes_without_area, replaced, "no area in the image; the box is taken from its keypoints")
         note(report.boxes_without_area, lost, "no area in the image; training leaves it out")
-        if people.visibility.size:
-            beyond = np.maximum(low[:, None] - people.keypoints, people.keypoints - high[:, None]).max(axis=2)
-            # hidden keypoints are often estimated outside a box that was drawn around what is visible
-            far = (people.visibility == 2) & (beyond > _FAR * (high - low).max(axis=1, keepdims=True))
-            note(report.keypoints_outside_boxes, far.any(axis=1), "a keypoint lies far outside the box")
+        beyond = np.maximum(low[:, None] - people.keypoints, people.keypoints - high[:, None]).max(axis=2)
+        # hidden keypoints are often estimated outside a box that was drawn around what is visible
+        far = (people.visibility == 2) & (beyond > _FAR * (high - low).max(axis=1, keepdims=True))
+        note(report.keypoints_outside_boxes, far.any(axis=1), "a keypoint lies far outside the box")
 
     def _alike(self, people: AnnotatedImage) -> np.ndarray:
         """(n, n): pairs of people, each once, that differ by a pixel at most."""
@@ -189,18 +164,7 @@ class _Checks:
         values = np.concatenate([people.boxes, points, people.visibility], axis=1)
         return np.triu((np.abs(values[:, None] - values[None]) <= _TOLERANCE).all(axis=2), k=1)
 
-    def _count_visibility(self, name: str, visibility: np.ndarray) -> None:
-        num_keypoints = visibility.shape[1]
-        if self.names is None:
-            self.names = [f"keypoint {i}" for i in range(num_keypoints)]
-        if len(self.names) != num_keypoints:
-            raise ValueError(f"{name}: objects have {num_keypoints} keypoints; expected {len(self.names)}.")
-        if self.visibility is None:
-            self.visibility = np.zeros((num_keypoints, len(VISIBILITIES)), dtype=np.int64)
-        self.visibility += (visibility[..., None] == np.arange(len(VISIBILITIES))).sum(axis=0)
-
     def _examine_sides(self, people: AnnotatedImage, note: _Note) -> None:
-        assert self.names is not None
         index = {name: i for i, name in enumerate(self.names)}
         if not index.keys() >= set(FACE):
             return
@@ -225,11 +189,10 @@ class _Checks:
         report.people_by_category = dict(sorted(self.categories.items()))
         report.people_by_labelled_keypoints = dict(sorted(self.labelled.items()))
         report.duplicate_images = [names for names in self.images_by_digest.values() if len(names) > 1]
-        if self.names is not None and self.visibility is not None:
-            report.keypoint_visibility = {
-                name: dict(zip(VISIBILITIES, counts, strict=True))
-                for name, counts in zip(self.names, self.visibility.tolist(), strict=True)
-            }
+        report.keypoint_visibility = {
+            name: dict(zip(VISIBILITIES, counts, strict=True))
+            for name, counts in zip(self.names, self.visibility.tolist(), strict=True)
+        }
         report.left_right_order = {
             part: {"people": people, "share": self.in_order[part] / people if people else 0.0}
             for part, people in self.faced.items()

@@ -34,8 +34,8 @@ class SourceSettings:
         streaming (`bool`): read rows as they are needed, in place of everything before training starts.
         shuffle_buffer (`int`): with `streaming`, the number of rows held back in each worker, from which the next is
             drawn.
-        layouts, length, size, people, seed: `generated`: the arguments of [`GeneratedPeople`]; `length` is the number
-            of images in an epoch. With `layouts` it is the number of these.
+        length, size, people, seed: `generated`: the arguments of [`GeneratedPeople`]; `length` is the number of images
+            in an epoch.
     """
 
     format: str = "coco"
@@ -49,7 +49,6 @@ class SourceSettings:
     columns: dict[str, str] | None = None
     streaming: bool = False
     shuffle_buffer: int = 1000
-    layouts: str | None = None
     length: int | None = None
     size: tuple[int, ...] | None = None
     people: tuple[int, ...] = (1, 4)
@@ -168,15 +167,14 @@ def _open_generated(settings: SourceSettings, options: ReadingOptions) -> Any:
     from .generated import GeneratedPeople
 
     return GeneratedPeople(
-        settings.length,
+        settings.length,  # type: ignore[arg-type]
         seed=settings.seed,
         size=settings.size,  # type: ignore[arg-type]
-        layouts=settings.layouts,
         people=settings.people,  # type: ignore[arg-type]
     )
 
 
-_READING = ("only_with_people", "on_error", "person_crops")
+_READING = ("only_with_people", "exhaustive", "on_error", "person_crops")
 
 FORMATS: dict[str, DataFormat] = {
     "coco": DataFormat(
@@ -201,7 +199,7 @@ FORMATS: dict[str, DataFormat] = {
         takes=("split", "columns", "category_names", "keypoint_names", "streaming", "shuffle_buffer", *_READING),
         annotations="name or folder of a dataset",
     ),
-    "generated": DataFormat(open=_open_generated, takes=("layouts", "length", "size", "people", "seed")),
+    "generated": DataFormat(open=_open_generated, takes=("length", "size", "people", "seed")),
 }
 
 #: The formats that the command line offers.

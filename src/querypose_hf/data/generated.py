@@ -1,10 +1,8 @@
 """Drawn people with exact keypoints: data for tests, notebooks and trials, without any download."""
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,58 +57,31 @@ _HEAD_RADIUS, _TORSO_RADIUS = 0.062, 0.035
 
 @dataclass
 class _Figure:
-    """One person: joints (19, 2) in pixels, their depths (19,), which grow away from the camera, which are known."""
+    """One person: joints (19, 2) in pixels, and their depths (19,), which grow away from the camera."""
 
     joints: np.ndarray
     depth: np.ndarray
-    known: np.ndarray
     height: float
 
     def faces_camera(self, joint: int) -> bool:
         """Whether a keypoint is one of the face, and on the side of the head that is seen."""
-        return bool(joint < 5 and self.known[joint] and self.depth[joint] <= self.depth[_HEAD] + 0.03)
-
-
-def _read_layouts(path: str | Path) -> dict[str, np.ndarray]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"layouts: there is no file {path}.")
-    names = ("size", "offset", "bbox", "keypoints")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name], dtype=float) for name in names}
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, OSError) as error:
-        raise ValueError(f"layouts: {path}: expected an .npz file with numbers in {names}: {error}") from error
-    images, people = len(arrays["size"]), len(arrays["keypoints"])
-    for name, shape in zip(names, ((images, 2), (images + 1,), (people, 4), (people, 17, 3)), strict=True):
-        if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
-            raise ValueError(f"layouts: {path}: `{name}` has shape {arrays[name].shape}; expected finite {shape}.")
-    if not images or arrays["size"].min() < 1:
-        raise ValueError(f"layouts: {path}: `size` must hold widths and heights of at least 1 pixel.")
-    steps = np.diff(arrays["offset"], prepend=0, append=people)
-    if arrays["offset"][0] != 0 or steps.min() < 0 or steps[-1] != 0:
-        raise ValueError(f"layouts: {path}: `offset` must rise from 0 to the number of people, {people}.")
-    return {**arrays, **{name: arrays[name].astype(np.int64) for name in ("size", "offset")}}
+        return bool(joint < 5 and self.depth[joint] <= self.depth[_HEAD] + 0.03)
 
 
 class GeneratedPeople(Described, Dataset[PoseSample]):
     """Images of drawn people with COCO annotations, made when they are asked for.
 
-    An image depends on the arguments, the epoch and the index alone. `people[i]` is image i of epoch 0; other epochs
-    show other people, with `layouts` in the same places.
+    People take built-in poses in random places. An image depends on the arguments, the epoch and the index alone.
+    `people[i]` is image i of epoch 0; other epochs show other people.
 
     Args:
-        length (`int`, *optional*): images in an epoch. With `layouts` it is their number.
+        length (`int`): images in an epoch.
         seed (`int`): of everything random.
-        size (`tuple[int, int]`, *optional*): width and height of the images in pixels. By default 640 x 480, or with
-            `layouts` the size of each.
-        layouts (`str` or `Path`, *optional*): an `.npz` file that says where people are in n images, and their poses:
-            `size` (n, 2), width and height in pixels; `offset` (n + 1,), where people `offset[i]:offset[i + 1]` are in
-            image i; `bbox` (m, 4), x, y, width, height; `keypoints` (m, 17, 3), x, y, visibility as COCO has them. By
-            default people take built-in poses in random places.
-        people (`tuple[int, int]`): the smallest and the largest number of people in an image, without `layouts`.
+        size (`tuple[int, int]`, *optional*): width and height of the images in pixels; by default 640 x 480.
+        people (`tuple[int, int]`): the smallest and the largest number of people in an image.
 
     Raises:
-        FileNotFoundError, ValueError: an argument or the file is not as described.
+        ValueError: an argument is not as described.
 
     Example:
 
@@ -123,63 +94,48 @@ class GeneratedPeople(Described, Dataset[PoseSample]):
 
     def __init__(
         self,
-        length: int | None = None,
+        length: int,
         *,
         seed: int = 0,
         size: tuple[int, int] | None = None,
-        layouts: str | Path | None = None,
         people: tuple[int, int] = (1, 4),
     ):
-        self.layouts = None if layouts is None else _read_layouts(layouts)
-        self.length, self.seed, self.size, self.people = length, seed, size, people
-        if self.layouts is not None:
-            self.length = len(self.layouts["size"])
-            if length not in (None, self.length):
-                raise ValueError(f"`length` is {length!r}; with layouts it is their number, {self.length}.")
-        require(self, "length", isinstance(self.length, int) and self.length >= 1, "a whole number of at least 1")
+        self.length, self.seed, self.people = length, seed, people
+        self.size = _DEFAULT_SIZE if size is None else size
+        require(self, "length", isinstance(length, int) and length >= 1, "a whole number of at least 1")
         require(self, "seed", isinstance(seed, int) and seed >= 0, "a whole number of at least 0")
-        fits = size is None or (len(size) == 2 and min(size) >= 16)
+        fits = len(self.size) == 2 and min(self.size) >= 16
         require(self, "size", fits, "a width and a height of at least 16 pixels")
         fits = len(people) == 2 and 1 <= people[0] <= people[1]
         require(self, "people", fits, "a smallest and a largest number of at least 1")
         self.description = DataDescription(17, COCO_17.keypoint_names, COCO_17.edges, None, {1: "person"})
 
     def __len__(self) -> int:
-        assert self.length is not None
         return self.length
 
     @property
     def sizes(self) -> np.ndarray:
         """(n, 2) int64: width and height of every image of an epoch."""
-        if self.layouts is not None and self.size is None:
-            return self.layouts["size"]
-        return np.tile(np.array(self.size or _DEFAULT_SIZE, dtype=np.int64), (len(self), 1))
+        return np.tile(np.array(self.size, dtype=np.int64), (self.length, 1))
 
     def __getitem__(self, index: int) -> PoseSample:
         return self.in_epoch(0, index)
 
     def in_epoch(self, epoch: int, index: int) -> PoseSample:
         """Image `index` of an epoch."""
-        index = range(len(self))[index]
-        number = epoch * len(self) + index
-        width, height = map(int, self.sizes[index])
+        number = epoch * self.length + range(self.length)[index]
+        width, height = self.size
         ground = _ground(np.random.default_rng((self.seed, number, 0)), (width, height))
         canvas = ground.resize((_SUPERSAMPLING * width, _SUPERSAMPLING * height), PIL.Image.Resampling.NEAREST)
         rng = np.random.default_rng((self.seed, number, 1))
-        annotations = _draw(rng, canvas, self._figures(rng, index, (width, height)))
+        annotations = _draw(rng, canvas, self._figures(rng))
         for position, annotation in enumerate(annotations):
             annotation.update(id=1000 * number + position, image_id=number)
         return {"image": canvas.reduce(_SUPERSAMPLING), "image_id": number, "annotations": annotations}
 
-    def _figures(self, rng: np.random.Generator, index: int, size: tuple[int, int]) -> list[_Figure]:
+    def _figures(self, rng: np.random.Generator) -> list[_Figure]:
         """The people of an image, the farthest first."""
-        if self.layouts is None:
-            figures = [_posed(rng, size) for _ in range(rng.integers(self.people[0], self.people[1] + 1))]
-        else:
-            scale = float((np.array(size) / self.layouts["size"][index]).min())
-            rows = slice(*self.layouts["offset"][index : index + 2])
-            pairs = zip(self.layouts["keypoints"][rows], self.layouts["bbox"][rows], strict=True)
-            figures = [_laid_out(keypoints, bbox, scale) for keypoints, bbox in pairs]
+        figures = [_posed(rng, self.size) for _ in range(rng.integers(self.people[0], self.people[1] + 1))]
         return sorted(figures, key=lambda figure: figure.height)
 
 
@@ -223,25 +179,7 @@ def _posed(rng: np.random.Generator, size: tuple[int, int]) -> _Figure:
     # the box lies in the image as far as it fits, or sticks out by up to a tenth
     room = np.array(size) - height * (high - low)
     corner = rng.uniform(np.minimum(room, 0), np.maximum(room, 0)) + rng.uniform(-0.1, 0.1, 2) * height * (high - low)
-    return _Figure((joints[:, :2] - low) * height + corner, joints[:, 2], np.ones(19, dtype=bool), height)
-
-
-def _laid_out(keypoints: np.ndarray, bbox: np.ndarray, scale: float) -> _Figure:
-    """A person of a layout; keypoints without a label stay unknown, and so does what hangs on them."""
-    joints, known, depth = np.zeros((19, 2)), np.zeros(19, dtype=bool), np.zeros(19)
-    joints[:17], known[:17] = (keypoints[:, :2] + 0.5) * scale, keypoints[:, 2] > 0
-    # labelled, but not to be seen: drawn first
-    depth[:17] = np.where(keypoints[:, 2] == 1, 0.5, -0.5)
-    depth[_TORSO] = 0
-    shoulders, face = _TORSO[:2], np.flatnonzero(known[:5])
-    if known[shoulders].all():
-        joints[_NECK], known[_NECK] = joints[shoulders].mean(0), True
-    if len(face):
-        joints[_HEAD], known[_HEAD] = joints[face].mean(0), True
-    height = scale * float(bbox[2:].max())
-    if known[_TORSO].all():
-        height = max(height, 3.2 * float(np.linalg.norm(joints[_TORSO[:2]].mean(0) - joints[_TORSO[2:]].mean(0))))
-    return _Figure(joints, depth, known, height)
+    return _Figure((joints[:, :2] - low) * height + corner, joints[:, 2], height)
 
 
 def _ground(rng: np.random.Generator, size: tuple[int, int]) -> PIL.Image.Image:
@@ -289,7 +227,7 @@ def _keypoints(figure: _Figure, parts: np.ndarray) -> np.ndarray:
     keypoints = np.zeros((17, 3))
     for joint, (x, y) in enumerate(figure.joints[:17]):
         column, row = int(np.floor(x)), int(np.floor(y))
-        if not figure.known[joint] or not (0 <= row < parts.shape[0] and 0 <= column < parts.shape[1]):
+        if not (0 <= row < parts.shape[0] and 0 <= column < parts.shape[1]):
             continue
         labels = [label for label, (start, end, _, _) in enumerate(_LIMBS, start=1) if joint in (start, end)]
         labels += [_TORSO_LABEL] * (joint in _TORSO) + [_HEAD_LABEL] * figure.faces_camera(joint)
@@ -311,17 +249,14 @@ class _Pen:
         self.colours["forearms"] = shirt if rng.random() < 0.5 else skin
 
     def draw(self) -> None:
-        """Draws all parts whose joints are known, the farthest first."""
-        known, depth = self.figure.known, self.figure.depth
+        """Draws all parts, the farthest first."""
+        depth = self.figure.depth
         parts: list[tuple[float, int, Callable[[], None]]] = []
         for label, (start, end, radius, colour) in enumerate(_LIMBS, start=1):
-            if known[start] and known[end]:
-                limb = partial(self.capsule, self.joints[start], self.joints[end], radius, colour, label)
-                parts.append((-depth[[start, end]].mean(), label, limb))
-        if known[_TORSO].all():
-            parts.append((-depth[_TORSO].mean(), _TORSO_LABEL, self.torso))
-        if known[_HEAD]:
-            parts.append((-depth[_HEAD], _HEAD_LABEL, self.head))
+            limb = partial(self.capsule, self.joints[start], self.joints[end], radius, colour, label)
+            parts.append((-depth[[start, end]].mean(), label, limb))
+        parts.append((-depth[_TORSO].mean(), _TORSO_LABEL, self.torso))
+        parts.append((-depth[_HEAD], _HEAD_LABEL, self.head))
         for _, _, part in sorted(parts, key=lambda part: part[:2]):
             part()
 
@@ -346,8 +281,7 @@ class _Pen:
 
     def head(self) -> None:
         figure, centre = self.figure, self.joints[_HEAD]
-        if figure.known[_NECK]:
-            self.capsule(self.joints[_NECK], centre, 0.028, "skin", _HEAD_LABEL)
+        self.capsule(self.joints[_NECK], centre, 0.028, "skin", _HEAD_LABEL)
         crown = centre - np.array([0, 0.02 * figure.height * _SUPERSAMPLING])
         self.capsule(crown, crown, _HEAD_RADIUS, "hair", _HEAD_LABEL)
         face = "skin" if figure.faces_camera(0) else "hair"

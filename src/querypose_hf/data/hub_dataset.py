@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
+from ..checks import require_whole_numbers
 from .description import DataDescription
 from .hub_rows import (
     PoseColumns,
@@ -50,7 +51,7 @@ class HubPoseDataset(PoseDataset):
 
     Raises:
         ImportError: the `datasets` library is not installed and `dataset` is a name.
-        ValueError: a column or field is missing or wrong; the message names row, object, field and value.
+        ValueError: a column or field is missing or wrong; the message names row, object, column or field, and value.
 
     Example:
 
@@ -105,7 +106,13 @@ class HubPoseDataset(PoseDataset):
             )
         sizes = np.zeros((len(image_ids), 2), dtype=np.int64)
         if self._sizes_known:
-            sizes = np.stack([np.asarray(rows[side], dtype=np.int64) for side in ("width", "height")], axis=1)
+            sides = [
+                require_whole_numbers(
+                    [{side: value} for value in rows[side]], side, self.source, "row", "a whole number of pixels"
+                )
+                for side in ("width", "height")
+            ]
+            sizes = np.stack(sides, axis=1)
         empty = no_objects(num_keypoints)
         tables = [empty if part is None else part for part in parts] or [empty]
         counts = [0 if part is None else len(part["boxes"]) for part in parts]

@@ -22,7 +22,7 @@ from .hub_rows import (
     read_objects,
     without_decoding,
 )
-from .pose_table import PoseTable, mended_boxes
+from .pose_table import PoseTable
 from .reading_options import ReadingOptions
 from .sample import PoseSample, UnusableImageError, read_image
 
@@ -39,7 +39,7 @@ class _Row(NamedTuple):
 
     image: Any
     image_id: int
-    objects: dict[str, np.ndarray]
+    table: PoseTable
     name: str
 
 
@@ -116,13 +116,19 @@ class HubPoseStream(Described, IterableDataset[PoseSample]):
         """The number of people whose annotations were mended so far, in all worker processes, by kind."""
         return {"boxes_taken_from_keypoints": mended} if (mended := int(self._counts[3])) else {}
 
-    def _mended(self, objects: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Objects of a row whose boxes all have an area, see [`mended_boxes`]; the image's size is not known yet."""
-        boxes, keypoints, areas, iscrowd = (objects[name] for name in ("boxes", "keypoints", "areas", "iscrowd"))
-        boxes, areas, replaced, lost = mended_boxes(boxes, keypoints, areas, iscrowd, np.full(2, np.inf))
-        self._counts[2] += int(lost.sum())
-        self._counts[3] += int(replaced.sum())
-        return {name: values[~lost] for name, values in {**objects, "boxes": boxes, "areas": areas}.items()}
+    def _table(self, image_id: int, objects: dict[str, np.ndarray]) -> PoseTable:
+        """The objects of a row, their boxes mended and counted; the image's size is not known yet."""
+        count = len(objects["boxes"])
+        table, replaced, lost = PoseTable.from_rows(
+            image_ids=np.array([image_id]),
+            sizes=np.zeros((1, 2), dtype=np.int64),
+            image_rows=np.zeros(count, dtype=np.int64),
+            ids=np.arange(count),
+            **objects,
+        ).with_usable_boxes()
+        self._counts[2] += len(lost)
+        self._counts[3] += len(replaced)
+        return table
 
     @property
     def num_shards(self) -> int:
@@ -202,11 +208,11 @@ class HubPoseStream(Described, IterableDataset[PoseSample]):
             place = f"{self.source}, row {index}"
             image_id = read_image_id(row, self.columns, index, place)
             objects = read_objects(row, self.columns, self.category_names, self.num_keypoints, place)
-            objects = no_objects(self.num_keypoints) if objects is None else self._mended(objects)
-            if self.options.only_with_people and objects["iscrowd"].all():
+            table = self._table(image_id, no_objects(self.num_keypoints) if objects is None else objects)
+            if self.options.only_with_people and not table.people_per_image().any():
                 self._counts[1] += 1
                 continue
-            yield _Row(row[self.columns.image], image_id, objects, f"{place} (image_id {image_id})")
+            yield _Row(row[self.columns.image], image_id, table, f"{place} (image_id {image_id})")
 
     def _decoded(self, row: _Row) -> PoseSample | None:
         """The sample of a row; `None` if its image is to be skipped."""
@@ -218,17 +224,9 @@ class HubPoseStream(Described, IterableDataset[PoseSample]):
             self._counts[0] += 1
             logger.warning("skipped: %s", error)
             return None
-        count = len(row.objects["boxes"])
-        table = PoseTable.from_rows(
-            image_ids=np.array([row.image_id]),
-            sizes=np.array([image.size]),
-            image_rows=np.zeros(count, dtype=np.int64),
-            ids=np.arange(count),
-            **row.objects,
-        )
         return {
             "image": image,
             "image_id": row.image_id,
-            "annotations": table.annotations(0),
+            "annotations": row.table.annotations(0),
             "exhaustive": self.options.exhaustive,
         }

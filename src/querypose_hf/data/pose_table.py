@@ -4,7 +4,7 @@ Worker processes would slowly copy hundreds of thousands of small dicts and list
 to their memory. Arrays stay shared.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,17 +56,13 @@ class PoseTable:
         """The images that the mask `kept` (n,) chooses, with their objects."""
         counts = np.diff(self.offset)
         objects = np.repeat(kept, counts)
-        return PoseTable(
-            image_ids=self.image_ids[kept],
-            sizes=self.sizes[kept],
-            offset=np.concatenate([[0], np.cumsum(counts[kept])]),
-            ids=self.ids[objects],
-            boxes=self.boxes[objects],
-            keypoints=self.keypoints[objects],
-            areas=self.areas[objects],
-            category_ids=self.category_ids[objects],
-            iscrowd=self.iscrowd[objects],
-        )
+        offset = np.concatenate([[0], np.cumsum(counts[kept])])
+        return PoseTable(self.image_ids[kept], self.sizes[kept], offset, **self._objects(objects))
+
+    def _objects(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
+        """The columns of the objects that a mask (m,) chooses."""
+        columns = ("ids", "boxes", "keypoints", "areas", "category_ids", "iscrowd")
+        return {name: getattr(self, name)[chosen] for name in columns}
 
     def with_usable_boxes(self) -> tuple["PoseTable", np.ndarray, np.ndarray]:
         """The table with a box in the image for everybody, taken from the keypoints where the annotated one has no
@@ -81,9 +77,7 @@ class PoseTable:
         if not (replaced | lost).any():
             return self, np.flatnonzero(replaced), np.flatnonzero(lost)
         image_rows = np.repeat(np.arange(len(self.image_ids)), np.diff(self.offset))
-        columns = {"ids": self.ids, "boxes": boxes, "keypoints": self.keypoints, "areas": areas}
-        columns |= {"category_ids": self.category_ids, "iscrowd": self.iscrowd}
-        kept = {name: values[~lost] for name, values in columns.items()}
+        kept = replace(self, boxes=boxes, areas=areas)._objects(~lost)
         table = PoseTable.from_rows(self.image_ids, self.sizes, image_rows[~lost], **kept)
         return table, np.flatnonzero(replaced), np.flatnonzero(lost)
 

@@ -1,10 +1,10 @@
-"""How an annotated dataset is read: the options of every reader, in YAML, on the command line and in Python."""
+"""How an annotated dataset is read: the options of every reader."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..settings import option, require
+from ..settings import require
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class ReadingOptions:
             it and goes on.
     """
 
-    only_with_people: bool = option(False, "leave out images without people")
-    exhaustive: bool = option(True, "some people in the images are not annotated", flag="--not-exhaustive")
-    on_error: Literal["raise", "skip"] = option("raise", "what to do about an image that is missing or broken")
+    only_with_people: bool = False
+    exhaustive: bool = True
+    on_error: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
         require(self, "on_error", self.on_error in ("raise", "skip"), "'raise' or 'skip'")

@@ -88,7 +88,6 @@ def write_report(
             "thresholds": curves.thresholds.round(2).tolist(),
             "recall": curves.recall.round(2).tolist(),
             "precision": _without_nan(curves.precision),
-            "highest_recall": _without_nan(curves.highest_recall),
         },
         "average_precision_by_people": [vars(group) for group in groups],
         "worst_images": [vars(error) for error in worst],

@@ -39,13 +39,11 @@ class PrecisionRecall:
         thresholds (`np.ndarray`): (10,), OKS 0.50 to 0.95.
         recall (`np.ndarray`): (101,), 0 to 1.
         precision (`np.ndarray`): (10, 101); 0 at recalls that were not reached, NaN if there was nobody to find.
-        highest_recall (`np.ndarray`): (10,), the recall reached at each threshold; NaN as above.
     """
 
     thresholds: np.ndarray
     recall: np.ndarray
     precision: np.ndarray
-    highest_recall: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -103,31 +101,25 @@ class KeypointEvaluation:
 
     def precision_recall(self) -> PrecisionRecall:
         """The precision-recall curves. AP is their mean."""
-        precision, recall = self._scorer.accumulate()
+        precision, _ = self._scorer.accumulate()
         return PrecisionRecall(
             thresholds=np.linspace(0.5, 0.95, precision.shape[0]),
             recall=np.linspace(0, 1, precision.shape[1]),
             precision=_mean_over_categories(precision[:, :, :, 0, -1]),
-            highest_recall=_mean_over_categories(recall[:, :, 0, -1]),
         )
 
     def best_score_threshold(self) -> ScoreThreshold | None:
         """The score threshold with the best F1 at OKS 0.5; `None` if nobody is found."""
         return best_score_threshold(*self._scorer.results(), sum(self.ground_truth.people_per_image().values()))
 
-    def average_precision_by_people(
-        self, groups: Sequence[tuple[int, int | None]] = PEOPLE_GROUPS
-    ) -> list[PeopleGroup]:
-        """AP of the images with few and with many people.
+    def average_precision_by_people(self) -> list[PeopleGroup]:
+        """AP of the images with few and with many people, in the groups of [`PEOPLE_GROUPS`].
 
         Images without anybody to be found are in no group: results there lower the overall AP alone.
-
-        Args:
-            groups (`Sequence[tuple[int, int | None]]`): least and greatest number of people of each group.
         """
         counts = self.ground_truth.people_per_image()
         rows = []
-        for first, last in groups:
+        for first, last in PEOPLE_GROUPS:
             chosen = [image for image, count in counts.items() if first <= count and (last is None or count <= last)]
             average_precision = _average_precision(self._scorer, chosen)
             rows.append(

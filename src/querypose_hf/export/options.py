@@ -17,8 +17,7 @@ class ExportOptions:
             `"people"` gives people, best first, in pixels of a further input, `target_sizes`, without duplicates where
             the image processor has an `nms_threshold`.
         keypoint_top_k (`int`, *optional*): the keypoints of so many queries of the highest class scores are decoded.
-            By default the configuration's, else 20 where keypoints do not feed back, and all queries where they do,
-            because choosing there changes the results.
+            By default the configuration's, else 20.
         num_people (`int`, *optional*): people per image with `outputs="people"`; by default as many as are decoded.
     """
 

@@ -26,7 +26,7 @@ class VideoOptions:
     top_k: int | None = None
     track: bool = option(True, "do not follow people from frame to frame")
     max_frames: int | None = option(None, "stop each video after so many frames", metavar="N")
-    batch_size: int = option(1, "frames or images per forward pass")
+    batch_size: int = 1
 
     def __post_init__(self) -> None:
         require(self, "max_frames", self.max_frames is None or self.max_frames >= 1, "at least 1")
@@ -48,9 +48,9 @@ class BulkOptions:
 
     threshold: float | None = None
     top_k: int | None = None
-    batch_size: int = option(8, "images per forward pass")
+    batch_size: int = 8
     rows_per_shard: int = option(1024, "images per file")
-    strict: bool = option(False, "stop at the first image that cannot be read")
+    strict: bool = False
 
     def __post_init__(self) -> None:
         require(self, "batch_size", self.batch_size >= 1, "at least 1")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from ..model.image_decoding_querypose import decode_pil_image
 from ..model.skeletons import flip_indices_from_names
@@ -47,10 +47,8 @@ def draw_poses(
     that are not finite are skipped, and what lies outside the image is cut off.
 
     Args:
-        image (`PIL.Image.Image`, `np.ndarray` or path):
-            The image that the people were found in. An array is uint8, (height, width), (height, width, 3) RGB or
-            (height, width, 4) RGBA. A file or PIL image with an EXIF orientation is turned upright first, as
-            `transformers.image_utils.load_image` does it.
+        image (`PIL.Image.Image`, `np.ndarray`, path or what else [`~image_decoding_querypose.decode_image`] takes):
+            The image that the people were found in. It becomes upright and RGB as for the model.
         people (`Sequence[Mapping]`):
             The people of one image, as [`PoseEstimationPipeline`] returns them or as
             [`~QueryPoseImageProcessor.post_process_pose_estimation`] does. Keypoints are pixel indices, boxes
@@ -73,7 +71,7 @@ def draw_poses(
 
     Raises:
         TypeError: if the image is of none of these types, or a person is not a mapping.
-        ValueError: if an array's shape or dtype, a person's fields, the names or an edge are not as described.
+        ValueError: if the image cannot be decoded, or a person's fields, the names or an edge are not as described.
 
     Example:
 
@@ -82,7 +80,7 @@ def draw_poses(
     >>> draw_poses("street.jpg", people, edges=model.config.keypoint_edges).save("street_poses.png")
     ```
     """
-    canvas = _rgb_copy(image)
+    canvas = decode_pil_image(image).copy()  # which may share the memory of an array
     poses = [_Pose.from_person(person, index, keypoint_names) for index, person in enumerate(people)]
     limbs = [(int(a), int(b)) for a, b in edges]
     for index, pose in enumerate(poses):
@@ -174,24 +172,6 @@ def _palette(sides: Sequence[str | None]) -> list[Color]:
 def _rgb(hue: float, lightness: float = 0.6) -> Color:
     red, green, blue = colorsys.hls_to_rgb(hue / 360.0 % 1.0, lightness, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def _rgb_copy(image: Image.Image | np.ndarray | str | PathLike) -> Image.Image:
-    if isinstance(image, str | PathLike):
-        with Image.open(image) as opened:
-            return _rgb_copy(opened)
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
-            raise ValueError(
-                "an `image` array must be uint8 of shape (height, width), (height, width, 3) or (height, width, 4), "
-                f"not {image.dtype} of shape {image.shape}."
-            )
-        image = Image.fromarray(image)
-    elif not isinstance(image, Image.Image):
-        raise TypeError(f"`image` must be a PIL image, a numpy array or a path, but is a {type(image).__name__}.")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return decode_pil_image(image)  # PIL's conversion cuts deep grey off at 255
-    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
 
 from .attention_maps_querypose import part_attention_loss
 from .boxes_querypose import AREA_OF_BOX, box_area, generalized_box_iou, intersection_and_union
@@ -58,15 +59,6 @@ class QueryPoseFlow(nn.Module):
             latent = kept + (1 - mask) * (latent - shift) * torch.exp(-scale)
             log_determinant = log_determinant - scale.sum(-1)
         return log_determinant - 0.5 * latent.square().sum(-1) - math.log(2 * math.pi)
-
-
-def focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Sigmoid focal loss (Lin et al., 2017) of every entry, without reduction."""
-    probability = logits.sigmoid()
-    cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    probability_of_truth = probability * targets + (1 - probability) * (1 - targets)
-    weight = alpha * targets + (1 - alpha) * (1 - targets)
-    return weight * (1 - probability_of_truth) ** gamma * cross_entropy
 
 
 def varifocal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -222,7 +214,7 @@ class QueryPoseLoss:
         cell = (query_rows, targets.class_labels[target_rows])
         if config.class_target == "person":
             classes[cell] = 1
-            loss = focal_loss(logits, classes, config.focal_alpha, config.focal_gamma)
+            loss = sigmoid_focal_loss(logits, classes, config.focal_alpha, config.focal_gamma)
         else:
             classes[cell] = self.pose_quality(stage, targets, image_sizes)
             loss = varifocal_loss(logits, classes, config.focal_alpha, config.focal_gamma)

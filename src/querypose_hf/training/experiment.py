@@ -349,9 +349,7 @@ def _sizes_for_fine_tuning(experiment: Experiment, given: Mapping[str, Any]) -> 
 
 
 #: Fields that may differ when a run is resumed: where files are, and what is scored.
-_MOVABLE = frozenset(
-    {"annotations", "images", "layouts", "checkpoint", "backbone_weights", "heatmap_pretrained", "validation"}
-)
+_MOVABLE = frozenset({"annotations", "images", "checkpoint", "backbone_weights", "heatmap_pretrained", "validation"})
 
 
 def _without_places(settings: Any) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from ..data.augmentation import Rotation, ScaleJitter
 from ..model.backbone_querypose import STRIDES, QueryPoseBackbone
 from ..model.configuration_querypose import QueryPoseConfig
 from ..processes import this_process
+from ..settings import require
 from .experiment import ModelSettings, TrainingSource
-from .loop import TrainingLoop
+from .loop import TrainingLoop, check_stop_after
 from .pretraining import PretrainingOutput
 from .recipe import LearningRateSchedule, TrainingConfig
 from .sources import describe_sources
@@ -39,6 +40,10 @@ HRNET_HEATMAPS = TrainingConfig(
     batch_size=32,
     schedule=LearningRateSchedule(unit="epoch", length=210, milestones=(170, 200), warmup_steps=0),
 )
+
+
+# Settings of the training of whole models, which an HRNet alone does not have.
+_OF_WHOLE_MODELS = ("objective", "gradient_checkpointing", "fast_convolutions", "compile")
 
 
 class HeatmapHRNet(nn.Module):
@@ -151,12 +156,13 @@ def pretrain_hrnet(
 
     Args:
         source ([`TrainingSource`]): annotated people, in any format that is not streamed.
-        output_dir (`str` or `Path`): gets what [`~training.loop.train`] writes.
+        output_dir (`str` or `Path`): gets what [`TrainingLoop`] writes.
         variant (`str`): `"hrnet_w32"` or `"hrnet_w48"`.
         size (`tuple[int, int]`): width and height of the crops in pixels, multiples of 32.
         backbone_weights (`str`): what to start from, see [`ModelSettings`].
-        training ([`TrainingConfig`]): by default the public models' recipe.
-        resume, stop_after: see [`~training.loop.train`].
+        training ([`TrainingConfig`]): by default the public models' recipe. `objective`, `gradient_checkpointing`,
+            `fast_convolutions` and `compile` are of whole models and stay as they are there.
+        resume, stop_after: see [`TrainingLoop.run`].
 
     Returns:
         `Path`: the weights.
@@ -166,6 +172,10 @@ def pretrain_hrnet(
     """
     if any(length < 32 or length % 32 for length in size):
         raise ValueError(f"`size` is {tuple(size)}; expected a width and a height that are multiples of 32.")
+    check_stop_after(stop_after)
+    for name in _OF_WHOLE_MODELS:
+        expected = getattr(HRNET_HEATMAPS, name)
+        require(training, name, getattr(training, name) == expected, f"{expected!r}: only a whole model can have it")
     if source.streaming:
         raise ValueError("`source` has `streaming`; expected data that is read before training starts.")
     settings = ModelSettings(variant=variant, backbone_weights=backbone_weights)

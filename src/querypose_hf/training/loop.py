@@ -40,15 +40,18 @@ logger = logging.getLogger(__name__)
 #: Scores a model: figures by name, such as `{"AP": 0.68}`.
 Evaluate = Callable[[QueryPoseForPoseEstimation], Mapping[str, float]]
 
-# Settings that a resumed run must not change. The schedule is not one of them: it may become longer.
+# Settings that a resumed run must not change: they change the training, or what its best model is. The schedule is not
+# one of them: it may become longer.
 _SETTINGS_OF_THE_WHOLE_RUN = (
     "objective",
     "flow_learning_rate_factor",
     "weight_decay",
+    "max_gradient_norm",
     "batch_size",
     "gradient_accumulation_steps",
     "mixed_precision",
     "ema_decay",
+    "best_metric",
     "seed",
 )
 
@@ -57,18 +60,14 @@ _SETTINGS_OF_THE_WHOLE_RUN = (
 _STREAM_SAVES_EVERY = 5000
 
 
-def train(
-    model: QueryPoseForPoseEstimation,
-    dataset: Any,
-    image_processor: Any,
-    config: TrainingConfig,
-    output_dir: str | Path,
-    *,
-    evaluate: Evaluate | None = None,
-    resume: bool = False,
-    stop_after: int | None = None,
-) -> dict[str, float]:
-    """Trains a model, on as many processes as the program was started with (`accelerate launch`).
+def check_stop_after(stop_after: int | None) -> None:
+    """Raises `ValueError` unless `stop_after` is a step or `None`."""
+    if stop_after is not None and stop_after < 1:
+        raise ValueError(f"`stop_after` is {stop_after}; expected a step of at least 1.")
+
+
+class TrainingLoop:
+    """A training run and its state, on as many processes as the program was started with (`accelerate launch`).
 
     Ctrl-C, or a signal like it (SIGINT), ends the run after the step at hand: a checkpoint is written, then
     `KeyboardInterrupt` is raised, whose message says where the run stopped. A second one ends it at once.
@@ -93,45 +92,21 @@ def train(
         output_dir (`str` or `Path`): made if it does not exist.
         evaluate (`Callable`, *optional*): scores a model. It is called in every process, with the model in evaluation
             mode and without gradients; the main process's figures count.
-        resume (`bool`): go on from the newest checkpoint in `output_dir`, if there is one.
-        stop_after (`int`, *optional*): the step after which a checkpoint is written and training stops, to be resumed.
-
-    Returns:
-        `dict[str, float]`: the figures of the last evaluation.
+        report (`Callable`, *optional*): called in the main process when the figures of an evaluation, or without
+            `evaluate` of the steps up to a checkpoint, are in the log.
+        card (`Callable`, *optional*): the text of `README.md` in `last/` and `best/`, given the model and its figures,
+            which are empty where it was not evaluated.
 
     Raises:
-        ValueError: `output_dir` holds checkpoints and `resume` is not set, the run to resume had other settings or
-            data, or a tracker is not installed.
-        OSError: a checkpoint cannot be written, or a process that reads the data died.
-        FloatingPointError: the loss or its gradient became NaN or infinite; the message names the step and the terms.
-        KeyboardInterrupt: the run was interrupted.
+        ValueError: the dataset is empty, or a tracker is not installed.
 
     Example:
 
     ```python
     >>> image_processor = QueryPoseImageProcessor(num_keypoints=dataset.num_keypoints)
-    >>> train(model, dataset, image_processor, TrainingConfig.from_yaml("recipe.yaml"), "runs/first", resume=True)
+    >>> config = TrainingConfig.from_yaml("recipe.yaml")
+    >>> TrainingLoop(model, dataset, image_processor, config, "runs/first").run(resume=True)
     ```
-    """
-    check_stop_after(stop_after)
-    loop = TrainingLoop(model, dataset, image_processor, config, output_dir, evaluate=evaluate)
-    return loop.run(resume, stop_after)
-
-
-def check_stop_after(stop_after: int | None) -> None:
-    """Raises `ValueError` unless `stop_after` is a step or `None`."""
-    if stop_after is not None and stop_after < 1:
-        raise ValueError(f"`stop_after` is {stop_after}; expected a step of at least 1.")
-
-
-class TrainingLoop:
-    """A training run and its state; see [`train`] for the other arguments.
-
-    Args:
-        report (`Callable`, *optional*): called in the main process when the figures of an evaluation, or without
-            `evaluate` of the steps up to a checkpoint, are in the log.
-        card (`Callable`, *optional*): the text of `README.md` in `last/` and `best/`, given the model and its figures,
-            which are empty where it was not evaluated.
     """
 
     def __init__(
@@ -221,7 +196,24 @@ class TrainingLoop:
         return self.model if self.average is None else self.average.module
 
     def run(self, resume: bool = False, stop_after: int | None = None) -> dict[str, float]:
-        """Trains to the end of the schedule, or until `stop_after`; see [`train`]."""
+        """Trains to the end of the schedule.
+
+        Args:
+            resume (`bool`): go on from the newest checkpoint in `output_dir`, if there is one.
+            stop_after (`int`, *optional*): the step after which a checkpoint is written and training stops, to be
+                resumed.
+
+        Returns:
+            `dict[str, float]`: the figures of the last evaluation.
+
+        Raises:
+            ValueError: `output_dir` holds checkpoints and `resume` is not set, or the run to resume had other settings
+                or data.
+            OSError: a checkpoint cannot be written, or a process that reads the data died.
+            FloatingPointError: the loss or its gradient became NaN or infinite; the message names the step and the
+                terms.
+            KeyboardInterrupt: the run was interrupted.
+        """
         self.stop_step = self.total_steps if stop_after is None else min(stop_after, self.total_steps)
         checkpoints = find_checkpoints(self.output_dir / "checkpoints")
         if checkpoints and not resume:
@@ -461,9 +453,7 @@ class TrainingLoop:
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.best, self.metrics = state["best"], state["metrics"]
         self._set_score_threshold()
-        # a run of an older version has not counted
-        self.best_step = state.get("best_step", 0)
-        self.evaluations_since_best = state.get("evaluations_since_best", 0)
+        self.best_step, self.evaluations_since_best = state["best_step"], state["evaluations_since_best"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -61,7 +61,7 @@ def run_experiment(
 
     First it checks everything that can be checked without training: the description, the annotations, whether the
     images are there, whether the keypoints and classes of all sources and the model agree, the weights, and, with
-    `push_to_hub`, whether the user is logged in. `output_dir` gets what [`~training.loop.train`] writes, `report.html`
+    `push_to_hub`, whether the user is logged in. `output_dir` gets what [`TrainingLoop`] writes, `report.html`
     (curves, and validation images with the people found in them, see [`TrainingReport`]), and `experiment.yaml`, the
     description with all defaults.
 
@@ -81,7 +81,7 @@ def run_experiment(
     Raises:
         FileNotFoundError, ValueError, ImportError: something is wrong with the description or what it names.
         FloatingPointError: the loss became NaN or infinite.
-        KeyboardInterrupt: the run was interrupted, and has written a checkpoint; see [`~training.loop.train`].
+        KeyboardInterrupt: the run was interrupted, and has written a checkpoint; see [`TrainingLoop`].
 
     Example:
 
@@ -166,8 +166,8 @@ def _annotated(sources: list[Any]) -> PoseDataset:
         if isinstance(dataset, PoseDataset):
             return dataset
     raise ValueError(
-        "`model.initial_boxes` is 'training_people', but `data.train` has only generated images; expected a source "
-        "with annotations."
+        "`model.initial_boxes` is 'training_people', but `data.train` has only generated images and person crops; "
+        "expected a source with annotated images, and without `person_crops`."
     )
 
 
