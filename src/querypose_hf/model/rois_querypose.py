@@ -51,9 +51,9 @@ class QueryPoseRoiPooler:
         """
         if images is None:
             images = torch.arange(boxes.shape[0], device=boxes.device)
-        index = images.to(boxes.dtype).repeat_interleave(boxes.shape[1])
-        corners = boxes.detach().flatten(0, 1).nan_to_num(nan=0.0)
-        return torch.cat([index[:, None], corners.clamp(-_LARGEST_ROI_COORDINATE, _LARGEST_ROI_COORDINATE)], dim=1)
+        index = images.to(boxes.dtype)[:, None, None].expand(-1, boxes.shape[1], 1)
+        corners = boxes.detach().nan_to_num(nan=0.0).clamp(-_LARGEST_ROI_COORDINATE, _LARGEST_ROI_COORDINATE)
+        return torch.cat([index, corners], dim=-1).flatten(0, 1)
 
     def box_features(self, rois: Tensor) -> Tensor:
         """`(R, d, 7, 7)`: RoIAlign on the level that fits each RoI's size."""
