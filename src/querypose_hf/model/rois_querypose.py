@@ -8,6 +8,7 @@ from torchvision.ops import roi_align
 
 from .backbone_querypose import STRIDES
 from .configuration_querypose import QueryPoseConfig
+from .lazy_level_querypose import QueryPoseLazyLevel
 
 
 # RoIAlign's kernels index by the coordinates that they get: boxes of a diverged model must not read out of bounds.
@@ -24,7 +25,7 @@ class QueryPoseRoiPooler:
 
     Args:
         config ([`QueryPoseConfig`])
-        pyramid (`list[Tensor]`): P2 to P5, `(B, d, height / stride, width / stride)`.
+        pyramid (`Sequence[Tensor | QueryPoseLazyLevel]`): P2 to P5, `(B, d, height / stride, width / stride)`.
         image_sizes (`Tensor` of shape `(B, 2)`): unpadded heights and widths in pixels.
 
     Attributes:
@@ -32,13 +33,19 @@ class QueryPoseRoiPooler:
             it are relative to the image.
     """
 
-    def __init__(self, config: QueryPoseConfig, pyramid: list[Tensor], image_sizes: Tensor):
+    def __init__(self, config: QueryPoseConfig, pyramid: Sequence[Tensor | QueryPoseLazyLevel], image_sizes: Tensor):
         self.config = config
         self.feature_dtype = pyramid[0].dtype
         dtype = coordinate_dtype(self.feature_dtype)
         # RoIAlign takes RoIs and features of one type. Features that are laid out otherwise would be copied each time.
-        layout = torch.channels_last if reads_rows(pyramid[0].device) else torch.contiguous_format
-        self.pyramid = [level.to(dtype).contiguous(memory_format=layout) for level in pyramid]
+        by_rows = reads_rows(pyramid[0].device)
+        layout = torch.channels_last if by_rows else torch.contiguous_format
+        if not by_rows:  # the decoder alone is compiled
+            pyramid = [level.dense() if isinstance(level, QueryPoseLazyLevel) else level for level in pyramid]
+        self.pyramid = [
+            level if isinstance(level, QueryPoseLazyLevel) else level.to(dtype).contiguous(memory_format=layout)
+            for level in pyramid
+        ]
         self.scale = image_sizes.to(dtype).flip(-1).repeat(1, 2)[:, None]
 
     def rois(self, boxes: Tensor, images: Tensor | None = None) -> Tensor:
@@ -75,7 +82,9 @@ def reads_rows(device: torch.device) -> bool:
     return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def align_rois(features: Tensor, rois: Tensor, resolution: int, stride: int, sampling_ratio: int) -> Tensor:
+def align_rois(
+    features: Tensor | QueryPoseLazyLevel, rois: Tensor, resolution: int, stride: int, sampling_ratio: int
+) -> Tensor:
     """RoIAlign (He et al., 2017), shifted by half a pixel.
 
     torchvision's CPU kernel walks through one channel after the other. But a bin is a weighted sum of
@@ -83,7 +92,8 @@ def align_rois(features: Tensor, rois: Tensor, resolution: int, stride: int, sam
     such sums 2.4 to 5 times as fast, forward and backward.
 
     Args:
-        features (`Tensor` of shape `(B, d, height, width)`)
+        features (`Tensor | QueryPoseLazyLevel` of shape `(B, d, height, width)`): a lazy level where
+            [`reads_rows`] is true alone.
         rois (`Tensor` of shape `(R, 5)`): image index and corners in pixels of the image; no gradient flows into them.
         resolution (`int`): bins per side.
         stride (`int`): pixels per cell of the features.
@@ -98,7 +108,7 @@ def align_rois(features: Tensor, rois: Tensor, resolution: int, stride: int, sam
     return sum_pixels(features, pixels, weights)
 
 
-def grids_of(pyramid: Sequence[Tensor], strides: Sequence[int]) -> Tensor:
+def grids_of(pyramid: Sequence[Tensor | QueryPoseLazyLevel], strides: Sequence[int]) -> Tensor:
     """Width, height and stride of each level, a `LongTensor` `(levels, 3)`."""
     return torch.tensor(
         [(level.shape[-1], level.shape[-2], stride) for level, stride in zip(pyramid, strides, strict=True)]
@@ -140,27 +150,26 @@ def pixels_of_bins(rois: Tensor, grids: Tensor, resolution: int, sampling_ratio:
     return pixels.flatten(-2), weights.flatten(-2)
 
 
-def sum_pixels(features: Tensor, pixels: Tensor, weights: Tensor) -> Tensor:
+def sum_pixels(features: Tensor | QueryPoseLazyLevel, pixels: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of pixels of `features` `(B, d, height, width)`, as [`pixels_of_bins`] gives them.
 
     Returns:
         `Tensor` of shape `(R, d, resolution, resolution)`.
     """
-    channels = features.shape[1]
-    summed = nn.functional.embedding_bag(
-        pixels.flatten(0, 2),
-        features.permute(0, 2, 3, 1).reshape(-1, channels),
-        mode="sum",
-        per_sample_weights=weights.flatten(0, 2).to(features.dtype),
-    )
-    return summed.view(*pixels.shape[:3], channels).permute(0, 3, 1, 2)
+    lazy = isinstance(features, QueryPoseLazyLevel)
+    rows = features.read(pixels) if lazy else features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+    weights = weights.flatten(0, 2).to(rows.dtype)
+    summed = nn.functional.embedding_bag(pixels.flatten(0, 2), rows, mode="sum", per_sample_weights=weights)
+    return summed.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
 
 
-def pool_from_pyramid(pyramid: list[Tensor], rois: Tensor, resolution: int, sampling_ratio: int) -> Tensor:
+def pool_from_pyramid(
+    pyramid: Sequence[Tensor | QueryPoseLazyLevel], rois: Tensor, resolution: int, sampling_ratio: int
+) -> Tensor:
     """RoIAlign on the level that fits each RoI's size (FPN, equation 1).
 
     Args:
-        pyramid (`list[Tensor]`): P2 to P5, `(B, d, height / stride, width / stride)`.
+        pyramid (`Sequence[Tensor | QueryPoseLazyLevel]`): P2 to P5, `(B, d, height / stride, width / stride)`.
         rois (`Tensor` of shape `(R, 5)`): image index and corners in pixels.
         resolution, sampling_ratio (`int`): see [`align_rois`].
 
