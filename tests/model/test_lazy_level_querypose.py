@@ -63,7 +63,7 @@ def test_everything_is_convolved_at_once(monkeypatch):
     rois = torch.tensor([(image, *EVERYTHING) for image in (0, 1)], dtype=torch.float64)
     expected = align_rois(conv(features), rois, 14, 4, 2)
     monkeypatch.setattr(level, "_convolve", lambda *_: pytest.fail("convolved tile by tile"))
-    assert torch.equal(align_rois(level, rois, 14, 4, 2), expected)
+    torch.testing.assert_close(align_rois(level, rois, 14, 4, 2), expected)
 
 
 @pytest.mark.parametrize("fused", [False, True])
