@@ -14,6 +14,7 @@ from transformers import AutoModelForPoseEstimation, pipeline
 import querypose_hf
 from querypose_hf import QUERYPOSE_NANO, PoseEstimationPipeline, QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.assets import SAMPLE_IMAGE
+from querypose_hf.export import ExportedPoseEstimator, ExportOptions, export_model
 from querypose_hf.hub.endpoint_handler import EndpointHandler
 from querypose_hf.model.fusion_querypose import fuse_for_inference
 from querypose_hf.weights.float16_storage import store_in_float16
@@ -108,6 +109,19 @@ def test_finds_the_same_people_in_half_precision(dtype, pixels, tmp_path):
         for name, value in model.state_dict().items():
             assert found[name].dtype == value.dtype, name
             torch.testing.assert_close(found[name], value, rtol=0, atol=1e-7, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "format"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
+def test_exports_find_the_same_people(engine, format, tmp_path):
+    pytest.importorskip(engine, reason=f"{engine} is not installed")
+    expected_scores, expected_keypoints = find_people(load())
+    export_model(
+        load(), QueryPoseImageProcessor.from_pretrained(QUERYPOSE_NANO), tmp_path, ExportOptions(format=format)
+    )
+    scores, keypoints = find_people(ExportedPoseEstimator.from_export(tmp_path))
+    torch.testing.assert_close(scores, expected_scores, rtol=0, atol=1e-3)
+    torch.testing.assert_close(keypoints, expected_keypoints, rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def run_steps(
     """
     decoder = model.model.decoder
     on_step("backbone + neck")
-    pyramid = model.model.extract_pyramid(pixel_values)
+    pyramid = model.model.extract_pyramid(pixel_values, lazily=True)
     on_step("boxes")
     pooler = QueryPoseRoiPooler(model.config, pyramid, image_sizes_from_mask(pixel_values, None))
     selection = QuerySelection(top_k=people)

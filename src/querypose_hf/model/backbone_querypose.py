@@ -6,6 +6,7 @@ from transformers import AutoBackbone
 
 from .configuration_querypose import QueryPoseConfig
 from .initialization_querypose import start_from
+from .lazy_level_querypose import QueryPoseLazyLevel, convolve_lazily
 from .timm_networks_querypose import fix_padding
 
 
@@ -93,11 +94,12 @@ class QueryPoseFPN(nn.Module):
         )
         start_from(self.modules(), weight="kaiming", bias=0.0)
 
-    def forward(self, feature_maps: tuple[Tensor, ...]) -> list[Tensor]:
+    def forward(self, feature_maps: tuple[Tensor, ...], lazily: bool = False) -> list[Tensor | QueryPoseLazyLevel]:
+        """P2 to P5; with `lazily` P2 may be convolved where it is read alone, see [`convolve_lazily`]."""
         levels = [conv(feature_map) for conv, feature_map in zip(self.lateral_convs, feature_maps, strict=True)]
         for fine in range(len(levels) - 2, -1, -1):
             levels[fine] = levels[fine] + nn.functional.interpolate(levels[fine + 1], scale_factor=2.0, mode="nearest")
-        return [conv(level) for conv, level in zip(self.output_convs, levels, strict=True)]
+        return convolve_levels(self.output_convs, levels, lazily)
 
 
 class QueryPoseHRFPN(nn.Module):
@@ -120,7 +122,8 @@ class QueryPoseHRFPN(nn.Module):
             else []
         )
 
-    def forward(self, feature_maps: tuple[Tensor, ...]) -> list[Tensor]:
+    def forward(self, feature_maps: tuple[Tensor, ...], lazily: bool = False) -> list[Tensor | QueryPoseLazyLevel]:
+        """See [`QueryPoseFPN.forward`]."""
         upsampled = [feature_maps[0]]
         for level, feature_map in enumerate(feature_maps[1:], start=1):
             upsampled.append(
@@ -135,7 +138,15 @@ class QueryPoseHRFPN(nn.Module):
                 levels.append(nn.functional.avg_pool2d(levels[-1], 2) + lateral_conv(feature_map))
         else:
             levels = [joined] + [nn.functional.avg_pool2d(joined, 2**level) for level in range(1, len(feature_maps))]
-        return [conv(level) for conv, level in zip(self.output_convs, levels, strict=True)]
+        return convolve_levels(self.output_convs, levels, lazily)
+
+
+def convolve_levels(convs: nn.ModuleList, levels: list[Tensor], lazily: bool) -> list[Tensor | QueryPoseLazyLevel]:
+    """The necks' output convolutions."""
+    if not lazily:
+        return [conv(level) for conv, level in zip(convs, levels, strict=True)]
+    others = [conv(level) for conv, level in zip(convs[1:], levels[1:], strict=True)]
+    return [convolve_lazily(convs[0], levels[0]), *others]
 
 
 #: The necks by `neck_type`.

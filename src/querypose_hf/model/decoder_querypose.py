@@ -18,6 +18,7 @@ from .configuration_querypose import QueryPoseConfig
 from .denoising_querypose import NoisyBoxes
 from .initialization_querypose import start_from
 from .keypoint_layer_querypose import KEYPOINT_LAYERS
+from .lazy_level_querypose import QueryPoseLazyLevel
 from .matching_querypose import Matches, QueryPoseHungarianMatcher
 from .people_querypose import class_scores, clip_boxes, person_scores
 from .rois_querypose import QueryPoseRoiPooler
@@ -196,7 +197,7 @@ class QueryPoseDecoder(nn.Module):
 
     def forward(
         self,
-        pyramid: list[Tensor],
+        pyramid: Sequence[Tensor | QueryPoseLazyLevel],
         image_sizes: Tensor,
         targets: QueryPoseTargets | None = None,
         selection: QuerySelection | None = None,
@@ -204,7 +205,7 @@ class QueryPoseDecoder(nn.Module):
     ) -> DecoderOutput:
         """
         Args:
-            pyramid (`list[Tensor]`): P2 to P5.
+            pyramid (`Sequence[Tensor | QueryPoseLazyLevel]`): P2 to P5.
             image_sizes (`Tensor` of shape `(B, 2)`): unpadded heights and widths.
             targets ([`QueryPoseTargets`], *optional*): people to match queries to. In training only matched queries
                 are decoded, besides those that feed back.

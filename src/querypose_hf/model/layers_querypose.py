@@ -127,9 +127,9 @@ class QueryPoseDynamicInteraction(nn.Module):
         features = features.flatten(2) if self.mixes_positions else features.flatten(2).transpose(1, 2)
         into, out = self.dynamic_layer(queries).split(self.mixed_dim * self.dynamic_dim, dim=-1)
         features = torch.matmul(features[:, None], into.unflatten(-1, (self.mixed_dim, self.dynamic_dim)))
-        features = self.dynamic_norm(stay_finite(features, self.training)).relu()
+        features = self.dynamic_norm(stay_finite(features, self.training)).relu_()
         features = torch.matmul(features, out.unflatten(-1, (self.dynamic_dim, self.mixed_dim)))
-        features = self.feature_norm(stay_finite(features, self.training)).relu()
+        features = self.feature_norm(stay_finite(features, self.training)).relu_()
         return self.out_norm(self.out_layer(features.flatten(2))).relu()
 
 

@@ -26,6 +26,7 @@ from .decoder_querypose import DecoderOutput, QueryPoseDecoder, QuerySelection
 from .heatmaps_querypose import QueryPoseHeatmapHead, heatmap_focal_loss, keypoint_heatmaps
 from .initialization_querypose import initialize_affine, initialize_norm
 from .keypoint_layer_querypose import QueryPoseKeypointLinear
+from .lazy_level_querypose import QueryPoseLazyLevel
 from .loss_querypose import QueryPoseFlow, QueryPoseLoss, StagePrediction
 from .targets_querypose import QueryPoseTargets
 
@@ -219,17 +220,22 @@ class QueryPoseModel(QueryPosePreTrainedModel):
         self.decoder = QueryPoseDecoder(config)
         self.post_init()
 
-    def extract_pyramid(self, pixel_values: Tensor) -> list[Tensor]:
+    def extract_pyramid(self, pixel_values: Tensor, lazily: bool = False) -> list[Tensor | QueryPoseLazyLevel]:
         """The pyramid P2 to P5 of images `(B, 3, height, width)`, `(B, d, height / stride, width / stride)` each.
 
         Images whose sides are not multiples of 32 are padded with zeros at the right and bottom.
+
+        Args:
+            lazily (`bool`): the decoder alone reads the pyramid. Then P2 may be a [`QueryPoseLazyLevel`], in
+                inference on a CPU.
         """
         height, width = pixel_values.shape[-2:]
         coarsest = STRIDES[-1]
         padding = (0, -width % coarsest, 0, -height % coarsest)
         if any(padding):
             pixel_values = nn.functional.pad(pixel_values, padding)
-        return self.neck(self.backbone(pixel_values))
+        lazily = lazily and not self.training and not self.neck._forward_hooks  # hooks get tensors
+        return self.neck(self.backbone(pixel_values), lazily)
 
     @can_return_tuple
     def forward(
@@ -260,7 +266,7 @@ class QueryPoseModel(QueryPosePreTrainedModel):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         found = self.decoder(
-            self.extract_pyramid(pixel_values),
+            self.extract_pyramid(pixel_values, lazily=True),
             image_sizes_from_mask(pixel_values, pixel_mask),
             selection=select_queries(config, keypoint_top_k, max_people, person_threshold),
             output_attentions=bool(output_attentions),
@@ -400,7 +406,8 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
                 "inference, as the authors' released code does. Its class scores in inference are then far too low. "
                 "Set it to 'always', 'selected' or 'never' to train a model that infers as it trains."
             )
-        pyramid = self.model.extract_pyramid(pixel_values)
+        # the loss reads P2, too
+        pyramid = self.model.extract_pyramid(pixel_values, lazily=targets is None)
         found: DecoderOutput = self.model.decoder(
             pyramid,
             image_sizes,

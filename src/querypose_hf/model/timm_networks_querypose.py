@@ -54,14 +54,20 @@ class EndPaddedConv2d(nn.Conv2d):
             device="meta",
         )
         self.weight, self.bias = like.weight, like.bias
-        self.ends: list[int] = []  # left, right, top, bottom
-        sizes = zip(self.kernel_size, self.stride, self.dilation, strict=True)
-        for kernel, stride, dilation in reversed(list(sizes)):
-            total = max(dilation * (kernel - 1) + 1 - stride, 0)
-            self.ends += [total // 2, total - total // 2]
+        # Padding both sides alike copies nothing. Where one side is to have a pixel less, it gets a stride more, and
+        # the first row or column of outputs is dropped.
+        totals = [
+            max(dilation * (kernel - 1) + 1 - stride, 0)
+            for kernel, stride, dilation in zip(self.kernel_size, self.stride, self.dilation, strict=True)
+        ]
+        self.dropped = [total % 2 for total in totals]
+        self.padding = tuple(
+            total // 2 + odd * stride for total, odd, stride in zip(totals, self.dropped, self.stride, strict=True)
+        )
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return super()._conv_forward(nn.functional.pad(input, self.ends), weight, bias)
+        rows, columns = self.dropped
+        return super()._conv_forward(input, weight, bias)[..., rows:, columns:]
 
 
 def fix_padding(network: nn.Module) -> None:
