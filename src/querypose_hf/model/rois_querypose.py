@@ -156,8 +156,10 @@ def sum_pixels(features: Tensor | QueryPoseLazyLevel, pixels: Tensor, weights: T
     Returns:
         `Tensor` of shape `(R, d, resolution, resolution)`.
     """
-    lazy = isinstance(features, QueryPoseLazyLevel)
-    rows = features.read(pixels) if lazy else features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+    if isinstance(features, QueryPoseLazyLevel):
+        rows = features.read(pixels)
+    else:
+        rows = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
     weights = weights.flatten(0, 2).to(rows.dtype)
     summed = nn.functional.embedding_bag(pixels.flatten(0, 2), rows, mode="sum", per_sample_weights=weights)
     return summed.view(*pixels.shape[:3], rows.shape[1]).permute(0, 3, 1, 2)
