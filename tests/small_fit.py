@@ -71,7 +71,6 @@ def small_config(**fields):
         dynamic_dim=16,
         part_dim=64,
         num_pose_convs=4,
-        num_denoising=20,
         **{"query_feedback": "never", **fields},
     )
 

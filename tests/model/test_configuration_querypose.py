@@ -54,7 +54,6 @@ def test_defaults_are_the_published_r50_full_model():
         "giou_loss_coefficient": 2.0,
         "keypoint_loss_coefficient": 1.0,
         "heatmap_loss_coefficient": 0.0,
-        "num_denoising": 0,
         "keypoint_coordinates": "regression",
         "class_target": "person",
         "focal_alpha": 0.25,
@@ -240,10 +239,7 @@ def test_labels():
                 "num_labels",
             )
         ),
-        *(
-            ({field: -1}, field, "at least 0, but is -1")
-            for field in ("num_cls_layers", "num_reg_layers", "num_denoising")
-        ),
+        *(({field: -1}, field, "at least 0, but is -1") for field in ("num_cls_layers", "num_reg_layers")),
         *(
             ({field: -0.5}, field, "at least 0, but is -0.5")
             for field in (

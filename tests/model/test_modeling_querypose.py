@@ -17,11 +17,8 @@ from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseI
 from querypose_hf.model import modeling_querypose
 from querypose_hf.model.attention_maps_querypose import attention_centers, expected_similarity, sine_encoding
 from querypose_hf.model.box_layer_querypose import apply_box_deltas
-from querypose_hf.model.boxes_querypose import generalized_box_iou
-from querypose_hf.model.denoising_querypose import NoisyBoxes
 from querypose_hf.model.loss_querypose import object_keypoint_similarity
 from querypose_hf.model.rois_querypose import QueryPoseRoiPooler, align_rois, pool_from_pyramid
-from querypose_hf.model.targets_querypose import QueryPoseTargets
 
 
 RESULTS = ("logits", "pred_boxes", "pred_keypoints", "keypoint_scores", "keypoint_sigmas")
@@ -387,70 +384,6 @@ def test_align_rois_is_torchvisions_roi_align(layout, sampling_ratio):
     nobody = align_rois(features, rois[:0], 6, 4, sampling_ratio)
     assert nobody.shape == (0, 5, 6, 6)
     nobody.sum().backward()
-
-
-def test_noisy_boxes_are_near_their_people():
-    labels = [people(2), people(0), people(5, seed=1)]
-    targets = QueryPoseTargets.from_labels(labels, torch.zeros(3, 3, 8, 8, dtype=torch.float64), tiny_config())
-    torch.manual_seed(0)
-    noisy = NoisyBoxes.from_targets(targets, 400, 1.0)
-    assert noisy.target_rows.bincount().tolist() == [200] * 2 + [80] * 5  # of a picture as many for each
-    torch.testing.assert_close(
-        torch.zeros(7).double().index_add(0, noisy.target_rows, noisy.weights), torch.ones(7).double()
-    )
-    assert noisy.images.bincount().tolist() == [400, 0, 400]
-    people_boxes = targets.boxes[noisy.target_rows]
-    sides, noisy_sides = people_boxes[:, 2:] - people_boxes[:, :2], noisy.boxes[:, 2:] - noisy.boxes[:, :2]
-    growth = (noisy_sides / sides).log2()
-    shift = ((noisy.boxes[:, 2:] + noisy.boxes[:, :2]) - (people_boxes[:, 2:] + people_boxes[:, :2])) / sides
-    for noise in (growth, shift):
-        assert 0.9 < noise.abs().max() <= 1 + 1e-6
-        assert (noise.abs() < 0.1).double().mean() > 0.2  # some are hardly moved
-        assert abs(noise.mean()) < 0.05
-    exact = NoisyBoxes.from_targets(targets, 3, 0.0)
-    torch.testing.assert_close(exact.boxes, targets.boxes[exact.target_rows])
-    # at least one for everybody, and more only where it goes up evenly
-    assert exact.target_rows.tolist() == list(range(7))
-
-
-def test_denoising_refines_boxes_of_people_alone():
-    model = make_model(num_denoising=6, decoder_layers=3, query_feedback="never").train()
-    pixel_values = images(3, 3, 64, 96)
-    labels = [people(2), people(0), people(3, seed=1)]
-    labels = [{k: v.double() if v.is_floating_point() else v for k, v in label.items()} for label in labels]
-    outputs = model(pixel_values, labels=labels)
-    targets = QueryPoseTargets.from_labels(labels, pixel_values, model.config)
-    torch.testing.assert_close(outputs.loss, torch.stack(list(outputs.loss_dict.values())).sum())
-
-    # the term by its definition: the mean over people of the mean over their copies
-    torch.manual_seed(5)
-    terms = model(pixel_values, labels=labels).loss_dict
-    torch.manual_seed(5)
-    pyramid, sizes = model.model.extract_pyramid(pixel_values), torch.tensor([[64, 96]] * 3)
-    noisy = model.model.decoder(pyramid, sizes, targets=targets).noisy_boxes
-    assert noisy.refined.shape == (3, 2 * 3 + 3 * 2, 4)
-    for stage, name in enumerate(("loss_denoising_0", "loss_denoising_1", "loss_denoising")):
-        of_people = []
-        for person, box in enumerate(targets.boxes):
-            found = noisy.refined[stage][noisy.target_rows == person]
-            distance = 5 * (found - box).abs().sum(-1) + 2 * (1 - generalized_box_iou(found, box))
-            of_people.append(distance.mean())
-        torch.testing.assert_close(terms[name], torch.stack(of_people).mean())
-
-    # nothing of it reaches what is found, and classes learn nothing from it
-    model.config.num_denoising = 0
-    without = model(pixel_values, labels=labels)
-    for name, value in without.loss_dict.items():
-        torch.testing.assert_close(outputs.loss_dict[name], value)
-    model.config.num_denoising = 6
-    model.zero_grad()
-    sum(
-        value for name, value in model(pixel_values, labels=labels).loss_dict.items() if "denoising" in name
-    ).backward()
-    for layer in model.model.decoder.box_layers:
-        assert layer.class_head.weight.grad is None
-        assert layer.box_head.weight.grad.abs().max() > 0
-    assert model.eval()(pixel_values, labels=labels).loss_dict.keys() == without.loss_dict.keys()
 
 
 def test_box_deltas():

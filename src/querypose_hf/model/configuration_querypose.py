@@ -33,9 +33,7 @@ _MOST_KEYPOINTS = 10_000
 _MOST = {
     **dict.fromkeys(("decoder_layers", "num_cls_layers", "num_reg_layers", "num_pose_convs"), 1000),
     **dict.fromkeys(("box_pooler_resolution", "pose_pooler_resolution", "pooler_sampling_ratio"), 1000),
-    **dict.fromkeys(
-        ("d_model", "decoder_ffn_dim", "dynamic_dim", "part_dim", "num_queries", "num_denoising"), 100_000
-    ),
+    **dict.fromkeys(("d_model", "decoder_ffn_dim", "dynamic_dim", "part_dim", "num_queries"), 100_000),
 }
 
 
@@ -170,9 +168,6 @@ class QueryPoseConfig(PreTrainedConfig):
             keypoint each. With it a loss term teaches the maps where the keypoints are ([`part_attention_loss`]), and
             the confidence of a keypoint is the OKS expected of it if its true place is distributed as the cube of its
             map ([`expected_similarity`]), not 1 minus its mean predicted deviation (Section 3.4).
-        num_denoising (`int`, defaults to 0):
-            In training, the box decoder also refines about this many noisy copies of people's boxes per image; see
-            [`NoisyBoxes`] (Li et al., "DN-DETR", 2022, without its noisy labels).
         class_target (`str`, defaults to `"person"`):
             What class scores of matched queries learn: `"person"`, 1, or `"oks"`, how good the query's pose is, by
             [`varifocal_loss`].
@@ -246,7 +241,6 @@ class QueryPoseConfig(PreTrainedConfig):
     giou_loss_coefficient: float | int = 2.0
     keypoint_loss_coefficient: float | int = 1.0
     heatmap_loss_coefficient: float | int = 0.0
-    num_denoising: int = 0
     class_target: str = "person"
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
@@ -500,7 +494,6 @@ class QueryPoseConfig(PreTrainedConfig):
             "giou_loss_coefficient": 0,
             "keypoint_loss_coefficient": 0,
             "heatmap_loss_coefficient": 0,
-            "num_denoising": 0,
             "focal_gamma": 0,
         }
         for field, minimum in least.items():

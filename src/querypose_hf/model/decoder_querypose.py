@@ -15,7 +15,6 @@ from transformers.image_transforms import center_to_corners_format
 from .attention_maps_querypose import expected_similarity
 from .box_layer_querypose import QueryPoseBoxLayer, apply_box_deltas
 from .configuration_querypose import QueryPoseConfig
-from .denoising_querypose import NoisyBoxes
 from .initialization_querypose import start_from
 from .keypoint_layer_querypose import KEYPOINT_LAYERS
 from .lazy_level_querypose import QueryPoseLazyLevel
@@ -123,7 +122,6 @@ class DecoderOutput:
         hidden_states (`list[Tensor]`): the initial instance queries and those after each stage.
         scale (`Tensor` of shape `(B, 1, 4)`): see [`QueryPoseRoiPooler`].
         matches (`list[Matches]`): with targets, which query stands for which person in each stage.
-        noisy_boxes ([`NoisyBoxes`], *optional*): in training with `num_denoising`, refined.
     """
 
     box_stages: list[BoxStage]
@@ -132,7 +130,6 @@ class DecoderOutput:
     hidden_states: list[Tensor]
     scale: Tensor
     matches: list[Matches]
-    noisy_boxes: NoisyBoxes | None = None
 
     @property
     def queries(self) -> Tensor:
@@ -248,9 +245,6 @@ class QueryPoseDecoder(nn.Module):
             keypoint_stages += self.decode(pooler, rest, selection, part_queries, keeps_maps)
         for found in keypoint_stages[stages_in_turn:]:
             part_queries = lay_out(found.part_queries, found.rows, part_queries)
-        noisy_boxes = None
-        if targets is not None and self.training and self.config.num_denoising:
-            noisy_boxes = self.refine_noisy_boxes(pooler, targets)
         return DecoderOutput(
             box_stages=box_stages,
             keypoint_stages=keypoint_stages,
@@ -258,7 +252,6 @@ class QueryPoseDecoder(nn.Module):
             hidden_states=hidden_states,
             scale=pooler.scale,
             matches=matches,
-            noisy_boxes=noisy_boxes,
         )
 
     def feed_back(
@@ -308,11 +301,10 @@ class QueryPoseDecoder(nn.Module):
         pooler: QueryPoseRoiPooler,
         queries: Tensor,
         boxes: Tensor,
-        images: Tensor | None = None,
         output_attentions: bool = False,
     ) -> BoxStage:
-        """Refines boxes `(B, N, 4)` in pixels with queries `(B, N, d)`; `images` as in [`QueryPoseRoiPooler.rois`]."""
-        features = pooler.box_features(pooler.rois(boxes, images))
+        """Refines boxes `(B, N, 4)` in pixels with queries `(B, N, d)`."""
+        features = pooler.box_features(pooler.rois(boxes))
         queries, logits, deltas, attentions = self.box_layers[stage](queries, features, output_attentions)
         return BoxStage(queries, logits, apply_box_deltas(boxes, deltas), attentions)
 
@@ -461,23 +453,6 @@ class QueryPoseDecoder(nn.Module):
         logits = torch.stack([stage.logits.detach() for stage in box_stages])
         boxes = torch.stack([stage.boxes.detach() / pooler.scale for stage in box_stages])
         return self.matcher(logits, boxes, targets)
-
-    def refine_noisy_boxes(self, pooler: QueryPoseRoiPooler, targets: QueryPoseTargets) -> NoisyBoxes:
-        """Takes noisy copies of people's boxes through the box stages, each as the only query of its image.
-
-        Each copy gets a learned query at random. Only the boxes have a loss: whether a query is on a person, and which
-        query keeps that person, is learned where queries see each other.
-        """
-        noisy = NoisyBoxes.from_targets(targets, self.config.num_denoising)
-        scale = pooler.scale[noisy.images]
-        chosen = torch.randint(self.config.num_queries, (len(noisy.images),)).to(scale.device, non_blocking=True)
-        queries = self.instance_queries[chosen][:, None]
-        boxes, refined = noisy.boxes.to(scale.dtype)[:, None] * scale, []
-        for stage in range(len(self.box_layers)):
-            found = self.box_stage(stage, pooler, queries, boxes, noisy.images)
-            queries, boxes = found.queries, found.boxes.detach()
-            refined.append((found.boxes / scale)[:, 0])
-        return noisy._replace(refined=torch.stack(refined))
 
 
 def join_stages(first: KeypointStage, second: KeypointStage) -> KeypointStage:

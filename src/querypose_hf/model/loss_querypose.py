@@ -14,7 +14,6 @@ from torchvision.ops import sigmoid_focal_loss
 from .attention_maps_querypose import part_attention_loss
 from .boxes_querypose import AREA_OF_BOX, box_area, generalized_box_iou, intersection_and_union
 from .configuration_querypose import QueryPoseConfig
-from .denoising_querypose import NoisyBoxes
 from .matching_querypose import Matches
 from .targets_querypose import QueryPoseTargets
 
@@ -182,7 +181,6 @@ class QueryPoseLoss:
         stages: Sequence[StagePrediction],
         targets: QueryPoseTargets,
         image_sizes: Tensor,
-        noisy_boxes: NoisyBoxes | None = None,
     ) -> dict[str, Tensor]:
         """The terms by name: `loss_class` and so on of the last stage, `loss_class_0`, ... of the earlier ones.
 
@@ -190,7 +188,6 @@ class QueryPoseLoss:
             stages (`Sequence[StagePrediction]`)
             targets ([`QueryPoseTargets`])
             image_sizes (`Tensor` of shape `(B, 2)`): unpadded heights and widths in pixels.
-            noisy_boxes ([`NoisyBoxes`], *optional*): refined by every stage; then there is the term `loss_denoising`.
         """
         people = targets.number_of_people().to(targets.boxes.dtype)
         loss: dict[str, Tensor] = {}
@@ -202,8 +199,6 @@ class QueryPoseLoss:
                 suffix = "" if last else f"_{number}"
                 for name, (term, weight) in self.terms.items():
                     loss[f"loss_{name}{suffix}"] = weight * term(stage, targets, image_sizes) / people
-                if noisy_boxes is not None:
-                    loss[f"loss_denoising{suffix}"] = self.denoising_term(noisy_boxes, number, targets) / people
         return loss
 
     def class_term(self, stage: StagePrediction, targets: QueryPoseTargets, image_sizes: Tensor) -> Tensor:
@@ -240,15 +235,6 @@ class QueryPoseLoss:
         places, counts = self.target_keypoints(stage, targets)
         assert stage.attention_maps is not None
         return part_attention_loss(stage.attention_maps, places, counts, self.config.keypoint_parts)
-
-    def denoising_term(self, noisy_boxes: NoisyBoxes, stage: int, targets: QueryPoseTargets) -> Tensor:
-        """The two box terms of noisy boxes, weighted; all copies of a person weigh as much as one person."""
-        assert noisy_boxes.refined is not None
-        boxes = noisy_boxes.refined[stage]
-        true_boxes = targets.boxes[noisy_boxes.target_rows].to(boxes.dtype)
-        each = self.config.bbox_loss_coefficient * (boxes - true_boxes).abs().sum(-1)
-        each = each + self.config.giou_loss_coefficient * (1 - generalized_box_iou(boxes, true_boxes))
-        return (noisy_boxes.weights * each).sum()
 
     def target_boxes(self, stage: StagePrediction, targets: QueryPoseTargets) -> Tensor:
         """Ground truth boxes `(P, 4)` of the matches."""

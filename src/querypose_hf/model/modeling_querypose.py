@@ -88,8 +88,8 @@ class QueryPosePoseEstimationOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`, *optional*): sum of `loss_dict`, where labels were given.
         loss_dict (`dict[str, torch.FloatTensor]`, *optional*):
             Weighted loss terms: `loss_class`, `loss_bbox`, `loss_giou`, `loss_keypoint` of the last stage. Those of
-            earlier stages have the stage's index appended. Options add `loss_heatmap` (auxiliary head),
-            `loss_part_attention` and, in training, `loss_denoising`.
+            earlier stages have the stage's index appended. Options add `loss_heatmap` (auxiliary head)
+            and `loss_part_attention`.
         logits (`torch.FloatTensor` of shape `(batch_size, num_queries, num_labels)`):
             Class logits; there is no background class, the score is their sigmoid.
         pred_boxes (`torch.FloatTensor` of shape `(batch_size, num_queries, 4)`):
@@ -442,7 +442,7 @@ class QueryPoseForPoseEstimation(QueryPosePreTrainedModel):
             features (`Tensor` of shape `(B, d, height / 4, width / 4)`): P2, for the auxiliary heatmap head.
         """
         stages = [stage_prediction(found, stage) for stage in range(len(found.box_stages))]
-        loss_dict = QueryPoseLoss(self.config, self.flow)(stages, targets, image_sizes, found.noisy_boxes)
+        loss_dict = QueryPoseLoss(self.config, self.flow)(stages, targets, image_sizes)
         if self.heatmap_head is not None:
             logits = self.heatmap_head(features).to(targets.boxes.dtype)
             heatmaps = keypoint_heatmaps(targets, image_sizes, *logits.shape[-2:], stride=STRIDES[0])

@@ -48,17 +48,10 @@ class QueryPoseRoiPooler:
         ]
         self.scale = image_sizes.to(dtype).flip(-1).repeat(1, 2)[:, None]
 
-    def rois(self, boxes: Tensor, images: Tensor | None = None) -> Tensor:
-        """Boxes `(B, N, 4)` in pixels as RoIs `(B * N, 5)`: the image's index, then the corners.
-
-        Args:
-            boxes (`Tensor` of shape `(B, N, 4)`)
-            images (`Tensor` of shape `(B,)`, *optional*): the image of each row of `boxes`; by default row i is of
-                image i.
-        """
-        if images is None:
-            images = torch.arange(boxes.shape[0], device=boxes.device)
-        index = images.to(boxes.dtype)[:, None, None].expand(-1, boxes.shape[1], 1)
+    def rois(self, boxes: Tensor) -> Tensor:
+        """Boxes `(B, N, 4)` in pixels as RoIs `(B * N, 5)`: the image's index, then the corners."""
+        images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)
+        index = images[:, None, None].expand(-1, boxes.shape[1], 1)
         corners = boxes.detach().nan_to_num(nan=0.0).clamp(-_LARGEST_ROI_COORDINATE, _LARGEST_ROI_COORDINATE)
         return torch.cat([index, corners], dim=-1).flatten(0, 1)
 
