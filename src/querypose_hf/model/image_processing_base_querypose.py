@@ -4,6 +4,7 @@ Nothing here needs torchvision. The two backends, which resize and normalise, ar
 `image_processing_pil_querypose`.
 """
 
+import difflib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,9 @@ _BACKEND_MODULES = {
     "torchvision": ("image_processing_querypose", "QueryPoseImageProcessor"),
     "pil": ("image_processing_pil_querypose", "QueryPoseImageProcessorPil"),
 }
+_FLAGS = ("do_resize", "do_rescale", "do_normalize", "do_pad", "do_convert_rgb", "do_center_crop", "default_to_square")
+# beyond these no image is left: the model would find nobody
+_RANGES = {"rescale_factor": (1e-6, 1e3), "image_mean": (-1e4, 1e4), "image_std": (1e-3, 1e4)}
 
 
 class QueryPoseImageProcessorKwargs(ImagesKwargs, total=False):
@@ -179,20 +183,37 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
         """
         return super().preprocess(images, annotations, **kwargs)
 
+    def _set_attributes(self, **kwargs: Any) -> None:
+        # Transformers keeps unknown settings as attributes, so that `score_treshold` would pass unnoticed
+        for name in kwargs.keys() - self.valid_kwargs.__annotations__.keys():
+            if close := difflib.get_close_matches(name, self.valid_kwargs.__annotations__, n=1, cutoff=0.8):
+                raise ValueError(f"Unknown setting `{name}` (value {kwargs[name]!r}): did you mean `{close[0]}`?")
+        super()._set_attributes(**kwargs)
+
     def _standardize_kwargs(self, *args: Any, **kwargs: Any) -> dict:
         kwargs = super()._standardize_kwargs(*args, **kwargs)
         _check_size(kwargs["size"])
+        for field in _FLAGS:
+            if (value := kwargs.get(field)) is not None and not isinstance(value, bool | np.bool_):
+                raise ValueError(f"`{field}` is {value!r}; expected True or False.")
+        for field, (least, most) in _RANGES.items():
+            value = kwargs.get(field)
+            several = isinstance(value, list | tuple) and field != "rescale_factor" and len(value) > 0
+            numbers = value if several else [value]
+            if value is not None and not all(_is_number(one) and least <= one <= most for one in numbers):
+                each = "" if field == "rescale_factor" else ", or one for each channel"
+                raise ValueError(f"`{field}` is {value!r}; expected a number from {least:g} to {most:g}{each}.")
         for field in ("size_divisor", "num_keypoints"):
             value = kwargs.get(field)
-            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
+            if value is not None and not (_is_number(value) and isinstance(value, Integral) and value >= 1):
                 raise ValueError(f"`{field}` is {value!r}; expected a positive integer.")
         _check_nms_threshold(kwargs.get("nms_threshold"))
         if "score_threshold" in kwargs:
             _check_score_threshold(kwargs["score_threshold"])
         resample = kwargs.get("resample")
         if resample is not None and not isinstance(resample, Enum) and resample not in list(PILImageResampling):
-            numbers = [int(each) for each in PILImageResampling]
-            raise ValueError(f"`resample` is {resample!r}; expected one of {numbers}.")
+            filters = [int(each) for each in PILImageResampling]
+            raise ValueError(f"`resample` is {resample!r}; expected one of {filters}.")
         category_ids = kwargs.get("category_ids")
         if category_ids is not None:
             if (
@@ -557,15 +578,19 @@ def _describe_people(people: People, image: int, queries: torch.Tensor) -> list[
     ]
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _check_score_threshold(value: Any) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
+    if not _is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"`score_threshold` is {value!r}; expected a number from 0 to 1.")
 
 
 def _check_nms_threshold(value: Any) -> None:
     if value is None:
         return
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) <= 1:
+    if not _is_number(value) or not 0 < value <= 1:
         raise ValueError(f"`nms_threshold` is {value!r}; expected None or a number above 0 and at most 1.")
 
 
