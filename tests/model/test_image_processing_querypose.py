@@ -225,7 +225,9 @@ class TestPixels:
         unit = processor_class(**RAW)([rgba / 255], return_tensors="np")["pixel_values"]
         np.testing.assert_allclose(unit * 255, values, atol=1e-3)
 
-    @pytest.mark.parametrize("low, high", [(-1, 1), (-2.1, 2.6), (0, 300), (-5, 255), (0, 65535), (0, 1.2), (-0.1, 1.1)])
+    @pytest.mark.parametrize(
+        "low, high", [(-1, 1), (-2.1, 2.6), (0, 300), (-5, 255), (0, 65535), (0, 1.2), (-0.1, 1.1)]
+    )
     def test_float_images_of_other_ranges(self, processor_class, low, high):
         image = np.linspace(low, high, 300, dtype=np.float32).reshape(10, 10, 3)
         message = rf"images\[1\]: .* from {low:g} to {high:g}; expected 0\.\.1 or 0\.\.255.*pipeline\.image_processor"
