@@ -130,20 +130,27 @@ class TestReading:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bbox": lambda i: [[1.0, 2.0]] * i}, r"row 1, object 0: `bbox` is \[1.0, 2.0\]; expected 4 numbers"),
-        ({"bbox": lambda i: [[1.0, 2.0, -1.0, 2.0]] * i}, "row 1, object 0: `bbox` is .* negative size"),
-        ({"keypoints": lambda i: [[1.0, 2.0]] * i}, r"row 1, object 0: `keypoints` has the shape \(2,\)"),
+        ({"bbox": lambda i: [[1.0, 2.0]] * i}, "row 1: object 0: `bbox` has 2 values; expected 4 numbers"),
         (
-            {"keypoints": lambda i: [[1.0, 2.0, 5.0]] * i},
-            "row 1, object 0: `keypoints` has visibility 5 at keypoint 0",
+            {"keypoints": lambda i: [[1.0, 2.0]] * i},
+            r"row 1: object 0: `keypoints` is \[1.0, 2.0\]; expected 3 numbers",
         ),
+        ({"keypoints": lambda i: [[[]]] * i}, r"row 1: object 0: `keypoints` is \[\[\]\]; expected 3 numbers"),
         (
             {"keypoints": lambda i: [[1.0] * 3 * (j + 1) for j in range(i)]},
-            "row 2, object 1: .* 2 keypoints; expected",
+            "row 2: object 1: `keypoints` has 6 values; expected 3 numbers",
         ),
-        ({"keypoints": lambda i: None}, "row 1: the objects have no `keypoints`"),
+        ({"keypoints": lambda i: None}, "no row has an object with `keypoints`"),
         ({"category": lambda i: [0] * (i + 1)}, "row 0: `category` has 1 entries and `bbox` 0"),
-        ({"area": lambda i: ["x"] * i}, "row 1, object 0: `area` is 'x'"),
+        (
+            {"category": lambda i: [[1]] * i},
+            r"row 1: object 0: `category` is \[1\]; expected a whole number or a name",
+        ),
+        (
+            {"category": lambda i: [{"a": 1}] * i},
+            "row 1: object 0: `category` is .*; expected a whole number or a name",
+        ),
+        ({"category": lambda i: [0.5] * i}, "row 1: object 0: `category` is 0.5; expected a whole number or a name"),
     ],
 )
 def test_errors_name_row_object_and_field(changes, message):

@@ -642,6 +642,13 @@ class TestLabels:
         np.testing.assert_allclose(label["boxes"], [[0.1, 0.3, 0.2, 0.6], [0.035, 0.07, 0.05, 0.1]], rtol=1e-6)
         np.testing.assert_allclose(label["keypoints"], [[[-0.045, 1.21, 2]], [[0, 0, 0]]], rtol=1e-6)
 
+    def test_null_is_as_good_as_left_out(self, processor_class):
+        person = {"bbox": [1, 2, 3, 4], "category_id": None, "area": None, "keypoints": None, "iscrowd": None}
+        (label,) = processor_class(category_ids=[7, 8])(make_image(), {"image_id": 1, "annotations": [person]})[
+            "labels"
+        ]
+        assert label["class_labels"].tolist() == [0]
+
     def test_no_people(self, processor_class):
         annotations = [{"image_id": 1, "annotations": []}, {"image_id": 2, "annotations": []}]
         labels = processor_class(do_resize=False, num_keypoints=5)(

@@ -7,13 +7,14 @@ import numpy as np
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ..checks import require_whole_numbers
+from .coco_records import recorded_sizes
 from .description import DataDescription
 from .hub_rows import (
     PoseColumns,
     category_names_of,
     category_names_that_occur,
     check_columns,
+    first_number_of_keypoints,
     load_rows,
     no_objects,
     read_image_id,
@@ -82,46 +83,36 @@ class HubPoseDataset(PoseDataset):
         if names is None:
             names = category_names_that_occur(others, columns, self.source)
         self._sizes_known = {"width", "height"} <= set(others.column_names)
-        num_keypoints = None if keypoint_names is None else len(keypoint_names)
+        num_keypoints = len(keypoint_names or ()) or first_number_of_keypoints(others, columns, self.source)
         table = self._read_table(others, columns, names, num_keypoints)
         description = DataDescription(table.num_keypoints, keypoint_names, edges, flip_indices, names)
         super().__init__(table, description, options, left_out={})
 
     def _read_table(
-        self, rows: Any, columns: PoseColumns, category_names: Mapping[int, str], num_keypoints: int | None
+        self, rows: Any, columns: PoseColumns, category_names: Mapping[int, str], num_keypoints: int
     ) -> PoseTable:
         parts, image_ids = [], []
         for index, row in enumerate(tqdm(rows, desc="reading objects", unit=" images", leave=False)):
             place = f"{self.source}, row {index}"
-            objects = read_objects(row, columns, category_names, num_keypoints, place)
-            if num_keypoints is None and objects is not None:
-                num_keypoints = objects["keypoints"].shape[1]
-            parts.append(objects)
+            parts.append(read_objects(row, columns, category_names, num_keypoints, place))
             image_ids.append(read_image_id(row, columns, index, place))
-        if num_keypoints is None:
-            raise ValueError(f"{self.source}: no row has an object with `{columns.keypoints}`; expected at least one.")
         if len(set(image_ids)) != len(image_ids):
             raise ValueError(
                 f"{self.source}: `{columns.image_id}` has a value twice; expected one row for each image."
             )
         sizes = np.zeros((len(image_ids), 2), dtype=np.int64)
         if self._sizes_known:
-            sides = [
-                require_whole_numbers(
-                    [{side: value} for value in rows[side]], side, self.source, "row", "a whole number of pixels"
-                )
-                for side in ("width", "height")
-            ]
-            sizes = np.stack(sides, axis=1)
-        empty = no_objects(num_keypoints)
-        tables = [empty if part is None else part for part in parts] or [empty]
-        counts = [0 if part is None else len(part["boxes"]) for part in parts]
+            sides = zip(rows["width"], rows["height"], strict=True)
+            records = [{"width": width, "height": height} for width, height in sides]
+            sizes = recorded_sizes(records, self.source, "row")
+        counts = [len(part["boxes"]) for part in parts]
+        parts.append(no_objects(num_keypoints))  # where there are no rows
         return PoseTable.from_rows(
             image_ids=np.array(image_ids, dtype=np.int64),
             sizes=sizes,
             image_rows=np.repeat(np.arange(len(counts)), counts),
             ids=np.arange(sum(counts)),
-            **{field: np.concatenate([part[field] for part in tables]) for field in empty},
+            **{field: np.concatenate([part[field] for part in parts]) for field in parts[-1]},
         )
 
     @property

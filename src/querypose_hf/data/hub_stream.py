@@ -16,8 +16,8 @@ from .hub_rows import (
     PoseColumns,
     category_names_of,
     check_columns,
+    first_number_of_keypoints,
     load_rows,
-    no_objects,
     read_image_id,
     read_objects,
     without_decoding,
@@ -89,20 +89,13 @@ class HubPoseStream(Described, IterableDataset[PoseSample]):
                 f"{self.source}: `category_names` is needed: the features of this dataset do not name its categories."
             )
         self._rows = without_decoding(rows, columns)
-        num_keypoints = self._first_number_of_keypoints(names) if keypoint_names is None else len(keypoint_names)
+        num_keypoints = len(keypoint_names or ()) or first_number_of_keypoints(self._rows, columns, self.source)
         self.description = DataDescription(num_keypoints, keypoint_names, edges, flip_indices, names)
         self._shuffling: tuple[int, int] | None = None
         self._process = (0, 1)
         self._epoch = shared_number()
         # in shared memory: worker processes count, the main process reads
         self._counts = torch.zeros(4, dtype=torch.int64).share_memory_()
-
-    def _first_number_of_keypoints(self, category_names: Mapping[int, str]) -> int:
-        for index, row in enumerate(self._rows):
-            objects = read_objects(row, self.columns, category_names, None, f"{self.source}, row {index}")
-            if objects is not None:
-                return objects["keypoints"].shape[1]
-        raise ValueError(f"{self.source}: no row has an object; expected at least one.")
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -208,7 +201,7 @@ class HubPoseStream(Described, IterableDataset[PoseSample]):
             place = f"{self.source}, row {index}"
             image_id = read_image_id(row, self.columns, index, place)
             objects = read_objects(row, self.columns, self.category_names, self.num_keypoints, place)
-            table = self._table(image_id, no_objects(self.num_keypoints) if objects is None else objects)
+            table = self._table(image_id, objects)
             if self.options.only_with_people and not table.people_per_image().any():
                 self._counts[1] += 1
                 continue

@@ -199,13 +199,13 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
         for field, (least, most) in _RANGES.items():
             value = kwargs.get(field)
             several = isinstance(value, list | tuple) and field != "rescale_factor" and len(value) > 0
-            numbers = value if several else [value]
+            numbers: Any = value if several else [value]
             if value is not None and not all(_is_number(one) and least <= one <= most for one in numbers):
                 each = "" if field == "rescale_factor" else ", or one for each channel"
                 raise ValueError(f"`{field}` is {value!r}; expected a number from {least:g} to {most:g}{each}.")
         for field in ("size_divisor", "num_keypoints"):
             value = kwargs.get(field)
-            if value is not None and not (_is_number(value) and isinstance(value, Integral) and value >= 1):
+            if value is not None and not (isinstance(value, Integral) and _is_number(value) and int(value) >= 1):
                 raise ValueError(f"`{field}` is {value!r}; expected a positive integer.")
         _check_nms_threshold(kwargs.get("nms_threshold"))
         if "score_threshold" in kwargs:
