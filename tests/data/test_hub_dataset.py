@@ -12,6 +12,8 @@ from querypose_hf.data import (
     ReadingOptions,
     UnusableImageError,
 )
+from querypose_hf.data.hub_rows import rows_of
+from querypose_hf.inference.image_dataset import open_image_dataset
 
 
 datasets = pytest.importorskip("datasets")
@@ -101,6 +103,36 @@ class TestReading:
         datasets.DatasetDict({"train": make_rows()}).save_to_disk(tmp_path / "saved")
         dataset = HubPoseDataset(str(tmp_path / "saved"), split="train")
         assert dataset[2]["image"].getpixel((0, 0)) == (20, 0, 0)
+
+    @pytest.mark.parametrize(
+        ("file", "content"),
+        [
+            ("dataset_dict.json", "{}"),
+            ("dataset_dict.json", '{"spl'),
+            ("train/state.json", "{}"),
+            ("train/state.json", "null"),
+            ("train/dataset_info.json", '{"features": {"image": 3}}'),
+            ("train/data-00000-of-00001.arrow", "abc"),
+            ("train-0.parquet", "PAR1 and no more"),
+        ],
+    )
+    def test_damaged(self, file, content, tmp_path):
+        if file.endswith("parquet"):
+            make_rows().to_parquet(tmp_path / file)
+        else:
+            datasets.DatasetDict({"train": make_rows()}).save_to_disk(tmp_path)
+        (tmp_path / file).write_text(content)
+        for open_it in (HubPoseDataset, HubPoseStream, open_image_dataset):
+            with pytest.raises(ValueError, match=f"^{tmp_path}.* cannot be (read|opened)"):
+                open_it(str(tmp_path), "train")
+
+    def test_rows_that_break_off(self):
+        def rows():
+            yield from ({"image": "5.png", "objects": None} for _ in range(2))
+            raise KeyError("page")
+
+        with pytest.raises(ValueError, match="data, row 2 cannot be read: 'page'"):
+            list(rows_of(rows(), "data"))
 
     @pytest.mark.parametrize("saved", [True, False])
     def test_splits_there_are(self, tmp_path, saved):

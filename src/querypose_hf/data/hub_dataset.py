@@ -19,6 +19,7 @@ from .hub_rows import (
     no_objects,
     read_image_id,
     read_objects,
+    rows_of,
     without_decoding,
 )
 from .pose_dataset import PoseDataset
@@ -92,7 +93,8 @@ class HubPoseDataset(PoseDataset):
         self, rows: Any, columns: PoseColumns, category_names: Mapping[int, str], num_keypoints: int
     ) -> PoseTable:
         parts, image_ids = [], []
-        for index, row in enumerate(tqdm(rows, desc="reading objects", unit=" images", leave=False)):
+        progress = tqdm(rows_of(rows, self.source), "reading objects", len(rows), leave=False, unit=" images")
+        for index, row in enumerate(progress):
             place = f"{self.source}, row {index}"
             parts.append(read_objects(row, columns, category_names, num_keypoints, place))
             image_ids.append(read_image_id(row, columns, index, place))
@@ -143,7 +145,10 @@ class HubPoseDataset(PoseDataset):
         return f"{self.source}, row {self._source_rows[index]} (image_id {self._table.image_ids[index]})"
 
     def _image_source(self, index: int) -> Any:
-        return self._rows[int(self._source_rows[self._checked(index)])][self._image_column]
+        try:
+            return self._rows[int(self._source_rows[self._checked(index)])][self._image_column]
+        except Exception as error:  # the library raises errors of any kind for damaged files
+            raise UnusableImageError(f"{self.image_name(index)}: the row cannot be read: {error}") from error
 
     def read_image(self, index: int) -> PIL.Image.Image:
         name = self.image_name(index)

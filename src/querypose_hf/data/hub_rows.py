@@ -1,13 +1,14 @@
 """The rows of a dataset of the `datasets` library: which columns hold what, and how a row becomes arrays."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ..checks import is_identifier, is_whole_number, require_flags, shown
+from ..checks import is_identifier, is_whole_number, require_flags, shown, telling
 from .coco_records import number_of_keypoints, read_areas, read_boxes, read_keypoints
 from .reading_options import find_split
 
@@ -23,7 +24,7 @@ class PoseColumns:
         bbox, keypoints, category, area, iscrowd (`str`): the fields of an object. `bbox` is four numbers in pixels.
             `keypoints` is 3 K numbers (x and y as pixel indices, visibility), K triples, or K pairs, which count as
             visible unless both are 0. `category` is a number or a name, and may be missing if there is only one.
-            `area` and `iscrowd` may be missing.
+            `area` and `iscrowd` may be missing. Null is as good as missing.
         bbox_format (`"xywh"` or `"xyxy"`): a corner and the size, or two corners.
     """
 
@@ -60,23 +61,39 @@ def load_rows(name: str, split: str | Sequence[str] | None, streaming: bool) -> 
 
     Raises:
         ImportError: the `datasets` library is not installed.
-        ValueError: `split` is missing, or the dataset does not have it.
+        ValueError: `split` is missing, the dataset does not have it, or it cannot be read.
     """
     import datasets
 
     if not split:
         raise ValueError(f"`split` is needed with the dataset {name!r}, for example `split='train'`.")
     wanted = [split] if isinstance(split, str) else split
+    damaged = f"{name} cannot be read as a dataset"
     if not (Path(name) / "dataset_dict.json").is_file() and not (Path(name) / "state.json").is_file():
         if len(wanted) > 1:
-            wanted = [find_split(wanted, datasets.get_dataset_split_names(name), name)]
-        # which may be more than a name, such as "train[:10%]", and has an error of its own
-        return datasets.load_dataset(name, split=wanted[0], streaming=streaming)
-    rows: Any = datasets.load_from_disk(name)
+            with telling(damaged):
+                names = datasets.get_dataset_split_names(name)
+            wanted = [find_split(wanted, names, name)]
+        with telling(damaged):
+            # the split may be more than a name, such as "train[:10%]", and has an error of its own
+            return datasets.load_dataset(name, split=wanted[0], streaming=streaming)
+    with telling(damaged):
+        rows: Any = datasets.load_from_disk(name)
     if isinstance(rows, datasets.DatasetDict):
         rows = rows[find_split(wanted, list(rows), name)]
     # shards are what worker processes share
     return rows.to_iterable_dataset(num_shards=min(len(rows), 64)) if streaming else rows
+
+
+def rows_of(rows: Iterable[Mapping[str, Any]], source: str) -> Iterator[Mapping[str, Any]]:
+    """The rows one by one; what the library raises for damaged files becomes a `ValueError` that names the row."""
+    iterator = iter(rows)
+    for index in itertools.count():
+        with telling(f"{source}, row {index} cannot be read"):
+            row = next(iterator, None)
+        if row is None:
+            return
+        yield row
 
 
 def check_columns(column_names: Iterable[str], columns: PoseColumns, source: str) -> None:
@@ -130,7 +147,7 @@ def category_names_that_occur(rows: Any, columns: PoseColumns, source: str) -> d
         ValueError: they are neither all whole numbers nor all names.
     """
     found: set[Any] = set()
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows_of(rows, source)):
         place = f"{source}, row {index}"
         for number, value in enumerate(_lists(row, columns, place).get(columns.category, ())):
             if not isinstance(value, str) and not is_whole_number(value):
@@ -151,7 +168,7 @@ def first_number_of_keypoints(rows: Any, columns: PoseColumns, source: str) -> i
     Raises:
         ValueError: there is none.
     """
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows_of(rows, source)):
         place = f"{source}, row {index}"
         for number, value in enumerate(_lists(row, columns, place).get(columns.keypoints, ())):
             if flat := _flat(value):

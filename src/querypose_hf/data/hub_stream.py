@@ -20,6 +20,7 @@ from .hub_rows import (
     load_rows,
     read_image_id,
     read_objects,
+    rows_of,
     without_decoding,
 )
 from .pose_table import PoseTable
@@ -196,7 +197,7 @@ class HubPoseStream(Described, IterableDataset[PoseSample]):
         worker_index, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         process_index, num_processes = self._process
         first, step = process_index * num_workers + worker_index, num_processes * num_workers
-        for count, row in enumerate(rows):
+        for count, row in enumerate(rows_of(rows, self.source)):
             index = first + count * step
             place = f"{self.source}, row {index}"
             image_id = read_image_id(row, self.columns, index, place)

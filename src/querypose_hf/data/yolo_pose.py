@@ -87,7 +87,7 @@ class YoloPoseDataset(PoseFileDataset):
         if flip_indices is not None:
             try:
                 flip_indices = check_flip_indices(flip_indices, num_keypoints)
-            except (TypeError, ValueError) as error:
+            except ValueError as error:
                 raise ValueError(f"{path}: `flip_idx`: {error}") from error
 
         files, sizes, labels = [], [], []
@@ -128,7 +128,7 @@ def _keypoint_shape(settings: Mapping[str, Any], path: Path) -> tuple[int, int]:
     if (
         not isinstance(shape, Sequence)
         or len(shape) != 2
-        or not all(isinstance(value, int) for value in shape)
+        or not all(map(is_identifier, shape))
         or not 1 <= shape[0] <= _MOST
         or shape[1] not in (2, 3)
     ):
