@@ -283,24 +283,30 @@ class TestBoxesWithoutArea:
         objects = [
             {"bbox": [[10, 10, 0, 0]], "keypoints": [KEYPOINTS]},
             {"bbox": [[10, 10, 0, 0]], "keypoints": [[0] * 9]},
+            {"bbox": [[70, 10, 20, 20]], "keypoints": [[70, 14, 2] * 3]},  # outside the image of 64 x 48
+            {"bbox": [[10, 12, 20, 20]], "keypoints": [KEYPOINTS], "area": [0]},
         ]
+        objects = [{"area": [None], **one} for one in objects]
         features = datasets.Features(
             {
                 "image": datasets.Image(),
                 "objects": {
-                    name: datasets.List(datasets.List(datasets.Value("float64"))) for name in ("bbox", "keypoints")
+                    "area": datasets.List(datasets.Value("float64")),
+                    **dict.fromkeys(("bbox", "keypoints"), datasets.List(datasets.List(datasets.Value("float64")))),
                 },
             }
         )
-        rows = datasets.Dataset.from_dict({"image": [image, image], "objects": objects}, features=features)
+        rows = datasets.Dataset.from_dict({"image": [image] * 4, "objects": objects}, features=features)
         options = ReadingOptions(only_with_people=True)
         whole = HubPoseDataset(rows, options=options)
         stream = HubPoseStream(rows.to_iterable_dataset(), options=options)
-        for samples in ([whole[0]], list(stream)):
-            assert [entry["bbox"] for sample in samples for entry in sample["annotations"]] == [[10.5, 12.5, 20, 20]]
+        for samples in ([whole[0], whole[1]], list(stream)):
+            boxes = [entry["bbox"] for sample in samples for entry in sample["annotations"]]
+            assert boxes == [[10.5, 12.5, 20, 20], [10, 12, 20, 20]]
         for source in (whole, stream):
-            assert source.remarks == {"boxes_taken_from_keypoints": 1}
-            assert source.left_out["people_without_usable_box"] == source.left_out["images_without_people"] == 1
+            assert source.remarks == {"boxes_taken_from_keypoints": 1, "people_with_area_0": 1}
+            assert source.left_out["people_without_usable_box"] == source.left_out["images_without_people"] == 2
+        assert check_data(whole).remarks == whole.remarks
 
     def test_training_says_so_before_it_starts(self, write, tmp_path, capsys):
         content = content_of(person(bbox=[10, 10, 0, 0]), person(2, bbox=[70, 0, 1, 1], keypoints=None))

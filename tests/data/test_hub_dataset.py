@@ -11,6 +11,7 @@ from querypose_hf.data import (
     PoseColumns,
     ReadingOptions,
     UnusableImageError,
+    check_data,
 )
 from querypose_hf.data.hub_rows import rows_of
 from querypose_hf.inference.image_dataset import open_image_dataset
@@ -65,7 +66,6 @@ class TestReading:
         with pytest.raises(UnusableImageError, match=r"1 of 4 images .*row 3 .*upright image has 20 x 24 .*EXIF"):
             HubPoseDataset(data).check_sizes()
         HubPoseDataset(data).check_sizes(1)
-        HubPoseDataset(make_rows(broken=[1])).check_sizes()
 
     def test_classes_from_features_names_and_values(self):
         label = datasets.ClassLabel(names=["person", "horse"])
@@ -152,11 +152,12 @@ class TestReading:
     def test_broken_image(self):
         data = make_rows(broken=[1])
         with pytest.raises(UnusableImageError, match=r"row 1 \(image_id 51\): the image cannot be read"):
-            HubPoseDataset(data)[1]
+            HubPoseDataset(data)
         dataset = HubPoseDataset(data, options=ReadingOptions(on_error="skip"))
         assert dataset[1]["image_id"] == 52
         assert dataset.unusable_images == ["dataset, row 1 (image_id 51)"]
         assert dataset.sizes.tolist()[2] == [30, 24]
+        assert len(check_data(dataset).unusable_images) == 1
 
 
 @pytest.mark.parametrize(

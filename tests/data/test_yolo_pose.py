@@ -3,7 +3,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from querypose_hf.data import ReadingOptions, UnusableImageError, YoloPoseDataset
+from querypose_hf.data import ReadingOptions, UnusableImageError, YoloPoseDataset, check_data
 from querypose_hf.data.yolo_pose import validation_split
 
 
@@ -51,9 +51,16 @@ class TestReading:
         # 0.5 of 80 pixels is the border between those of index 39 and 40
         assert entry["keypoints"] == [39.5, 19.5, 2, 19.5, 29.5, 1, 0, 0, 0]
         assert dataset[1]["annotations"] == dataset[2]["annotations"] == []
-        assert dataset.images_without_label_file == 1
+        assert dataset.remarks == {"images_without_label_file": 1}
+        assert "images without label file " in check_data(dataset).to_text()
         assert dataset.category_names == {0: "horse", 1: "rider"}
         assert dataset.flip_indices == (0, 2, 1)
+
+    def test_a_folder_in_place_of_a_label_file(self, write):
+        path = write([[LINE], None])
+        (path.parent / "labels" / "train" / "1.txt").mkdir()
+        with pytest.raises(ValueError, match=r"1\.txt is a folder; expected a file of labels"):
+            YoloPoseDataset(path)
 
     def test_two_numbers_per_keypoint(self, write):
         line = "0 0.5 0.5 0.25 0.5 0.5 0.5 0 0 0 0.25"

@@ -71,7 +71,7 @@ class CocoObjects:
     left_out: dict[str, int]
 
     def remarks(self, without_area: bool = True) -> dict[str, int]:
-        """How many people with labelled keypoints have annotations by which scoring cannot find them, by kind.
+        """As [`PoseTable.remarks`], of what a table does not have.
 
         Args:
             without_area (`bool`): a missing `area` is among them.
@@ -79,7 +79,6 @@ class CocoObjects:
         people = (self.keypoints[..., 2] > 0).any(axis=1) & ~self.iscrowd
         kinds = {
             "people_with_num_keypoints_0": self.counts == 0,
-            "people_with_area_0": self.areas == 0,
             "people_without_area": np.isnan(self.areas) & without_area,
         }
         found = {name: int((people & mask).sum()) for name, mask in kinds.items()}

@@ -1,5 +1,6 @@
 """Datasets of the `datasets` library, streamed: rows are read, used and forgotten."""
 
+import contextlib
 import copy
 import itertools
 import logging
@@ -25,7 +26,7 @@ from .hub_rows import (
 )
 from .pose_table import PoseTable
 from .reading_options import ReadingOptions
-from .sample import PoseSample, UnusableImageError, read_image
+from .sample import PoseSample, UnusableImageError, read_image, read_image_size
 
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+
+# what a stream counts: three reasons to leave something out, and kinds of remarks
+_COUNTED = (
+    *("unusable_images", "images_without_people", "people_without_usable_box"),
+    *("boxes_taken_from_keypoints", "people_with_area_0"),
+)
 
 
 class _Row(NamedTuple):
@@ -96,32 +104,35 @@ class HubPoseStream(Described, IterableDataset[PoseSample]):
         self._process = (0, 1)
         self._epoch = shared_number()
         # in shared memory: worker processes count, the main process reads
-        self._counts = torch.zeros(4, dtype=torch.int64).share_memory_()
+        self._counts = torch.zeros(len(_COUNTED), dtype=torch.int64).share_memory_()
 
     @property
     def left_out(self) -> dict[str, int]:
         """The number of rows that gave no sample so far, in all worker processes, by reason."""
-        unusable, without_people, without_box, _ = self._counts.tolist()
-        counts = {"unusable_images": unusable, "images_without_people": without_people}
-        return counts | ({"people_without_usable_box": without_box} if without_box else {})
+        counts = dict(zip(_COUNTED[:3], self._counts[:3].tolist(), strict=True))
+        return {name: count for name, count in counts.items() if count or name != "people_without_usable_box"}
 
     @property
     def remarks(self) -> dict[str, int]:
-        """The number of people whose annotations were mended so far, in all worker processes, by kind."""
-        return {"boxes_taken_from_keypoints": mended} if (mended := int(self._counts[3])) else {}
+        """The number of doubtful or mended annotations so far, in all worker processes, by kind."""
+        counts = dict(zip(_COUNTED[3:], self._counts[3:].tolist(), strict=True))
+        return {name: count for name, count in counts.items() if count}
 
-    def _table(self, image_id: int, objects: dict[str, np.ndarray]) -> PoseTable:
-        """The objects of a row, their boxes mended and counted; the image's size is not known yet."""
-        count = len(objects["boxes"])
+    def _table(self, image_id: int, objects: dict[str, np.ndarray], image: Any, name: str) -> PoseTable:
+        """The objects of a row, their boxes mended and counted."""
+        count, size = len(objects["boxes"]), (0, 0)
+        with contextlib.suppress(UnusableImageError):  # told about where it is decoded
+            size = read_image_size(image, name)
         table, replaced, lost = PoseTable.from_rows(
             image_ids=np.array([image_id]),
-            sizes=np.zeros((1, 2), dtype=np.int64),
+            sizes=np.array([size], dtype=np.int64),
             image_rows=np.zeros(count, dtype=np.int64),
             ids=np.arange(count),
             **objects,
         ).with_usable_boxes()
-        self._counts[2] += len(lost)
-        self._counts[3] += len(replaced)
+        found = {"people_without_usable_box": len(lost), "boxes_taken_from_keypoints": len(replaced)}
+        for kind, number in (found | table.remarks()).items():
+            self._counts[_COUNTED.index(kind)] += number
         return table
 
     @property
@@ -202,11 +213,12 @@ class HubPoseStream(Described, IterableDataset[PoseSample]):
             place = f"{self.source}, row {index}"
             image_id = read_image_id(row, self.columns, index, place)
             objects = read_objects(row, self.columns, self.category_names, self.num_keypoints, place)
-            table = self._table(image_id, objects)
+            name = f"{place} (image_id {image_id})"
+            table = self._table(image_id, objects, row[self.columns.image], name)
             if self.options.only_with_people and not table.people_per_image().any():
                 self._counts[1] += 1
                 continue
-            yield _Row(row[self.columns.image], image_id, table, f"{place} (image_id {image_id})")
+            yield _Row(row[self.columns.image], image_id, table, name)
 
     def _decoded(self, row: _Row) -> PoseSample | None:
         """The sample of a row; `None` if its image is to be skipped."""
