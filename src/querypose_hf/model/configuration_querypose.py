@@ -28,7 +28,7 @@ KEYPOINT_INTERACTIONS = ("spatial_attention", "self_attention", "dynamic_channel
 PART_ITERATIONS = ("selective", "sum", "concatenation", "none")
 #: Fields of earlier versions that are gone, with the only value that can still be computed.
 _GONE = {"keypoint_origin": "box", "part_position_encoding": False, "keypoint_confidence": "deviation"}
-# Numbers of a damaged or hostile file would otherwise fill the memory or never come to an end.
+# Numbers of a damaged or hostile file would otherwise fill the memory, never come to an end, or become infinite.
 _MOST_KEYPOINTS = 10_000
 _MOST = {
     **dict.fromkeys(("decoder_layers", "num_cls_layers", "num_reg_layers", "num_pose_convs"), 1000),
@@ -36,6 +36,8 @@ _MOST = {
     **dict.fromkeys(
         ("d_model", "decoder_ffn_dim", "dynamic_dim", "part_dim", "num_queries", "num_denoising"), 100_000
     ),
+    **dict.fromkeys(("class_cost", "bbox_cost", "giou_cost", "focal_gamma"), 1_000_000),
+    **{f"{term}_loss_coefficient": 1_000_000 for term in ("class", "bbox", "giou", "keypoint", "heatmap")},
 }
 
 
@@ -404,9 +406,10 @@ class QueryPoseConfig(PreTrainedConfig):
         if len(set(self.keypoint_names)) != count:
             twice = sorted({name for name in self.keypoint_names if list(self.keypoint_names).count(name) > 1})
             raise ValueError(f"`keypoint_names` must all differ, but {twice} occur more than once.")
-        if len(self.keypoint_sigmas) != count or not all(sigma > 0 for sigma in self.keypoint_sigmas):
+        if len(self.keypoint_sigmas) != count or not all(1e-6 <= sigma <= 1e3 for sigma in self.keypoint_sigmas):
             raise ValueError(
-                f"`keypoint_sigmas` must be {count} positive numbers, one per keypoint, but is {self.keypoint_sigmas}."
+                f"`keypoint_sigmas` must be {count} positive numbers, from 1e-06 to 1000, one per keypoint, but is "
+                f"{self.keypoint_sigmas}."
             )
         indices = sorted(index for part in self.keypoint_parts for index in part)
         if indices != list(range(count)) or not all(self.keypoint_parts):
