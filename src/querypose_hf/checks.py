@@ -19,7 +19,8 @@ def telling(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{what}: {str(error) or type(error).__name__}") from error
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise ValueError(f"{what}: {reason}") from error
 
 
 def require_records(records: Any, source: str, kind: str) -> list[Mapping[str, Any]]:

@@ -532,6 +532,8 @@ class TestImages:
     def test_channels_without_a_mean(self, processor_class):
         with pytest.raises(ValueError, match=r"images\[0\]: the image has 1 channels and `image_mean` 3 values"):
             processor_class(do_convert_rgb=False)(make_image().convert("L"))
+        with pytest.raises(ValueError, match=r"images\[0\]: the image has 3 channels and `image_std` 2 values"):
+            processor_class(image_std=[0.5, 0.5])(make_image())
 
     def test_decoding_keeps_memory(self):
         array = make_array(20, 30)
@@ -583,6 +585,10 @@ class TestSettings:
         file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
         with pytest.raises(ValueError, match=message):
             processor_class.from_pretrained(tmp_path)
+        file.unlink()
+        processor_class().save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=message):
+            processor_class.from_pretrained(tmp_path, **settings)
 
     def test_what_is_not_supported(self, processor_class):
         with pytest.raises(ValueError, match="`do_center_crop` is True"):

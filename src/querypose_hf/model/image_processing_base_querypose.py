@@ -184,11 +184,25 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
         return super().preprocess(images, annotations, **kwargs)
 
     def _set_attributes(self, **kwargs: Any) -> None:
-        # Transformers keeps unknown settings as attributes, so that `score_treshold` would pass unnoticed
-        for name in kwargs.keys() - self.valid_kwargs.__annotations__.keys():
-            if close := difflib.get_close_matches(name, self.valid_kwargs.__annotations__, n=1, cutoff=0.8):
-                raise ValueError(f"Unknown setting `{name}` (value {kwargs[name]!r}): did you mean `{close[0]}`?")
+        self._refuse_misspelt_settings(kwargs)
         super()._set_attributes(**kwargs)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds an image processor from a dict; `kwargs` are overrides.
+
+        See [`~transformers.ImageProcessingMixin.from_dict`], which would leave out those that it does not know.
+        """
+        cls._refuse_misspelt_settings(kwargs)
+        return super().from_dict(image_processor_dict, **kwargs)
+
+    @classmethod
+    def _refuse_misspelt_settings(cls, kwargs: Mapping[str, Any]) -> None:
+        # Transformers keeps unknown settings as attributes, so that `score_treshold` would pass unnoticed
+        known = cls.valid_kwargs.__annotations__
+        for name in kwargs.keys() - known.keys():
+            if close := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+                raise ValueError(f"Unknown setting `{name}` (value {kwargs[name]!r}): did you mean `{close[0]}`?")
 
     def _standardize_kwargs(self, *args: Any, **kwargs: Any) -> dict:
         kwargs = super()._standardize_kwargs(*args, **kwargs)
@@ -275,16 +289,18 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
         rescale_factor: float,
         do_normalize: bool | None,
         image_mean: float | Sequence[float],
+        image_std: float | Sequence[float],
         **kwargs: Any,
     ) -> Any:
         try:
             image = self.process_image(entry, **kwargs)
             num_channels = image.shape[0]
-            if do_normalize and isinstance(image_mean, list | tuple) and len(image_mean) not in (1, num_channels):
-                raise ValueError(
-                    f"the image has {num_channels} channels and `image_mean` {len(image_mean)} values; set "
-                    "`do_convert_rgb` to True, or give a mean and a standard deviation for each channel."
-                )
+            for name, value in (("image_mean", image_mean), ("image_std", image_std)):
+                if do_normalize and isinstance(value, list | tuple) and len(value) not in (1, num_channels):
+                    raise ValueError(
+                        f"the image has {num_channels} channels and `{name}` {len(value)} values; set "
+                        "`do_convert_rgb` to True, or give a mean and a standard deviation for each channel."
+                    )
             if do_rescale and image.dtype in (torch.float32, np.float32) and white_level(image) == 1:
                 image = image * float(1 / rescale_factor)  # rescaled already: undone here, done again later
         except (OSError, TypeError, ValueError) as error:
