@@ -262,6 +262,7 @@ def test_labels():
         ({"keypoint_coordinates": "corner"}, "keypoint_coordinates", "corner"),
         ({"class_target": "iou"}, "class_target", "iou"),
         ({"class_cost": float("nan")}, "class_cost", "nan"),
+        ({"id2label": {0: None}}, "id2label", "None"),
         ({"class_cost": float("inf")}, "class_cost", "inf"),
         ({"giou_loss_coefficient": 1e300}, "giou_loss_coefficient", "at most 1000000"),
         ({"num_pose_convs": 1}, "num_pose_convs", "at least 2, but is 1"),

@@ -552,6 +552,9 @@ class TestSettings:
         ("settings", "message"),
         [
             ({"size_divisor": 0}, "`size_divisor` is 0; expected a positive integer"),
+            ({"size_divisor": 10**7}, "`size_divisor` is 10000000; expected a positive integer of at most 65536"),
+            ({"pad_size": {"height": 10**6, "width": 8}}, "`pad_size` is .*1000000.*; expected .* at most 65536"),
+            ({"size": {"shortest_edge": 10**9}}, "`size` is .*1000000000.*; expected .* at most 65536"),
             ({"num_keypoints": -1}, "`num_keypoints` is -1; expected a positive integer"),
             ({"category_ids": []}, r"`category_ids` is \[\]; expected a list of different integers"),
             ({"category_ids": [1, 1]}, r"`category_ids` is \[1, 1\]"),

@@ -452,6 +452,11 @@ class QueryPoseConfig(PreTrainedConfig):
                 f"timm gives the HRNet's branches and not classifier features, but is {self.backbone_kwargs}."
             )
 
+    def validate_labels(self):
+        """Checks that the classes have names."""
+        if not all(isinstance(name, str) for name in self.id2label.values()):
+            raise ValueError(f"`id2label` must hold the names of the classes, but is {self.id2label}.")
+
     def validate_choices(self):
         """Checks the fields that name one of several behaviours."""
         for field, choices in (

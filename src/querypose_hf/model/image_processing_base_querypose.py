@@ -41,6 +41,8 @@ _BACKEND_MODULES = {
     "pil": ("image_processing_pil_querypose", "QueryPoseImageProcessorPil"),
 }
 _FLAGS = ("do_resize", "do_rescale", "do_normalize", "do_pad", "do_convert_rgb", "do_center_crop", "default_to_square")
+# of an image in pixels; more would fill the memory
+_MOST_SIDE = 65_536
 # beyond these no image is left: the model would find nobody
 _RANGES = {"rescale_factor": (1e-6, 1e3), "image_mean": (-1e4, 1e4), "image_std": (1e-3, 1e4)}
 
@@ -207,6 +209,9 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
     def _standardize_kwargs(self, *args: Any, **kwargs: Any) -> dict:
         kwargs = super()._standardize_kwargs(*args, **kwargs)
         _check_size(kwargs["size"])
+        pad_size = dict(kwargs["pad_size"] or {})
+        if not all(map(_is_side, pad_size.values())):
+            raise ValueError(f"`pad_size` is {pad_size}; expected positive integers of at most {_MOST_SIDE}.")
         for field in _FLAGS:
             if (value := kwargs.get(field)) is not None and not isinstance(value, bool | np.bool_):
                 raise ValueError(f"`{field}` is {value!r}; expected True or False.")
@@ -219,8 +224,8 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
                 raise ValueError(f"`{field}` is {value!r}; expected a number from {least:g} to {most:g}{each}.")
         for field in ("size_divisor", "num_keypoints"):
             value = kwargs.get(field)
-            if value is not None and not (isinstance(value, Integral) and _is_number(value) and int(value) >= 1):
-                raise ValueError(f"`{field}` is {value!r}; expected a positive integer.")
+            if value is not None and not _is_side(value):
+                raise ValueError(f"`{field}` is {value!r}; expected a positive integer of at most {_MOST_SIDE}.")
         _check_nms_threshold(kwargs.get("nms_threshold"))
         if "score_threshold" in kwargs:
             _check_score_threshold(kwargs["score_threshold"])
@@ -535,11 +540,15 @@ def _check_size(size: SizeDict | None) -> None:
         {"height", "width"},
         {"max_height", "max_width"},
     )
-    if set(given) not in accepted or not all(isinstance(value, int) and value > 0 for value in given.values()):
+    if set(given) not in accepted or not all(map(_is_side, given.values())):
         raise ValueError(
-            f"`size` is {given}; expected positive integers for `shortest_edge` with or without `longest_edge`, "
-            "for `height` and `width`, or for `max_height` and `max_width`."
+            f"`size` is {given}; expected positive integers of at most {_MOST_SIDE} for `shortest_edge` with or "
+            "without `longest_edge`, for `height` and `width`, or for `max_height` and `max_width`."
         )
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) <= _MOST_SIDE
 
 
 def _read_outputs(outputs: Any) -> list[Any]:
