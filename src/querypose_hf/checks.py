@@ -1,6 +1,7 @@
 """Checks of lists of JSON records. Errors name file, record, field and value."""
 
 import contextlib
+import itertools
 import math
 import numbers
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -18,7 +19,8 @@ def telling(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{what}: {str(error) or type(error).__name__}") from error
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        raise ValueError(f"{what}: {reason}") from error
 
 
 def require_records(records: Any, source: str, kind: str) -> list[Mapping[str, Any]]:
@@ -47,8 +49,12 @@ def require_numbers(
     source: str,
     kind: str,
     length: int | None = None,
+    *,
+    missing: float | Sequence[float] | None = None,
+    least: float = -math.inf,
+    most: float = math.inf,
 ) -> np.ndarray:
-    """Reads one field of every record as finite numbers.
+    """Reads one field of every record as finite numbers; text and truth values are none.
 
     Args:
         records: the records.
@@ -57,6 +63,8 @@ def require_numbers(
         source (`str`): the file or argument the records come from, for messages.
         kind (`str`): what messages call one record.
         length (`int`, *optional*): the field is a list of this many numbers; by default it is a single number.
+        missing (*optional*): stands in where the field is missing or null; by default that is an error.
+        least, most (`float`, *optional*): the range of the numbers.
 
     Returns:
         `np.ndarray` of float64: (records, length), or (records,) without `length`.
@@ -66,20 +74,25 @@ def require_numbers(
     """
     shape = (len(records),) if length is None else (len(records), length)
     values = [record.get(field) for record in records]
+    if missing is not None:
+        values = [missing if value is None else value for value in values]
     if not values:
         return np.zeros(shape)
     try:
         array = np.asarray(values)
-    except ValueError:  # lists of different lengths
+    except (OverflowError, ValueError):  # lists of different lengths, or integers beyond all bounds
         array = np.asarray(None)
-    # NumPy takes `True` among numbers for 1
-    truths = length is None and bool in set(map(type, values))
-    if array.dtype.kind in "iuf" and array.shape == shape and np.isfinite(array).all() and not truths:
-        return array.astype(np.float64, copy=False)
+    if array.dtype.kind in "iuf" and array.shape == shape:
+        in_range = np.isfinite(array).all() and (array >= least).all() and (array <= most).all()
+        # NumPy takes `True` among numbers for 1
+        entries: Any = values
+        kinds = set(map(type, entries if length is None else itertools.chain.from_iterable(entries)))
+        if in_range and not kinds & {bool, np.bool_}:
+            return array.astype(np.float64, copy=False)
     # something is wrong: find the record
     for index, (record, value) in enumerate(zip(records, values, strict=True)):
         where = f"{source}: {kind} {index}: `{field}`"
-        if field not in record:
+        if value is None and field not in record:
             raise ValueError(f"{where} is missing; expected {expected}")
         entries = [value] if length is None else value
         if not isinstance(entries, list | tuple | np.ndarray):
@@ -87,9 +100,11 @@ def require_numbers(
         if length is not None and len(entries) != length:
             raise ValueError(f"{where} has {len(entries)} values; expected {expected}")
         for position, entry in enumerate(entries):
+            at = "" if length is None else f"[{position}]"
             if not is_finite_number(entry):
-                at = "" if length is None else f"[{position}]"
                 raise ValueError(f"{where}{at} is {shown(entry)}; expected {expected}")
+            if not least <= entry <= most:
+                raise ValueError(f"{where}{at} is {shown(entry)}; expected at least {least:g} and at most {most:g}")
     return np.asarray(values, dtype=np.float64).reshape(shape)
 
 
@@ -116,7 +131,14 @@ def check_unique(ids: Sequence[int], indices: Sequence[int], source: str, kind: 
 
 
 def require_whole_numbers(
-    records: Sequence[Mapping[str, Any]], field: str, source: str, kind: str, expected: str = "a whole number"
+    records: Sequence[Mapping[str, Any]],
+    field: str,
+    source: str,
+    kind: str,
+    expected: str = "a whole number",
+    *,
+    least: int = -(2**63),
+    most: int = 2**63 - 1,
 ) -> np.ndarray:
     """Reads one field of every record as whole numbers; arguments as in [`require_numbers`].
 
@@ -129,10 +151,10 @@ def require_whole_numbers(
         ValueError: a record lacks the field, or it holds something else.
     """
     values: list[Any] = [record.get(field) for record in records]
-    if set(map(type, values)) <= {int} and all(-(2**63) <= value < 2**63 for value in values):
+    if set(map(type, values)) <= {int} and all(least <= value <= most for value in values):
         return np.array(values, dtype=np.int64)
     for index, value in enumerate(values):
-        if not is_finite_number(value) or value != int(value) or not -(2**63) <= value < 2**63:
+        if not is_whole_number(value) or not least <= value <= most:
             raise ValueError(f"{source}: {kind} {index}: `{field}` is {shown(value)}; expected {expected}")
     return np.array([int(value) for value in values], dtype=np.int64)
 
@@ -163,7 +185,15 @@ def require_flags(records: Sequence[Mapping[str, Any]], field: str, source: str,
 
 def is_finite_number(value: Any) -> bool:
     """Whether `value` is a number other than NaN and infinity; `True` and `False` are not numbers here."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
+
+
+def is_whole_number(value: Any) -> bool:
+    """Whether `value` is a whole number of 64 bits, as ids are; 5.0 is one."""
+    return is_finite_number(value) and -(2**63) <= value < 2**63 and value == int(value)
 
 
 def is_identifier(value: Any) -> bool:

@@ -273,6 +273,7 @@ class TestStreaming:
         objects = [
             {field: [one[field] for one in group] for field in ("bbox", "keypoints", "area")} for group in people
         ]
+        objects[0]["area"][0] = 0
         folder = tmp_path_factory.mktemp("rows") / "saved"
         dataset = datasets.Dataset.from_dict({"image": images, "objects": objects})
         datasets.DatasetDict({"train": dataset.cast_column("image", datasets.Image())}).save_to_disk(folder)
@@ -285,7 +286,8 @@ class TestStreaming:
         flags = self.flags(rows, "--workers", 2, "--set", "data.train.0.shuffle_buffer=3")
         whole, parts = tmp_path / "whole", tmp_path / "parts"
         assert train("--config", config, "--output", whole, *flags) == 0
-        assert "a stream of images" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "a stream of images" in said and re.search(r"the stream has: \d+ people with area 0", said)
         assert train("--config", config, "--output", parts, *flags, "--stop-after", 3) == 0
         assert train("--config", config, "--output", parts, *flags, "--resume") == 0
         assert [record["step"] for record in computed(whole)] == [1, 2, 3, 4, 5]

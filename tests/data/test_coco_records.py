@@ -18,10 +18,12 @@ from querypose_hf.data import (
     HubPoseDataset,
     HubPoseStream,
     PoseAugmentation,
+    PoseColumns,
     ReadingOptions,
     check_data,
 )
 from querypose_hf.data.coco_records import CocoRecords
+from querypose_hf.data.hub_rows import read_objects
 from querypose_hf.evaluation import KeypointGroundTruth, ScoringOptions, evaluate_predictions
 from querypose_hf.model.annotations_querypose import labels_from_annotations, usable_boxes
 from querypose_hf.training.experiment import Experiment
@@ -77,7 +79,12 @@ def in_evaluation(content, write):
     return sum(not one["iscrowd"] for one in truth.annotations)
 
 
-READERS = [in_training, in_labels, in_check_data, in_evaluation]
+def in_hub(content, write):
+    row, columns = {"objects": content["annotations"]}, PoseColumns(category="category_id")
+    return int((~read_objects(row, columns, {1: "horse"}, 3, "row 0")["iscrowd"]).sum())
+
+
+READERS = [in_training, in_labels, in_check_data, in_evaluation, in_hub]
 
 #: Fields of the second of two people, and how many people there are.
 RIGHT = {
@@ -112,12 +119,20 @@ WRONG = {
     "area as text": ({"area": "300"}, "`area` is '300'; expected a number"),
     "area true": ({"area": True}, "`area` is True; expected a number"),
     "area below 0": ({"area": -1.0}, r"`area` is -1\.0; expected at least 0"),
+    "area []": ({"area": []}, r"`area` is \[\]; expected a number"),
+    "area 1e300": ({"area": 1e300}, r"`area` is 1e\+300; expected .* at most 1e\+14"),
     "area nan": ({"area": float("nan")}, "`area` is nan; expected"),
     "box as text": ({"bbox": ["1", "2", "3", "4"]}, "`bbox`.* is .*'1'.*; expected 4 numbers"),
+    "box of truths": ({"bbox": [True] * 4}, "`bbox`.* is .*True.*; expected 4 numbers"),
+    "box far away": ({"bbox": [1, 1, 1e308, 1]}, r"`bbox`.* is .*1e\+308.*; expected .* at most 1e\+07"),
+    "box of no float": ({"bbox": [1, 1, 10**400, 1]}, "`bbox`.* is .*1000.*; expected 4 numbers"),
     "negative box": ({"bbox": [10, 10, -3, 4]}, "`bbox` is .*-3.*; expected a width and a height of at least 0"),
     "category as text": ({"category_id": "1"}, "`category_id` is '1'; expected"),
     "category true": ({"category_id": True}, "`category_id` is True; expected"),
     "keypoints as text": ({"keypoints": [str(value) for value in KEYPOINTS]}, "`keypoints`.* is .*'12'.*; expected"),
+    "keypoint far away": ({"keypoints": [1e308, *KEYPOINTS[1:]]}, r"`keypoints`.* is .*1e\+308.*; .* at most 1e\+07"),
+    "visibility true": ({"keypoints": [1, 2, True] * 3}, "`keypoints`.* is .*True.*; expected"),
+    "count of no int": ({"num_keypoints": 1e300}, r"`num_keypoints` is 1e\+300; expected"),
     "visibility 3": ({"keypoints": [1, 2, 3] * 3}, "`keypoints` has visibility 3 at keypoint 0; expected 0"),
 }
 
@@ -132,8 +147,10 @@ def test_same_meaning_everywhere(case, reader, write):
     assert content == before
 
 
-@pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("case", WRONG)
+READERS_OF = {case: [*READERS[:4], *([in_hub] if "num_keypoints" not in WRONG[case][0] else [])] for case in WRONG}
+
+
+@pytest.mark.parametrize(("case", "reader"), [(case, reader) for case in WRONG for reader in READERS_OF[case]])
 def test_same_errors_everywhere(case, reader, write):
     fields, message = WRONG[case]
     with pytest.raises(ValueError, match=f"(annotation 1|object 1): {message}"):
@@ -266,24 +283,30 @@ class TestBoxesWithoutArea:
         objects = [
             {"bbox": [[10, 10, 0, 0]], "keypoints": [KEYPOINTS]},
             {"bbox": [[10, 10, 0, 0]], "keypoints": [[0] * 9]},
+            {"bbox": [[70, 10, 20, 20]], "keypoints": [[70, 14, 2] * 3]},  # outside the image of 64 x 48
+            {"bbox": [[10, 12, 20, 20]], "keypoints": [KEYPOINTS], "area": [0]},
         ]
+        objects = [{"area": [None], **one} for one in objects]
         features = datasets.Features(
             {
                 "image": datasets.Image(),
                 "objects": {
-                    name: datasets.List(datasets.List(datasets.Value("float64"))) for name in ("bbox", "keypoints")
+                    "area": datasets.List(datasets.Value("float64")),
+                    **dict.fromkeys(("bbox", "keypoints"), datasets.List(datasets.List(datasets.Value("float64")))),
                 },
             }
         )
-        rows = datasets.Dataset.from_dict({"image": [image, image], "objects": objects}, features=features)
+        rows = datasets.Dataset.from_dict({"image": [image] * 4, "objects": objects}, features=features)
         options = ReadingOptions(only_with_people=True)
         whole = HubPoseDataset(rows, options=options)
         stream = HubPoseStream(rows.to_iterable_dataset(), options=options)
-        for samples in ([whole[0]], list(stream)):
-            assert [entry["bbox"] for sample in samples for entry in sample["annotations"]] == [[10.5, 12.5, 20, 20]]
+        for samples in ([whole[0], whole[1]], list(stream)):
+            boxes = [entry["bbox"] for sample in samples for entry in sample["annotations"]]
+            assert boxes == [[10.5, 12.5, 20, 20], [10, 12, 20, 20]]
         for source in (whole, stream):
-            assert source.remarks == {"boxes_taken_from_keypoints": 1}
-            assert source.left_out["people_without_usable_box"] == source.left_out["images_without_people"] == 1
+            assert source.remarks == {"boxes_taken_from_keypoints": 1, "people_with_area_0": 1}
+            assert source.left_out["people_without_usable_box"] == source.left_out["images_without_people"] == 2
+        assert check_data(whole).remarks == whole.remarks
 
     def test_training_says_so_before_it_starts(self, write, tmp_path, capsys):
         content = content_of(person(bbox=[10, 10, 0, 0]), person(2, bbox=[70, 0, 1, 1], keypoints=None))

@@ -11,7 +11,10 @@ from querypose_hf.data import (
     PoseColumns,
     ReadingOptions,
     UnusableImageError,
+    check_data,
 )
+from querypose_hf.data.hub_rows import rows_of
+from querypose_hf.inference.image_dataset import open_image_dataset
 
 
 datasets = pytest.importorskip("datasets")
@@ -63,7 +66,6 @@ class TestReading:
         with pytest.raises(UnusableImageError, match=r"1 of 4 images .*row 3 .*upright image has 20 x 24 .*EXIF"):
             HubPoseDataset(data).check_sizes()
         HubPoseDataset(data).check_sizes(1)
-        HubPoseDataset(make_rows(broken=[1])).check_sizes()
 
     def test_classes_from_features_names_and_values(self):
         label = datasets.ClassLabel(names=["person", "horse"])
@@ -102,6 +104,36 @@ class TestReading:
         dataset = HubPoseDataset(str(tmp_path / "saved"), split="train")
         assert dataset[2]["image"].getpixel((0, 0)) == (20, 0, 0)
 
+    @pytest.mark.parametrize(
+        ("file", "content"),
+        [
+            ("dataset_dict.json", "{}"),
+            ("dataset_dict.json", '{"spl'),
+            ("train/state.json", "{}"),
+            ("train/state.json", "null"),
+            ("train/dataset_info.json", '{"features": {"image": 3}}'),
+            ("train/data-00000-of-00001.arrow", "abc"),
+            ("train-0.parquet", "PAR1 and no more"),
+        ],
+    )
+    def test_damaged(self, file, content, tmp_path):
+        if file.endswith("parquet"):
+            make_rows().to_parquet(tmp_path / file)
+        else:
+            datasets.DatasetDict({"train": make_rows()}).save_to_disk(tmp_path)
+        (tmp_path / file).write_text(content)
+        for open_it in (HubPoseDataset, HubPoseStream, open_image_dataset):
+            with pytest.raises(ValueError, match=f"^{tmp_path}.* cannot be (read|opened)"):
+                open_it(str(tmp_path), "train")
+
+    def test_rows_that_break_off(self):
+        def rows():
+            yield from ({"image": "5.png", "objects": None} for _ in range(2))
+            raise KeyError("page")
+
+        with pytest.raises(ValueError, match="data, row 2 cannot be read: 'page'"):
+            list(rows_of(rows(), "data"))
+
     @pytest.mark.parametrize("saved", [True, False])
     def test_splits_there_are(self, tmp_path, saved):
         for split in ("train", "test"):
@@ -120,30 +152,38 @@ class TestReading:
     def test_broken_image(self):
         data = make_rows(broken=[1])
         with pytest.raises(UnusableImageError, match=r"row 1 \(image_id 51\): the image cannot be read"):
-            HubPoseDataset(data)[1]
+            HubPoseDataset(data)
         dataset = HubPoseDataset(data, options=ReadingOptions(on_error="skip"))
         assert dataset[1]["image_id"] == 52
         assert dataset.unusable_images == ["dataset, row 1 (image_id 51)"]
         assert dataset.sizes.tolist()[2] == [30, 24]
+        assert len(check_data(dataset).unusable_images) == 1
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bbox": lambda i: [[1.0, 2.0]] * i}, r"row 1, object 0: `bbox` is \[1.0, 2.0\]; expected 4 numbers"),
-        ({"bbox": lambda i: [[1.0, 2.0, -1.0, 2.0]] * i}, "row 1, object 0: `bbox` is .* negative size"),
-        ({"keypoints": lambda i: [[1.0, 2.0]] * i}, r"row 1, object 0: `keypoints` has the shape \(2,\)"),
+        ({"bbox": lambda i: [[1.0, 2.0]] * i}, "row 1: object 0: `bbox` has 2 values; expected 4 numbers"),
         (
-            {"keypoints": lambda i: [[1.0, 2.0, 5.0]] * i},
-            "row 1, object 0: `keypoints` has visibility 5 at keypoint 0",
+            {"keypoints": lambda i: [[1.0, 2.0]] * i},
+            r"row 1: object 0: `keypoints` is \[1.0, 2.0\]; expected 3 numbers",
         ),
+        ({"keypoints": lambda i: [[[]]] * i}, r"row 1: object 0: `keypoints` is \[\[\]\]; expected 3 numbers"),
         (
             {"keypoints": lambda i: [[1.0] * 3 * (j + 1) for j in range(i)]},
-            "row 2, object 1: .* 2 keypoints; expected",
+            "row 2: object 1: `keypoints` has 6 values; expected 3 numbers",
         ),
-        ({"keypoints": lambda i: None}, "row 1: the objects have no `keypoints`"),
+        ({"keypoints": lambda i: None}, "no row has an object with `keypoints`"),
         ({"category": lambda i: [0] * (i + 1)}, "row 0: `category` has 1 entries and `bbox` 0"),
-        ({"area": lambda i: ["x"] * i}, "row 1, object 0: `area` is 'x'"),
+        (
+            {"category": lambda i: [[1]] * i},
+            r"row 1: object 0: `category` is \[1\]; expected a whole number or a name",
+        ),
+        (
+            {"category": lambda i: [{"a": 1}] * i},
+            "row 1: object 0: `category` is .*; expected a whole number or a name",
+        ),
+        ({"category": lambda i: [0.5] * i}, "row 1: object 0: `category` is 0.5; expected a whole number or a name"),
     ],
 )
 def test_errors_name_row_object_and_field(changes, message):

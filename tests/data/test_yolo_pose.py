@@ -3,7 +3,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from querypose_hf.data import ReadingOptions, UnusableImageError, YoloPoseDataset
+from querypose_hf.data import ReadingOptions, UnusableImageError, YoloPoseDataset, check_data
 from querypose_hf.data.yolo_pose import validation_split
 
 
@@ -51,9 +51,16 @@ class TestReading:
         # 0.5 of 80 pixels is the border between those of index 39 and 40
         assert entry["keypoints"] == [39.5, 19.5, 2, 19.5, 29.5, 1, 0, 0, 0]
         assert dataset[1]["annotations"] == dataset[2]["annotations"] == []
-        assert dataset.images_without_label_file == 1
+        assert dataset.remarks == {"images_without_label_file": 1}
+        assert "images without label file " in check_data(dataset).to_text()
         assert dataset.category_names == {0: "horse", 1: "rider"}
         assert dataset.flip_indices == (0, 2, 1)
+
+    def test_a_folder_in_place_of_a_label_file(self, write):
+        path = write([[LINE], None])
+        (path.parent / "labels" / "train" / "1.txt").mkdir()
+        with pytest.raises(ValueError, match=r"1\.txt is a folder; expected a file of labels"):
+            YoloPoseDataset(path)
 
     def test_two_numbers_per_keypoint(self, write):
         line = "0 0.5 0.5 0.25 0.5 0.5 0.5 0 0 0 0.25"
@@ -109,7 +116,11 @@ def test_label_errors_name_file_and_line(write, line, message):
         ({"kpt_shape": [3, 4]}, r"`kpt_shape` is \[3, 4\]"),
         ({"kpt_shape": None}, "`kpt_shape` is None"),
         ({"names": {1: "horse"}}, "`names` is"),
-        ({"flip_idx": [1, 2, 0]}, "`flip_idx`"),
+        ({"kpt_shape": [True, 3]}, r"`kpt_shape` is \[True, 3\]"),
+        ({"flip_idx": [1, 2, 0]}, r"`flip_idx`: .* is \[1, 2, 0\]; expected for each of 3 keypoints"),
+        ({"flip_idx": "abc"}, "`flip_idx`: .* is 'abc'; expected for each of 3 keypoints"),
+        ({"flip_idx": 3}, "`flip_idx`: .* is 3; expected for each of 3 keypoints"),
+        ({"flip_idx": [0.5, 1, 2]}, r"`flip_idx`: .* is \[0\.5, 1, 2\]; expected for each of 3 keypoints"),
         ({"train": None}, r"no split `train`; expected one of \[\]"),
         ({"names": None}, "`names` is None; expected a list of names"),
         ({"nc": 3}, "`nc` is 3, but there are 2 `names`"),

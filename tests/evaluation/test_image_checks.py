@@ -73,8 +73,8 @@ def test_names_of_files_from_windows(records, tmp_path):
     ("field", "value", "message"),
     [
         ("file_name", None, "annotations: image 1: `file_name` is None; expected the name of a file"),
-        ("width", "60", "annotations: image 1: `width` is '60'; expected a number of pixels"),
-        ("height", 0, "annotations: image 1: width or height is 0; expected at least 1 pixel"),
+        ("width", "60", "annotations: image 1: `width` is '60'; expected a whole number of pixels"),
+        ("height", 0, "annotations: image 1: `height` is 0; expected a whole number of pixels, at least 1"),
     ],
 )
 def test_wrong_records_are_named(records, tmp_path, field, value, message):

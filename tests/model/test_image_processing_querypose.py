@@ -225,10 +225,12 @@ class TestPixels:
         unit = processor_class(**RAW)([rgba / 255], return_tensors="np")["pixel_values"]
         np.testing.assert_allclose(unit * 255, values, atol=1e-3)
 
-    @pytest.mark.parametrize("low, high", [(-1, 1), (-2.1, 2.6), (0, 300), (-5, 255), (0, 65535)])
+    @pytest.mark.parametrize(
+        "low, high", [(-1, 1), (-2.1, 2.6), (0, 300), (-5, 255), (0, 65535), (0, 1.2), (-0.1, 1.1)]
+    )
     def test_float_images_of_other_ranges(self, processor_class, low, high):
         image = np.linspace(low, high, 300, dtype=np.float32).reshape(10, 10, 3)
-        message = rf"images\[1\]: .* from {low:g} to {high:g}; expected 0\.\.1 or 0\.\.255"
+        message = rf"images\[1\]: .* from {low:g} to {high:g}; expected 0\.\.1 or 0\.\.255.*pipeline\.image_processor"
         for source in (image, torch.from_numpy(image)):
             with pytest.raises(ValueError, match=message):
                 processor_class()([make_array(10, 10), source])
@@ -379,15 +381,20 @@ class TestImages:
         values = processor_class(**RAW)(tmp_path / "deep.png", return_tensors="np")["pixel_values"][0]
         np.testing.assert_array_equal(values, np.stack([levels] * 3))
 
-    @pytest.mark.parametrize("mode", ["I", "F"])
-    def test_32_bit_modes_with_8_bit_values(self, processor_class, mode):
+    @pytest.mark.parametrize("mode", ["I", "F", "I;16", "array", "tensor"])
+    def test_deep_modes_with_8_bit_values(self, processor_class, mode):
         image = make_image(8, 9).convert("L")
-        values = processor_class(**RAW)(image.convert(mode), return_tensors="np")["pixel_values"][0]
-        np.testing.assert_array_equal(values, np.stack([np.array(image)] * 3))
+        levels = np.array(image)
+        deep = levels.astype(np.uint16)
+        sources = {"array": deep, "tensor": torch.from_numpy(deep), "I;16": PIL.Image.fromarray(deep)}
+        source = sources[mode] if mode in sources else image.convert(mode)
+        values = processor_class(**RAW)(source, return_tensors="np")["pixel_values"][0]
+        np.testing.assert_array_equal(values, np.stack([levels] * 3))
 
-    def test_32_bit_modes_with_other_values(self, processor_class):
-        with pytest.raises(ValueError, match=r"images\[0\].*from -1\.0 to 0\.0; expected 0\.\.255 or 0\.\.65535"):
-            processor_class()(PIL.Image.fromarray(np.array([[-1, 0]], dtype=np.float32)))
+    @pytest.mark.parametrize("low, high", [(-1, 0), (0, 1.2), (-0.1, 1.1), (0, 70000)])
+    def test_32_bit_modes_with_other_values(self, processor_class, low, high):
+        with pytest.raises(ValueError, match=rf"images\[0\].*from {low} to {high}; .* 0\.\.255 or 0\.\.65535"):
+            processor_class()(PIL.Image.fromarray(np.array([[low, high]], dtype=np.float32)))
 
     @pytest.mark.parametrize("orientation", range(1, 9))
     def test_exif_orientation(self, processor_class, orientation, tmp_path):
@@ -525,6 +532,8 @@ class TestImages:
     def test_channels_without_a_mean(self, processor_class):
         with pytest.raises(ValueError, match=r"images\[0\]: the image has 1 channels and `image_mean` 3 values"):
             processor_class(do_convert_rgb=False)(make_image().convert("L"))
+        with pytest.raises(ValueError, match=r"images\[0\]: the image has 3 channels and `image_std` 2 values"):
+            processor_class(image_std=[0.5, 0.5])(make_image())
 
     def test_decoding_keeps_memory(self):
         array = make_array(20, 30)
@@ -543,9 +552,19 @@ class TestSettings:
         ("settings", "message"),
         [
             ({"size_divisor": 0}, "`size_divisor` is 0; expected a positive integer"),
+            ({"size_divisor": 10**7}, "`size_divisor` is 10000000; expected a positive integer of at most 65536"),
+            ({"pad_size": {"height": 10**6, "width": 8}}, "`pad_size` is .*1000000.*; expected .* at most 65536"),
+            ({"size": {"shortest_edge": 10**9}}, "`size` is .*1000000000.*; expected .* at most 65536"),
             ({"num_keypoints": -1}, "`num_keypoints` is -1; expected a positive integer"),
             ({"category_ids": []}, r"`category_ids` is \[\]; expected a list of different integers"),
             ({"category_ids": [1, 1]}, r"`category_ids` is \[1, 1\]"),
+            ({"rescale_factor": 0.0}, "`rescale_factor` is 0.0; expected a number from 1e-06 to 1000"),
+            ({"rescale_factor": float("nan")}, "`rescale_factor` is nan"),
+            ({"rescale_factor": 1e300}, "`rescale_factor` is 1e"),
+            ({"image_std": [0.0, 0.0, 0.0]}, r"`image_std` is .0.0, 0.0, 0.0.; expected .*, or one for each channel"),
+            ({"image_std": 1e-40}, "`image_std` is 1e-40"),
+            ({"image_mean": [0.5, float("nan"), 0.5]}, "`image_mean` is .0.5, nan"),
+            ({"image_mean": 1e308}, "`image_mean` is 1e"),
         ],
     )
     def test_wrong_settings(self, processor_class, settings, message):
@@ -553,6 +572,26 @@ class TestSettings:
             processor_class(**settings)
         with pytest.raises(ValueError, match=message):
             processor_class()(make_image(), **settings)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"rescale_factor": "x"}, "`rescale_factor` is 'x'; expected a number"),
+            ({"image_std": "1"}, "`image_std` is '1'; expected a number"),
+            ({"do_resize": "no"}, "`do_resize` is 'no'; expected True or False"),
+            ({"score_treshold": 0.5}, "`score_treshold` .value 0.5.: did you mean `score_threshold`"),
+        ],
+    )
+    def test_wrong_settings_of_a_checkpoint(self, processor_class, tmp_path, settings, message):
+        file = tmp_path / "preprocessor_config.json"
+        processor_class().save_pretrained(tmp_path)
+        file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+        with pytest.raises(ValueError, match=message):
+            processor_class.from_pretrained(tmp_path)
+        file.unlink()
+        processor_class().save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=message):
+            processor_class.from_pretrained(tmp_path, **settings)
 
     def test_what_is_not_supported(self, processor_class):
         with pytest.raises(ValueError, match="`do_center_crop` is True"):
@@ -611,6 +650,13 @@ class TestLabels:
         # boxes are clipped to the image and keypoints are not
         np.testing.assert_allclose(label["boxes"], [[0.1, 0.3, 0.2, 0.6], [0.035, 0.07, 0.05, 0.1]], rtol=1e-6)
         np.testing.assert_allclose(label["keypoints"], [[[-0.045, 1.21, 2]], [[0, 0, 0]]], rtol=1e-6)
+
+    def test_null_is_as_good_as_left_out(self, processor_class):
+        person = {"bbox": [1, 2, 3, 4], "category_id": None, "area": None, "keypoints": None, "iscrowd": None}
+        (label,) = processor_class(category_ids=[7, 8])(make_image(), {"image_id": 1, "annotations": [person]})[
+            "labels"
+        ]
+        assert label["class_labels"].tolist() == [0]
 
     def test_no_people(self, processor_class):
         annotations = [{"image_id": 1, "annotations": []}, {"image_id": 2, "annotations": []}]

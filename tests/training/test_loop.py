@@ -54,6 +54,21 @@ class TestRun:
         assert not torch.equal(seen[1]["flow.scale.0.0.weight"], seen[2]["flow.scale.0.0.weight"])
         assert loop.model.training
 
+    def test_an_evaluation_that_fails_is_made_up_for(self, tmp_path):
+        def fail(model):
+            torch.rand(3)
+            raise ValueError("the disk is gone")
+
+        config = small_config(4, evaluate_every=2, save_every=4)
+        with pytest.raises(ValueError, match="the disk is gone"):
+            small_loop(tmp_path / "failed", config, evaluate=fail).run()
+        results = []
+        for name in ("failed", "whole"):
+            loop = small_loop(tmp_path / name, config, evaluate=lambda model: {"AP": 0.5})
+            assert loop.run(resume=True) == {"AP": 0.5} and loop.best_step == 2
+            results.append(losses(tmp_path / name))
+        assert results[0] == results[1] and len(results[0]) == 4
+
     def test_models_have_the_score_threshold_of_the_evaluation(self, tmp_path):
         figures = iter([{"AP": 0.6, "score_threshold": 0.12}, {"AP": 0.4, "score_threshold": 0.34}])
         config = small_config(2, evaluate_every=1, save_every=1, schedule=one_step(2))

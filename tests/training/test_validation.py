@@ -102,6 +102,14 @@ class TestValidation:
         with pytest.raises(ValueError, match=r"`data.validation` has the categories .*; expected 1"):
             validation_of(source, tmp_path / "unused", num_keypoints=3)
 
+    def test_an_image_damaged_behind_its_header(self, tmp_path, caplog):
+        validation = validation_of({**GENERATED, "seed": 4}, tmp_path / "images")
+        damaged = tmp_path / "images" / "000001.png"
+        damaged.write_bytes(damaged.read_bytes()[:200])
+        assert Image.open(damaged).size == (64, 48)
+        assert validation(QueryPoseForPoseEstimation(tiny_config()))["unusable_images"] == 1
+        assert "1 of 3 images cannot be used" in caplog.text and str(damaged) in caplog.text
+
     def test_keypoints_have_to_be_the_models(self, source, tmp_path):
         validation = validation_of({**source, "max_images": 2}, tmp_path)
         assert len(validation.ground_truth.images) == 2

@@ -42,7 +42,8 @@ def test_no_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [[torch.zeros(1)], {"model": {"a": 1.0}}, {"model": "r50"}, {"state_dict": {"epoch": 3}}]
+    "content",
+    [[torch.zeros(1)], {"model": {"a": 1.0}}, {"model": "r50"}, {"state_dict": {"epoch": 3}}, {1: torch.zeros(1)}],
 )
 def test_other_content(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")

@@ -1,16 +1,18 @@
 """The records of a COCO keypoints file: the one reader of them, for training, checks and scoring.
 
 A field means what pycocotools takes it for; where that has no meaning, an error names file, record, field and value.
-The same rules hold for the objects that [`labels_from_annotations`] reads. Null is as good as a missing field.
+The same rules hold for the objects of datasets of the `datasets` library, and for those that
+[`labels_from_annotations`] reads. Null is as good as a missing field. Text and truth values are no numbers.
 
 | field | read as |
 |---|---|
 | `id`, `image_id`, `category_id` | whole numbers, also written 5.0; no `id` twice; an annotation may lack its `id` |
-| `bbox` | 4 numbers; width and height of at least 0 |
-| `keypoints` | 3 K numbers, visibility 0, 1 or 2; where missing, none is labelled |
+| `bbox` | 4 numbers of at most [`MOST_PIXELS`]; width and height of at least 0 |
+| `keypoints` | 3 K numbers, no farther; visibility 0, 1 or 2; where missing or an empty list, none is labelled |
 | `iscrowd` | 0 or 1, false or true; where missing, 0 |
 | `num_keypoints` | a whole number, by which scoring leaves people out; where missing, the labelled keypoints count |
 | `area` | a number of at least 0; where missing, a share of the box's if the reader gives one |
+| `width`, `height` of images | whole numbers, at least 1 |
 """
 
 import os
@@ -31,6 +33,7 @@ from ..checks import (
     unique_ids,
 )
 from ..files import read_json
+from ..model.annotations_querypose import MOST_PIXELS
 from .pose_table import PoseTable
 
 
@@ -68,7 +71,7 @@ class CocoObjects:
     left_out: dict[str, int]
 
     def remarks(self, without_area: bool = True) -> dict[str, int]:
-        """How many people with labelled keypoints have annotations by which scoring cannot find them, by kind.
+        """As [`PoseTable.remarks`], of what a table does not have.
 
         Args:
             without_area (`bool`): a missing `area` is among them.
@@ -76,7 +79,6 @@ class CocoObjects:
         people = (self.keypoints[..., 2] > 0).any(axis=1) & ~self.iscrowd
         kinds = {
             "people_with_num_keypoints_0": self.counts == 0,
-            "people_with_area_0": self.areas == 0,
             "people_without_area": np.isnan(self.areas) & without_area,
         }
         found = {name: int((people & mask).sum()) for name, mask in kinds.items()}
@@ -194,26 +196,24 @@ class CocoRecords:
         rows = {image["id"]: row for row, image in enumerate(self.images)}
         in_image = np.array([image_id in rows for image_id in image_ids.tolist()], dtype=bool)
         wanted = in_image & np.isin(of_category, list(category_ids))
-        boxes = self._numbers(wanted, "bbox", "4 numbers: x, y, width, height", length=4)
-        self._check_sign(wanted, boxes[:, 2:].min(axis=1, initial=0), "bbox", "a width and a height of at least 0")
-        areas = self._numbers(wanted, "area", "a number of pixels", optional=True)
-        self._check_sign(wanted, areas, "area", "at least 0 pixels")
-        areas[[record.get("area") is None for record in self._chosen(wanted)]] = np.nan
-        keypoints = self._keypoints(wanted, num_keypoints)
-        counts = self._counts(wanted, (keypoints[..., 2] > 0).sum(axis=1))
-        filler: Record = {}
-        flags = [record if keep else filler for record, keep in zip(self.annotations, wanted, strict=True)]
+        # unwanted objects keep their places, because messages count by them
+        nobody: Record = {"bbox": [0, 0, 0, 0]}
+        people = [record if keep else nobody for record, keep in zip(self.annotations, wanted, strict=True)]
+        if num_keypoints is None:
+            num_keypoints = self._first_number_of_keypoints(people)
+        place = (self.source, "annotation")
+        keypoints = read_keypoints(people, "keypoints", num_keypoints, *place)
         return CocoObjects(
             places=np.flatnonzero(wanted),
             image_rows=np.array([rows[image_id] for image_id in image_ids[wanted].tolist()], dtype=np.int64),
             ids=ids[wanted],
             image_ids=image_ids[wanted],
             category_ids=of_category[wanted],
-            boxes=boxes,
-            keypoints=keypoints,
-            areas=areas,
-            counts=counts,
-            iscrowd=require_flags(flags, "iscrowd", self.source, "annotation")[wanted],
+            boxes=read_boxes(people, "bbox", *place)[wanted],
+            keypoints=keypoints[wanted],
+            areas=read_areas(people, "area", *place)[wanted],
+            counts=_counts(people, (keypoints[..., 2] > 0).sum(axis=1), *place)[wanted],
+            iscrowd=require_flags(people, "iscrowd", *place)[wanted],
             left_out={
                 "annotations_of_unknown_images": int((~in_image).sum()),
                 "annotations_of_other_categories": int((in_image & ~wanted).sum()),
@@ -255,70 +255,92 @@ class CocoRecords:
         check_unique(ids[given].tolist(), given, self.source, "annotation")
         return ids
 
-    def _chosen(self, wanted: np.ndarray) -> list[Record]:
-        return [record for record, keep in zip(self.annotations, wanted, strict=True) if keep]
+    def _first_number_of_keypoints(self, people: Sequence[Record]) -> int:
+        for index, record in enumerate(people):
+            if not _is_missing(record.get("keypoints")):
+                return number_of_keypoints(record["keypoints"], f"{self.source}: annotation {index}: `keypoints`")
+        raise ValueError(
+            f"{self.source}: neither a category nor an annotation has `keypoints`; expected keypoint annotations."
+        )
 
-    def _check_sign(self, wanted: np.ndarray, values: np.ndarray, field: str, expected: str) -> None:
-        if (values < 0).any():
-            index = int(np.flatnonzero(wanted)[(values < 0).argmax()])
-            value = self.annotations[index][field]
-            raise ValueError(f"{self.source}: annotation {index}: `{field}` is {value}; expected {expected}.")
 
-    def _counts(self, wanted: np.ndarray, labelled: np.ndarray) -> np.ndarray:
-        """(m,): `num_keypoints`, the number of labelled ones where it is missing."""
-        counts = np.zeros(len(self.annotations), dtype=np.int64)
-        counts[wanted] = labelled
-        records = [
-            record if keep and record.get("num_keypoints") is not None else {"num_keypoints": count}
-            for record, keep, count in zip(self.annotations, wanted, counts.tolist(), strict=True)
-        ]
-        expected = "the number of labelled keypoints"
-        counts = require_whole_numbers(records, "num_keypoints", self.source, "annotation", expected)[wanted]
-        self._check_sign(wanted, counts, "num_keypoints", expected)
-        return counts
+def read_boxes(records: Sequence[Record], field: str, source: str, kind: str, corners: bool = False) -> np.ndarray:
+    """(m, 4): x, y, width and height in pixels, of two corners with `corners`.
 
-    def _keypoints(self, wanted: np.ndarray, num_keypoints: int | None) -> np.ndarray:
-        """(m, K, 3): the keypoints of the wanted objects."""
-        if num_keypoints is None:
-            num_keypoints = self._first_number_of_keypoints(wanted)
-        expected = f"{3 * num_keypoints} numbers: x, y and visibility of {num_keypoints} keypoints"
-        keypoints = self._numbers(wanted, "keypoints", expected, length=3 * num_keypoints, optional=True)
-        keypoints = keypoints.reshape(-1, num_keypoints, 3)
-        strange = ~np.isin(keypoints[..., 2], (0, 1, 2))
-        if strange.any():
-            row, keypoint = np.argwhere(strange)[0].tolist()
-            raise ValueError(
-                f"{self.source}: annotation {np.flatnonzero(wanted)[row]}: `keypoints` has visibility "
-                f"{keypoints[row, keypoint, 2]:g} at keypoint {keypoint}; expected 0 (not labelled), 1 (hidden) or 2 "
-                "(visible)."
-            )
-        return keypoints
+    Arguments of this and the next functions are those of [`require_numbers`].
 
-    def _first_number_of_keypoints(self, wanted: np.ndarray) -> int:
-        first = next((i for i in np.flatnonzero(wanted).tolist() if self.annotations[i].get("keypoints")), None)
-        if first is None:
-            raise ValueError(
-                f"{self.source}: neither a category nor an annotation has `keypoints`; expected keypoint annotations."
-            )
-        values = self.annotations[first]["keypoints"]
-        if not isinstance(values, list) or len(values) % 3:
-            raise ValueError(
-                f"{self.source}: annotation {first}: `keypoints` is {shown(values)}; expected 3 numbers for each "
-                "keypoint."
-            )
-        return len(values) // 3
+    Raises:
+        ValueError: a box is missing or wrong.
+    """
+    expected = "4 numbers: x, y and x, y" if corners else "4 numbers: x, y, width, height"
+    limits = {"least": -MOST_PIXELS, "most": MOST_PIXELS}
+    boxes = require_numbers(records, field, expected, source, kind, 4, **limits)
+    if corners:
+        boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    if (negative := (boxes[:, 2:] < 0).any(axis=1)).any():
+        index = int(negative.argmax())
+        raise ValueError(
+            f"{source}: {kind} {index}: `{field}` is {shown(records[index][field])}; expected a width and a height of "
+            "at least 0" + (" between two corners." if corners else ".")
+        )
+    return boxes
 
-    def _numbers(
-        self, wanted: np.ndarray, field: str, expected: str, length: int | None = None, optional: bool = False
-    ) -> np.ndarray:
-        """One field of the wanted objects; zeros where it is `optional` and missing."""
-        # unwanted objects keep their places, because messages count by them
-        filler = {field: 0 if length is None else [0] * length}
-        records = [
-            filler if not keep or (optional and record.get(field) in (None, [])) else record
-            for record, keep in zip(self.annotations, wanted, strict=True)
-        ]
-        return require_numbers(records, field, expected, self.source, "annotation", length)[wanted]
+
+def read_areas(records: Sequence[Record], field: str, source: str, kind: str) -> np.ndarray:
+    """(m,): areas in pixels, NaN where missing.
+
+    Raises:
+        ValueError: an area is wrong.
+    """
+    limits = {"missing": 0, "least": 0, "most": MOST_PIXELS**2}
+    areas = require_numbers(records, field, "a number of pixels", source, kind, **limits)
+    return np.where([record.get(field) is None for record in records], np.nan, areas)
+
+
+def read_keypoints(records: Sequence[Record], field: str, num_keypoints: int, source: str, kind: str) -> np.ndarray:
+    """(m, K, 3): x, y and visibility of `num_keypoints` keypoints, zeros where missing or an empty list.
+
+    Raises:
+        ValueError: keypoints are wrong.
+    """
+    expected = f"{3 * num_keypoints} numbers: x, y and visibility of {num_keypoints} keypoints"
+    zeros = {field: [0] * (3 * num_keypoints)}
+    records = [zeros if _is_missing(record.get(field)) else record for record in records]
+    limits = {"least": -MOST_PIXELS, "most": MOST_PIXELS}
+    keypoints = require_numbers(records, field, expected, source, kind, 3 * num_keypoints, **limits)
+    keypoints = keypoints.reshape(-1, num_keypoints, 3)
+    if (strange := ~np.isin(keypoints[..., 2], (0, 1, 2))).any():
+        row, keypoint = np.argwhere(strange)[0].tolist()
+        raise ValueError(
+            f"{source}: {kind} {row}: `{field}` has visibility {keypoints[row, keypoint, 2]:g} at keypoint "
+            f"{keypoint}; expected 0 (not labelled), 1 (hidden) or 2 (visible)."
+        )
+    return keypoints
+
+
+def number_of_keypoints(values: Any, place: str) -> int:
+    """K, of the `keypoints` of one object; `place` names them in messages.
+
+    Raises:
+        ValueError: they are not 3 K numbers.
+    """
+    if not isinstance(values, list | tuple) or len(values) % 3 or not values:
+        raise ValueError(f"{place} is {shown(values)}; expected 3 numbers for each keypoint.")
+    return len(values) // 3
+
+
+def _counts(records: Sequence[Record], labelled: np.ndarray, source: str, kind: str) -> np.ndarray:
+    """(m,): `num_keypoints`, the number of labelled ones where it is missing."""
+    field, expected = "num_keypoints", "the number of labelled keypoints"
+    filled = [
+        {field: count} if record.get(field) is None else record
+        for record, count in zip(records, labelled.tolist(), strict=True)
+    ]
+    return require_whole_numbers(filled, field, source, kind, expected, least=0, most=MOST_PIXELS)
+
+
+def _is_missing(keypoints: Any) -> bool:
+    return keypoints is None or (isinstance(keypoints, list | tuple) and not keypoints)
 
 
 def recorded_file_names(images: Sequence[Record], source: str) -> list[str]:
@@ -336,15 +358,12 @@ def recorded_file_names(images: Sequence[Record], source: str) -> list[str]:
     return [record["file_name"] for record in images]
 
 
-def recorded_sizes(images: Sequence[Record], source: str) -> np.ndarray:
+def recorded_sizes(images: Sequence[Record], source: str, kind: str = "image") -> np.ndarray:
     """Width and height of every image in pixels, (n, 2) int64; `source` names the file in messages.
 
     Raises:
-        ValueError: one is missing or less than 1.
+        ValueError: one is missing or wrong.
     """
-    sides = [require_numbers(images, side, "a number of pixels", source, "image") for side in ("width", "height")]
-    sizes = np.stack(sides, axis=1)
-    if not (sizes >= 1).all():
-        row = int((sizes < 1).any(axis=1).argmax())
-        raise ValueError(f"{source}: image {row}: width or height is {sizes[row].min():g}; expected at least 1 pixel.")
-    return sizes.astype(np.int64)
+    expected, limits = "a whole number of pixels, at least 1", {"least": 1, "most": MOST_PIXELS}
+    sides = [require_whole_numbers(images, side, source, kind, expected, **limits) for side in ("width", "height")]
+    return np.stack(sides, axis=1)

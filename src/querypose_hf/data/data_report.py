@@ -14,6 +14,7 @@ _CONSEQUENCES = {
     "people_with_num_keypoints_0": "keypoints are labelled, but `num_keypoints` is 0: evaluate does not score them",
     "people_with_area_0": "`area` is 0: OKS divides by it, so evaluate counts them as missed",
     "people_without_area": "evaluate needs `area`, or `--area-ratio 0.53` to take it from the box",
+    "images_without_label_file": "they count as images without people",
     "boxes_taken_from_keypoints": "the annotated box has no area in the image",
 }
 
@@ -33,7 +34,7 @@ class DataReport:
         keypoint_visibility (`dict[str, dict[str, int]]`): for each keypoint how often it is `"not labelled"`,
             `"hidden"` and `"visible"`, in people with labelled keypoints.
         left_out (`dict[str, int]`): records that the reader left out, by reason.
-        remarks (`dict[str, int]`): people whose annotations are doubtful or were mended by the reader, by kind.
+        remarks (`dict[str, int]`): annotations that are doubtful or were mended by the reader, by kind.
         unusable_images (`list[str]`): images that cannot be read or have the wrong size, with the reason.
         boxes_outside_images (`list[str]`): boxes that reach out of the image by more than a pixel.
         boxes_without_area (`list[str]`): people whose box has no area in the image, and what becomes of them: the box

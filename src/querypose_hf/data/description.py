@@ -1,11 +1,12 @@
 """What a dataset says about its people: classes, keypoints and how these belong together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Subset
 
+from ..checks import is_identifier, shown
 from ..model.skeletons import flip_indices_from_names, warn_of_sides
 
 
@@ -97,11 +98,16 @@ def check_flip_indices(flip_indices: Sequence[int], num_keypoints: int | None = 
     Raises:
         ValueError: it is not such a list, or not one of `num_keypoints` entries where that is given.
     """
-    indices = tuple(int(index) for index in flip_indices)
+    given: Any = flip_indices
+    indices: list[Any] = [given] if isinstance(given, Mapping) or not isinstance(given, Iterable) else list(given)
     length = len(indices) if num_keypoints is None else num_keypoints
-    if len(indices) != length or any(not 0 <= i < length or indices[i] != k for k, i in enumerate(indices)):
+    if (
+        len(indices) != length
+        or not all(is_identifier(index) and 0 <= index < length for index in indices)
+        or any(indices[index] != keypoint for keypoint, index in enumerate(indices))
+    ):
         raise ValueError(
-            f"`flip_indices` is {list(indices)}; expected for each of {length} keypoints the index of its mirror "
+            f"`flip_indices` is {shown(given)}; expected for each of {length} keypoints the index of its mirror "
             "image, whose mirror image in turn is that keypoint."
         )
-    return indices
+    return tuple(map(int, indices))

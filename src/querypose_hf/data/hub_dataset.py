@@ -5,22 +5,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
+import torch
 from tqdm.auto import tqdm
 
-from ..checks import require_whole_numbers
+from .coco_records import recorded_sizes
 from .description import DataDescription
 from .hub_rows import (
     PoseColumns,
     category_names_of,
     category_names_that_occur,
     check_columns,
+    first_number_of_keypoints,
     load_rows,
     no_objects,
     read_image_id,
     read_objects,
+    rows_of,
     without_decoding,
 )
-from .pose_dataset import PoseDataset
+from .pose_dataset import PoseDataset, logger
 from .pose_table import PoseTable
 from .reading_options import ReadingOptions
 from .sample import UnusableImageError, check_size, read_image, read_image_size
@@ -34,7 +37,7 @@ class HubPoseDataset(PoseDataset):
     """A dataset of the `datasets` library with a column of images and a column of objects.
 
     All objects are read and checked when it is made. Sizes of images come from the columns `width` and `height`, or
-    else from the headers of the images, when sizes are first asked for.
+    else from the headers of the images.
 
     Args:
         dataset (`datasets.Dataset` or `str`): the data, or its name on the Hub or folder.
@@ -51,6 +54,7 @@ class HubPoseDataset(PoseDataset):
 
     Raises:
         ImportError: the `datasets` library is not installed and `dataset` is a name.
+        UnusableImageError: the header of an image cannot be read, and `on_error` is `"raise"`.
         ValueError: a column or field is missing or wrong; the message names row, object, column or field, and value.
 
     Example:
@@ -81,82 +85,84 @@ class HubPoseDataset(PoseDataset):
         names = category_names_of(category_names, rows.features, columns)
         if names is None:
             names = category_names_that_occur(others, columns, self.source)
-        self._sizes_known = {"width", "height"} <= set(others.column_names)
-        num_keypoints = None if keypoint_names is None else len(keypoint_names)
+        self._sizes_recorded = {"width", "height"} <= set(others.column_names)
+        num_keypoints = len(keypoint_names or ()) or first_number_of_keypoints(others, columns, self.source)
         table = self._read_table(others, columns, names, num_keypoints)
         description = DataDescription(table.num_keypoints, keypoint_names, edges, flip_indices, names)
+        broken = np.zeros(len(table.image_ids), dtype=bool)
+        if not self._sizes_recorded:
+            broken = self._read_sizes(table, options)
         super().__init__(table, description, options, left_out={})
+        broken = broken[self._source_rows]
+        self._table.sizes[broken] = 1  # other images stand in for them
+        self._unusable[torch.from_numpy(broken)] = True
 
     def _read_table(
-        self, rows: Any, columns: PoseColumns, category_names: Mapping[int, str], num_keypoints: int | None
+        self, rows: Any, columns: PoseColumns, category_names: Mapping[int, str], num_keypoints: int
     ) -> PoseTable:
         parts, image_ids = [], []
-        for index, row in enumerate(tqdm(rows, desc="reading objects", unit=" images", leave=False)):
+        progress = tqdm(rows_of(rows, self.source), "reading objects", len(rows), leave=False, unit=" images")
+        for index, row in enumerate(progress):
             place = f"{self.source}, row {index}"
-            objects = read_objects(row, columns, category_names, num_keypoints, place)
-            if num_keypoints is None and objects is not None:
-                num_keypoints = objects["keypoints"].shape[1]
-            parts.append(objects)
+            parts.append(read_objects(row, columns, category_names, num_keypoints, place))
             image_ids.append(read_image_id(row, columns, index, place))
-        if num_keypoints is None:
-            raise ValueError(f"{self.source}: no row has an object with `{columns.keypoints}`; expected at least one.")
         if len(set(image_ids)) != len(image_ids):
             raise ValueError(
                 f"{self.source}: `{columns.image_id}` has a value twice; expected one row for each image."
             )
         sizes = np.zeros((len(image_ids), 2), dtype=np.int64)
-        if self._sizes_known:
-            sides = [
-                require_whole_numbers(
-                    [{side: value} for value in rows[side]], side, self.source, "row", "a whole number of pixels"
-                )
-                for side in ("width", "height")
-            ]
-            sizes = np.stack(sides, axis=1)
-        empty = no_objects(num_keypoints)
-        tables = [empty if part is None else part for part in parts] or [empty]
-        counts = [0 if part is None else len(part["boxes"]) for part in parts]
+        if self._sizes_recorded:
+            sides = zip(rows["width"], rows["height"], strict=True)
+            records = [{"width": width, "height": height} for width, height in sides]
+            sizes = recorded_sizes(records, self.source, "row")
+        counts = [len(part["boxes"]) for part in parts]
+        parts.append(no_objects(num_keypoints))  # where there are no rows
         return PoseTable.from_rows(
             image_ids=np.array(image_ids, dtype=np.int64),
             sizes=sizes,
             image_rows=np.repeat(np.arange(len(counts)), counts),
             ids=np.arange(sum(counts)),
-            **{field: np.concatenate([part[field] for part in tables]) for field in empty},
+            **{field: np.concatenate([part[field] for part in parts]) for field in parts[-1]},
         )
 
-    @property
-    def sizes(self) -> np.ndarray:
-        if not self._sizes_known:
-            for index in tqdm(range(len(self)), desc="reading image sizes", unit=" images", leave=False):
-                try:
-                    size = self.read_size(index)
-                except UnusableImageError:
-                    if self.options.on_error == "raise":
-                        raise
-                    # another image stands in for it
-                    self._unusable[index] = True
-                    size = (1, 1)
-                self._table.sizes[index] = size
-            self._sizes_known = True
-        return self._table.sizes
+    def _read_sizes(self, table: PoseTable, options: ReadingOptions) -> np.ndarray:
+        """Fills in the sizes from the headers of the images, and returns the mask of those that have none."""
+        broken = np.zeros(len(table.image_ids), dtype=bool)
+        image_ids = tqdm(table.image_ids.tolist(), "reading image sizes", leave=False, unit=" images")
+        for row, image_id in enumerate(image_ids):
+            name = self._name(row, image_id)
+            try:
+                table.sizes[row] = read_image_size(self._image_source(row, name), name)
+            except UnusableImageError as error:
+                if options.on_error == "raise":
+                    raise
+                logger.warning("skipped: %s", error)
+                broken[row] = True
+        return broken
 
     def check_sizes(self, most: int = 5000) -> None:
-        if self._sizes_known:  # else they are from the headers
+        if self._sizes_recorded:  # else they are from the headers
             super().check_sizes(most)
 
     def read_size(self, index: int) -> tuple[int, int]:
-        return read_image_size(self._image_source(index), self.image_name(index))
+        name = self.image_name(index)
+        return read_image_size(self._image_source(int(self._source_rows[index]), name), name)
 
     def image_name(self, index: int) -> str:
         index = self._checked(index)
-        return f"{self.source}, row {self._source_rows[index]} (image_id {self._table.image_ids[index]})"
+        return self._name(self._source_rows[index], self._table.image_ids[index])
 
-    def _image_source(self, index: int) -> Any:
-        return self._rows[int(self._source_rows[self._checked(index)])][self._image_column]
+    def _name(self, row: int, image_id: int) -> str:
+        return f"{self.source}, row {row} (image_id {image_id})"
+
+    def _image_source(self, row: int, name: str) -> Any:
+        try:
+            return self._rows[row][self._image_column]
+        except Exception as error:  # the library raises errors of any kind for damaged files
+            raise UnusableImageError(f"{name}: the row cannot be read: {error}") from error
 
     def read_image(self, index: int) -> PIL.Image.Image:
         name = self.image_name(index)
-        image = read_image(self._image_source(index), name)
-        if self._sizes_known:
-            check_size(image.size, tuple(self._table.sizes[index].tolist()), name)
+        image = read_image(self._image_source(int(self._source_rows[index]), name), name)
+        check_size(image.size, tuple(self.sizes[index].tolist()), name)
         return image

@@ -1,13 +1,15 @@
 """The rows of a dataset of the `datasets` library: which columns hold what, and how a row becomes arrays."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ..checks import is_identifier, require_flags, shown
+from ..checks import is_identifier, is_whole_number, require_flags, shown, telling
+from .coco_records import number_of_keypoints, read_areas, read_boxes, read_keypoints
 from .reading_options import find_split
 
 
@@ -22,7 +24,7 @@ class PoseColumns:
         bbox, keypoints, category, area, iscrowd (`str`): the fields of an object. `bbox` is four numbers in pixels.
             `keypoints` is 3 K numbers (x and y as pixel indices, visibility), K triples, or K pairs, which count as
             visible unless both are 0. `category` is a number or a name, and may be missing if there is only one.
-            `area` and `iscrowd` may be missing.
+            `area` and `iscrowd` may be missing. Null is as good as missing.
         bbox_format (`"xywh"` or `"xyxy"`): a corner and the size, or two corners.
     """
 
@@ -59,23 +61,39 @@ def load_rows(name: str, split: str | Sequence[str] | None, streaming: bool) -> 
 
     Raises:
         ImportError: the `datasets` library is not installed.
-        ValueError: `split` is missing, or the dataset does not have it.
+        ValueError: `split` is missing, the dataset does not have it, or it cannot be read.
     """
     import datasets
 
     if not split:
         raise ValueError(f"`split` is needed with the dataset {name!r}, for example `split='train'`.")
     wanted = [split] if isinstance(split, str) else split
+    damaged = f"{name} cannot be read as a dataset"
     if not (Path(name) / "dataset_dict.json").is_file() and not (Path(name) / "state.json").is_file():
         if len(wanted) > 1:
-            wanted = [find_split(wanted, datasets.get_dataset_split_names(name), name)]
-        # which may be more than a name, such as "train[:10%]", and has an error of its own
-        return datasets.load_dataset(name, split=wanted[0], streaming=streaming)
-    rows: Any = datasets.load_from_disk(name)
+            with telling(damaged):
+                names = datasets.get_dataset_split_names(name)
+            wanted = [find_split(wanted, names, name)]
+        with telling(damaged):
+            # the split may be more than a name, such as "train[:10%]", and has an error of its own
+            return datasets.load_dataset(name, split=wanted[0], streaming=streaming)
+    with telling(damaged):
+        rows: Any = datasets.load_from_disk(name)
     if isinstance(rows, datasets.DatasetDict):
         rows = rows[find_split(wanted, list(rows), name)]
     # shards are what worker processes share
     return rows.to_iterable_dataset(num_shards=min(len(rows), 64)) if streaming else rows
+
+
+def rows_of(rows: Iterable[Mapping[str, Any]], source: str) -> Iterator[Mapping[str, Any]]:
+    """The rows one by one; what the library raises for damaged files becomes a `ValueError` that names the row."""
+    iterator = iter(rows)
+    for index in itertools.count():
+        with telling(f"{source}, row {index} cannot be read"):
+            row = next(iterator, None)
+        if row is None:
+            return
+        yield row
 
 
 def check_columns(column_names: Iterable[str], columns: PoseColumns, source: str) -> None:
@@ -129,21 +147,39 @@ def category_names_that_occur(rows: Any, columns: PoseColumns, source: str) -> d
         ValueError: they are neither all whole numbers nor all names.
     """
     found: set[Any] = set()
-    for index, row in enumerate(rows):
-        found.update(_lists(row[columns.objects], f"{source}, row {index}").get(columns.category) or ())
-    if all(is_identifier(value) for value in found):
-        return {value: str(value) for value in sorted(found)} or {0: "person"}
-    if all(isinstance(value, str) for value in found):
-        return dict(enumerate(sorted(found)))
-    raise ValueError(
-        f"{source}: `{columns.category}` has the values {shown(found)}; expected whole numbers, or names."
-    )
+    for index, row in enumerate(rows_of(rows, source)):
+        place = f"{source}, row {index}"
+        for number, value in enumerate(_lists(row, columns, place).get(columns.category, ())):
+            if not isinstance(value, str) and not is_whole_number(value):
+                field = f"{place}: object {number}: `{columns.category}`"
+                raise ValueError(f"{field} is {shown(value)}; expected a whole number or a name.")
+            found.add(value if isinstance(value, str) else int(value))
+    names = {value for value in found if isinstance(value, str)}
+    if names and names != found:
+        raise ValueError(
+            f"{source}: `{columns.category}` has the values {shown(found)}; expected whole numbers, or names."
+        )
+    return dict(enumerate(sorted(names))) if names else {value: str(value) for value in sorted(found)} or {0: "person"}
+
+
+def first_number_of_keypoints(rows: Any, columns: PoseColumns, source: str) -> int:
+    """K, of the first object that has keypoints.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for index, row in enumerate(rows_of(rows, source)):
+        place = f"{source}, row {index}"
+        for number, value in enumerate(_lists(row, columns, place).get(columns.keypoints, ())):
+            if flat := _flat(value):
+                return number_of_keypoints(flat, f"{place}: object {number}: `{columns.keypoints}`")
+    raise ValueError(f"{source}: no row has an object with `{columns.keypoints}`; expected at least one.")
 
 
 def read_image_id(row: Mapping[str, Any], columns: PoseColumns, default: int, place: str) -> int:
     """The id of a row's image, or `default` without such a column; `place` names the row in messages."""
     value = row.get(columns.image_id, default)
-    if not is_identifier(value):
+    if not is_whole_number(value):
         raise ValueError(
             f"{place}: `{columns.image_id}` is {shown(value)}; expected a whole number. Name another column with "
             "`PoseColumns(image_id=...)`; if there is no such column, rows are counted."
@@ -163,132 +199,83 @@ def no_objects(num_keypoints: int) -> dict[str, np.ndarray]:
 
 
 def read_objects(
-    row: Mapping[str, Any],
-    columns: PoseColumns,
-    category_names: Mapping[int, str],
-    num_keypoints: int | None,
-    place: str,
-) -> dict[str, np.ndarray] | None:
-    """The objects of one row as columns of a [`PoseTable`]; `None` if there are none.
+    row: Mapping[str, Any], columns: PoseColumns, category_names: Mapping[int, str], num_keypoints: int, place: str
+) -> dict[str, np.ndarray]:
+    """The objects of one row as columns of a [`PoseTable`], by the rules of [`CocoRecords`].
 
     Args:
         row (`dict`): the row.
         columns ([`PoseColumns`]): names of its columns and fields.
         category_names (`dict[int, str]`): the categories.
-        num_keypoints (`int` or `None`): K, or `None` for that of the first object.
+        num_keypoints (`int`): K.
         place (`str`): the row in messages.
 
     Raises:
         ValueError: a field is missing or wrong.
     """
-    lists = _lists(row[columns.objects], place)
-    count = len(lists.get(columns.bbox) or ())
-    for field in (columns.keypoints, columns.category, columns.area, columns.iscrowd):
-        if field in lists and len(lists[field] or ()) != count:
+    lists = _lists(row, columns, place)
+    count = len(lists.get(columns.bbox, ()))
+    for field, values in lists.items():
+        if len(values) != count:
             raise ValueError(
-                f"{place}: `{field}` has {len(lists[field] or ())} entries and `{columns.bbox}` {count}; expected one "
-                "each."
+                f"{place}: `{field}` has {len(values)} entries and `{columns.bbox}` {count}; expected one each."
             )
     if count == 0:
-        return None
+        return no_objects(num_keypoints)
     if columns.keypoints not in lists:
         raise ValueError(f"{place}: the objects have no `{columns.keypoints}` but {sorted(lists)}.")
-    places = [f"{place}, object {number}" for number in range(count)]
-    boxes = _boxes(lists[columns.bbox], columns, places)
-    areas = boxes[:, 2:].prod(axis=1)
-    for number, value in enumerate(lists.get(columns.area) or ()):
-        if value is not None:
-            areas[number] = _floats(value, (), places[number], columns.area, "a number of pixels")
-            if areas[number] < 0:
-                raise ValueError(f"{places[number]}: `{columns.area}` is {shown(value)}; expected at least 0 pixels.")
+    lists[columns.keypoints] = [_flat(value) for value in lists[columns.keypoints]]
+    objects = [{field: values[number] for field, values in lists.items()} for number in range(count)]
+    boxes = read_boxes(objects, columns.bbox, place, "object", corners=columns.bbox_format == "xyxy")
+    areas = read_areas(objects, columns.area, place, "object")
+    # data with a single category often does not store it
+    categories = lists.get(columns.category) or [next(iter(category_names))] * count
     return {
         "boxes": boxes,
-        "keypoints": _all_keypoints(lists[columns.keypoints], columns.keypoints, num_keypoints, places),
-        "areas": areas,
-        "category_ids": _category_ids(lists.get(columns.category), columns.category, category_names, places),
-        "iscrowd": require_flags(
-            [{columns.iscrowd: value} for value in lists.get(columns.iscrowd) or [0] * count],
-            columns.iscrowd,
-            place,
-            "object",
-        ),
+        "keypoints": read_keypoints(objects, columns.keypoints, num_keypoints, place, "object"),
+        "areas": np.where(np.isnan(areas), boxes[:, 2:].prod(axis=1), areas),
+        "category_ids": _category_ids(categories, columns.category, category_names, place),
+        "iscrowd": require_flags(objects, columns.iscrowd, place, "object"),
     }
 
 
-def _lists(objects: Any, place: str) -> dict[str, list]:
-    """The objects of a row as a dict of lists, whichever way they are stored."""
+def _lists(row: Mapping[str, Any], columns: PoseColumns, place: str) -> dict[str, list]:
+    """The fields of a row's objects as a dict of lists, whichever way they are stored; null ones are left out."""
+    objects = row[columns.objects]
+    fields = (columns.bbox, columns.keypoints, columns.category, columns.area, columns.iscrowd)
     if objects is None:
         return {}
-    if isinstance(objects, Mapping):
-        return dict(objects)
     if isinstance(objects, list) and all(isinstance(entry, Mapping) for entry in objects):
-        return {field: [entry.get(field) for entry in objects] for field in (objects[0] if objects else ())}
+        return {name: [one.get(name) for one in objects] for name in fields if any(name in one for one in objects)}
+    if isinstance(objects, Mapping):
+        lists = {name: _plain(objects[name]) for name in fields if objects.get(name) is not None}
+        if all(isinstance(values, list) for values in lists.values()):
+            return lists
     raise ValueError(f"{place}: the objects are {shown(objects)}; expected a dict of lists or a list of dicts.")
 
 
-def _boxes(values: Sequence[Any], columns: PoseColumns, places: Sequence[str]) -> np.ndarray:
-    """(m, 4): x, y, width, height."""
-    boxes = np.stack(
-        [_floats(value, (4,), place, columns.bbox, "4 numbers") for value, place in zip(values, places, strict=True)]
-    )
-    if columns.bbox_format == "xyxy":
-        boxes[:, 2:] -= boxes[:, :2]
-    if (boxes[:, 2:] < 0).any():
-        number = int((boxes[:, 2:] < 0).any(axis=1).argmax())
-        raise ValueError(
-            f"{places[number]}: `{columns.bbox}` is {values[number]}, of negative size; expected numbers in the "
-            f"format {columns.bbox_format}."
-        )
-    return boxes
+def _plain(values: Any) -> Any:
+    """Arrays, which formatted datasets give, and tuples as lists."""
+    return values.tolist() if hasattr(values, "tolist") else list(values) if isinstance(values, tuple) else values
 
 
-def _category_ids(
-    values: Sequence[Any] | None, field: str, category_names: Mapping[int, str], places: Sequence[str]
-) -> np.ndarray:
-    # data with a single category often does not store it
-    values = values or [next(iter(category_names))] * len(places)
+def _category_ids(values: Sequence[Any], field: str, category_names: Mapping[int, str], place: str) -> np.ndarray:
     number_of = {name: number for number, name in category_names.items()}
-    ids = [number_of.get(value, -1) if isinstance(value, str) else value for value in values]
-    for value, category_id, place in zip(values, ids, places, strict=True):
+    ids = []
+    for number, value in enumerate(values):
+        category_id = number_of.get(value) if isinstance(value, str) else value if is_whole_number(value) else None
         if category_id not in category_names:
-            raise ValueError(f"{place}: `{field}` is {shown(value)}; expected one of {shown(dict(category_names))}.")
+            expected = f"one of {shown(dict(category_names))}"
+            raise ValueError(f"{place}: object {number}: `{field}` is {shown(value)}; expected {expected}.")
+        ids.append(category_id)
     return np.array(ids, dtype=np.int64)
 
 
-def _all_keypoints(values: Sequence[Any], field: str, num_keypoints: int | None, places: Sequence[str]) -> np.ndarray:
-    """(m, K, 3)."""
-    keypoints = [_keypoints(value, field, place) for value, place in zip(values, places, strict=True)]
-    for points, place in zip(keypoints, places, strict=True):
-        num_keypoints = len(points) if num_keypoints is None else num_keypoints
-        if len(points) != num_keypoints:
-            raise ValueError(f"{place}: `{field}` has {len(points)} keypoints; expected {num_keypoints}.")
-    return np.stack(keypoints)
-
-
-def _keypoints(value: Any, field: str, place: str) -> np.ndarray:
-    """(K, 3), from 3 K numbers, K triples or K pairs."""
-    expected = "3 numbers for each keypoint, triples, or pairs"
-    points = _floats(value, None, place, field, expected)
-    if points.ndim == 1 and len(points) % 3 == 0:
-        points = points.reshape(-1, 3)
-    elif points.ndim == 2 and points.shape[1] == 2:
-        points = np.concatenate([points, 2.0 * (points != 0).any(axis=1, keepdims=True)], axis=1)
-    if points.ndim != 2 or points.shape[1] != 3:
-        raise ValueError(f"{place}: `{field}` has the shape {points.shape}; expected {expected}.")
-    if (strange := ~np.isin(points[:, 2], (0, 1, 2))).any():
-        first = int(strange.argmax())
-        raise ValueError(
-            f"{place}: `{field}` has visibility {points[first, 2]:g} at keypoint {first}; expected 0 (not labelled), "
-            "1 (hidden) or 2 (visible)."
-        )
-    return points
-
-
-def _floats(value: Any, shape: tuple[int, ...] | None, place: str, field: str, expected: str) -> np.ndarray:
-    try:
-        array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        array = np.array(np.nan)
-    if not np.isfinite(array).all() or (shape is not None and array.shape != shape):
-        raise ValueError(f"{place}: `{field}` is {shown(value)}; expected {expected}.")
-    return array
+def _flat(keypoints: Any) -> Any:
+    """Keypoints as 3 K numbers, of triples or pairs; others stay as they are, to be checked."""
+    keypoints = _plain(keypoints)
+    points = [_plain(point) for point in keypoints] if isinstance(keypoints, list) else []
+    lengths = {len(point) if isinstance(point, list) else 0 for point in points}
+    if lengths == {2}:
+        points = [[x, y, 2 if x != 0 or y != 0 else 0] for x, y in points]
+    return [value for point in points for value in point] if lengths in ({2}, {3}) else keypoints

@@ -1,5 +1,6 @@
 """Datasets of the `datasets` library, streamed: rows are read, used and forgotten."""
 
+import contextlib
 import copy
 import itertools
 import logging
@@ -16,15 +17,16 @@ from .hub_rows import (
     PoseColumns,
     category_names_of,
     check_columns,
+    first_number_of_keypoints,
     load_rows,
-    no_objects,
     read_image_id,
     read_objects,
+    rows_of,
     without_decoding,
 )
 from .pose_table import PoseTable
 from .reading_options import ReadingOptions
-from .sample import PoseSample, UnusableImageError, read_image
+from .sample import PoseSample, UnusableImageError, read_image, read_image_size
 
 
 if TYPE_CHECKING:
@@ -32,6 +34,13 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+
+# what a stream counts: three reasons to leave something out, and kinds of remarks
+_COUNTED = (
+    *("unusable_images", "images_without_people", "people_without_usable_box"),
+    *("boxes_taken_from_keypoints", "people_with_area_0"),
+)
 
 
 class _Row(NamedTuple):
@@ -89,45 +98,41 @@ class HubPoseStream(Described, IterableDataset[PoseSample]):
                 f"{self.source}: `category_names` is needed: the features of this dataset do not name its categories."
             )
         self._rows = without_decoding(rows, columns)
-        num_keypoints = self._first_number_of_keypoints(names) if keypoint_names is None else len(keypoint_names)
+        num_keypoints = len(keypoint_names or ()) or first_number_of_keypoints(self._rows, columns, self.source)
         self.description = DataDescription(num_keypoints, keypoint_names, edges, flip_indices, names)
         self._shuffling: tuple[int, int] | None = None
         self._process = (0, 1)
         self._epoch = shared_number()
         # in shared memory: worker processes count, the main process reads
-        self._counts = torch.zeros(4, dtype=torch.int64).share_memory_()
-
-    def _first_number_of_keypoints(self, category_names: Mapping[int, str]) -> int:
-        for index, row in enumerate(self._rows):
-            objects = read_objects(row, self.columns, category_names, None, f"{self.source}, row {index}")
-            if objects is not None:
-                return objects["keypoints"].shape[1]
-        raise ValueError(f"{self.source}: no row has an object; expected at least one.")
+        self._counts = torch.zeros(len(_COUNTED), dtype=torch.int64).share_memory_()
 
     @property
     def left_out(self) -> dict[str, int]:
         """The number of rows that gave no sample so far, in all worker processes, by reason."""
-        unusable, without_people, without_box, _ = self._counts.tolist()
-        counts = {"unusable_images": unusable, "images_without_people": without_people}
-        return counts | ({"people_without_usable_box": without_box} if without_box else {})
+        counts = dict(zip(_COUNTED[:3], self._counts[:3].tolist(), strict=True))
+        return {name: count for name, count in counts.items() if count or name != "people_without_usable_box"}
 
     @property
     def remarks(self) -> dict[str, int]:
-        """The number of people whose annotations were mended so far, in all worker processes, by kind."""
-        return {"boxes_taken_from_keypoints": mended} if (mended := int(self._counts[3])) else {}
+        """The number of doubtful or mended annotations so far, in all worker processes, by kind."""
+        counts = dict(zip(_COUNTED[3:], self._counts[3:].tolist(), strict=True))
+        return {name: count for name, count in counts.items() if count}
 
-    def _table(self, image_id: int, objects: dict[str, np.ndarray]) -> PoseTable:
-        """The objects of a row, their boxes mended and counted; the image's size is not known yet."""
-        count = len(objects["boxes"])
+    def _table(self, image_id: int, objects: dict[str, np.ndarray], image: Any, name: str) -> PoseTable:
+        """The objects of a row, their boxes mended and counted."""
+        count, size = len(objects["boxes"]), (0, 0)
+        with contextlib.suppress(UnusableImageError):  # told about where it is decoded
+            size = read_image_size(image, name)
         table, replaced, lost = PoseTable.from_rows(
             image_ids=np.array([image_id]),
-            sizes=np.zeros((1, 2), dtype=np.int64),
+            sizes=np.array([size], dtype=np.int64),
             image_rows=np.zeros(count, dtype=np.int64),
             ids=np.arange(count),
             **objects,
         ).with_usable_boxes()
-        self._counts[2] += len(lost)
-        self._counts[3] += len(replaced)
+        found = {"people_without_usable_box": len(lost), "boxes_taken_from_keypoints": len(replaced)}
+        for kind, number in (found | table.remarks()).items():
+            self._counts[_COUNTED.index(kind)] += number
         return table
 
     @property
@@ -203,16 +208,17 @@ class HubPoseStream(Described, IterableDataset[PoseSample]):
         worker_index, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         process_index, num_processes = self._process
         first, step = process_index * num_workers + worker_index, num_processes * num_workers
-        for count, row in enumerate(rows):
+        for count, row in enumerate(rows_of(rows, self.source)):
             index = first + count * step
             place = f"{self.source}, row {index}"
             image_id = read_image_id(row, self.columns, index, place)
             objects = read_objects(row, self.columns, self.category_names, self.num_keypoints, place)
-            table = self._table(image_id, no_objects(self.num_keypoints) if objects is None else objects)
+            name = f"{place} (image_id {image_id})"
+            table = self._table(image_id, objects, row[self.columns.image], name)
             if self.options.only_with_people and not table.people_per_image().any():
                 self._counts[1] += 1
                 continue
-            yield _Row(row[self.columns.image], image_id, table, f"{place} (image_id {image_id})")
+            yield _Row(row[self.columns.image], image_id, table, name)
 
     def _decoded(self, row: _Row) -> PoseSample | None:
         """The sample of a row; `None` if its image is to be skipped."""

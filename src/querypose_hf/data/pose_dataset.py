@@ -31,8 +31,7 @@ class PoseDataset(Described, Dataset[PoseSample]):
         description ([`DataDescription`]): classes and keypoints; its fields are attributes of the dataset too.
         options ([`ReadingOptions`]): how images are read.
         left_out (`dict[str, int]`): the number of records that the reader left out, by reason.
-        remarks (`dict[str, int]`, *optional*): the number of people whose annotations are doubtful or were mended, by
-            kind.
+        remarks (`dict[str, int]`, *optional*): the number of doubtful annotations, by kind. The table's own are added.
 
     People whose box has no area in the image get one from their keypoints, see [`PoseTable.with_usable_boxes`]; those
     without such keypoints are left out. Both are counted and listed in `mended_people`.
@@ -51,6 +50,7 @@ class PoseDataset(Described, Dataset[PoseSample]):
         self.left_out = dict(left_out)
         self.remarks = dict(remarks or {})
         table = self._mended(table)
+        self.remarks |= table.remarks()
         kept = np.ones(len(table.image_ids), dtype=bool)
         if options.only_with_people:
             kept = table.people_per_image() > 0

@@ -81,6 +81,12 @@ class PoseTable:
         table = PoseTable.from_rows(self.image_ids, self.sizes, image_rows[~lost], **kept)
         return table, np.flatnonzero(replaced), np.flatnonzero(lost)
 
+    def remarks(self) -> dict[str, int]:
+        """How many people with labelled keypoints have annotations by which scoring cannot find them, by kind."""
+        people = (self.keypoints[..., 2] > 0).any(axis=1) & ~self.iscrowd
+        without_area = int((people & (self.areas == 0)).sum())
+        return {"people_with_area_0": without_area} if without_area else {}
+
     def people_per_image(self) -> np.ndarray:
         """(n,): the number of objects of each image that are not crowd regions."""
         people = np.concatenate([[0], np.cumsum(~self.iscrowd)])

@@ -38,16 +38,13 @@ class YoloPoseDataset(PoseFileDataset):
     optionally, `flip_idx` and `kpt_names`: the keypoints' names, as a list or as one list for each class. The labels
     of `.../images/a/b.jpg` are in `.../labels/a/b.txt`, one line for each object: class, box centre x and y, box width
     and height, and K times x, y and, with `kpt_shape` [K, 3], visibility. With two numbers a keypoint counts as
-    visible unless both are 0. An image without a label file shows nobody.
+    visible unless both are 0. An image without a label file shows nobody; `remarks` counts them.
 
     Folders are found where ultralytics finds them: `../train/images`, as Roboflow writes it, may be `train/images`
     beside the file.
 
     Coordinates are relative to the upright image and continuous: a keypoint at x becomes the pixel index
     x * width - 0.5. The class numbers are the category ids, and `area` is the box's.
-
-    Attributes:
-        images_without_label_file (`int`): the number of images without one.
 
     Args:
         data (`str` or `os.PathLike`): the `data.yaml`.
@@ -87,7 +84,7 @@ class YoloPoseDataset(PoseFileDataset):
         if flip_indices is not None:
             try:
                 flip_indices = check_flip_indices(flip_indices, num_keypoints)
-            except (TypeError, ValueError) as error:
+            except ValueError as error:
                 raise ValueError(f"{path}: `flip_idx`: {error}") from error
 
         files, sizes, labels = [], [], []
@@ -103,14 +100,14 @@ class YoloPoseDataset(PoseFileDataset):
                 unusable += 1
                 continue
             label_file = _label_file(file)
-            missing_labels += not label_file.is_file()
+            missing_labels += not label_file.exists()
             files.append(str(file))
             sizes.append(size)
             labels.append(_read_labels(label_file, num_keypoints, num_values, len(category_names)))
         description = DataDescription(num_keypoints, keypoint_names, (), flip_indices, category_names)
         table = _make_table(sizes, labels, num_keypoints, num_values)
-        super().__init__(table, description, options, {"unusable_images": unusable}, files)
-        self.images_without_label_file = missing_labels
+        remarks = {"images_without_label_file": missing_labels} if missing_labels else {}
+        super().__init__(table, description, options, {"unusable_images": unusable}, files, remarks)
 
     def check_sizes(self, most: int = 5000) -> None:
         """Nothing to compare: sizes are from the headers of the images."""
@@ -128,7 +125,7 @@ def _keypoint_shape(settings: Mapping[str, Any], path: Path) -> tuple[int, int]:
     if (
         not isinstance(shape, Sequence)
         or len(shape) != 2
-        or not all(isinstance(value, int) for value in shape)
+        or not all(map(is_identifier, shape))
         or not 1 <= shape[0] <= _MOST
         or shape[1] not in (2, 3)
     ):
@@ -232,7 +229,9 @@ def _label_file(image_file: Path) -> Path:
 
 def _read_labels(file: Path, num_keypoints: int, num_values: int, num_categories: int) -> np.ndarray:
     """(m, 5 + K * num_values): the lines of one label file, in relative coordinates."""
-    lines = read_text(file).splitlines() if file.is_file() else []
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is a folder; expected a file of labels.")
+    lines = read_text(file).splitlines() if file.exists() else []
     rows = [
         _read_line(line.split(), f"{file}, line {number}", num_keypoints, num_values, num_categories)
         for number, line in enumerate(lines, start=1)

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..checks import telling
 from .sources import image_files
 
 
@@ -42,18 +43,18 @@ def open_image_dataset(source: str | os.PathLike, split: str | None = None, imag
 
 def _open(datasets: Any, source: str | os.PathLike) -> Any:
     folder = Path(source)
+    damaged = f"{source} cannot be opened; expected a folder of images or a dataset"
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        return datasets.load_from_disk(str(folder))
+        with telling(damaged):
+            return datasets.load_from_disk(str(folder))
     if folder.is_dir():
         files = image_files(folder.rglob("*"))
         if files:
             return datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image())
         if not any(folder.rglob("*.parquet")):
             raise ValueError(f"the folder {folder} holds no images.")
-    try:
+    with telling(damaged):
         return datasets.load_dataset(str(source))
-    except Exception as error:  # the library raises errors of many types
-        raise ValueError(f"{source} cannot be opened; expected a folder of images or a dataset: {error}") from error
 
 
 def _pick_split(data: Any, split: str | None) -> Any:

@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 
 #: Used when neither the image processor nor any annotation tells the number of keypoints: COCO's.
 DEFAULT_NUM_KEYPOINTS = 17
+#: Coordinates, widths and heights beyond are mistakes, and would become infinite in float32.
+MOST_PIXELS = 10_000_000
 
 
 def labels_from_annotations(
@@ -87,7 +89,8 @@ def _check_annotation(index: int, entry: Any) -> tuple[str, Sequence[Any]]:
         if field not in entry:
             raise ValueError(f"annotations[{index}] has no `{field}` but {sorted(map(str, entry))}; {expectation}.")
     image_id, objects = entry["image_id"], entry["annotations"]
-    if not isinstance(image_id, Real) or isinstance(image_id, bool) or float(image_id) % 1 != 0:
+    is_number = isinstance(image_id, Real) and not isinstance(image_id, bool)
+    if not is_number or not -(2**63) <= image_id < 2**63 or image_id % 1 != 0:
         raise TypeError(f"annotations[{index}]: `image_id` is {image_id!r}; expected an integer.")
     place = f"annotations[{index}] (image_id {image_id})"
     if not isinstance(objects, list | tuple):
@@ -106,50 +109,51 @@ def _is_crowd(place: str, obj: Mapping[str, Any]) -> bool:
 
 
 def _read_person(place: str, obj: Mapping[str, Any], category_ids: Sequence[int]) -> dict[str, Any]:
-    def numbers(field: str, value: Any, expectation: str, fits: Callable[[tuple[int, ...]], bool]) -> np.ndarray:
+    def numbers(
+        field: str, expectation: str, fits: Callable[[tuple[int, ...]], bool], most: float = MOST_PIXELS
+    ) -> np.ndarray:
+        value = obj[field]
         try:
             array = np.asarray(value)  # without a type: NumPy would read text as numbers
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             array = None
-        if array is None or array.dtype.kind not in "iuf" or not fits(array.shape):
+        if array is None or array.dtype.kind not in "iuf" or not fits(array.shape) or _holds_truths(value):
             raise ValueError(f"{place}: `{field}` is {value!r}; expected {expectation}.")
         if not np.isfinite(array).all():
             raise ValueError(f"{place}: `{field}` is {value!r}; expected finite numbers.")
+        if (np.abs(array) > most).any():
+            raise ValueError(f"{place}: `{field}` is {value!r}; expected at least {-most:g} and at most {most:g}.")
         return array.astype(np.float64)
 
     if obj.get("bbox") is None:
         raise ValueError(f"{place}: `bbox` is missing; expected x, y, width and height in pixels.")
-    bbox = numbers("bbox", obj["bbox"], "4 numbers: x, y, width, height", lambda shape: shape == (4,))
+    bbox = numbers("bbox", "4 numbers: x, y, width, height", lambda shape: shape == (4,))
     if (bbox[2:] < 0).any():
         raise ValueError(f"{place}: `bbox` is {obj['bbox']!r}; expected a width and a height of at least 0.")
 
-    category_id = obj.get("category_id", category_ids[0])
+    category_id = category_ids[0] if obj.get("category_id") is None else obj["category_id"]
     if isinstance(category_id, bool) or category_id not in category_ids:
         raise ValueError(
             f"{place}: `category_id` is {category_id!r}; expected one of {list(category_ids)}. Set `category_ids` of "
             "the image processor to the dataset's ids, in the order of the model's classes."
         )
 
-    area = obj.get("area")
-    if area is None:
-        area = bbox[2] * bbox[3]
-    else:
-        area = numbers("area", area, "a number of pixels", lambda shape: shape == ()).item()
+    area = bbox[2] * bbox[3]
+    if obj.get("area") is not None:
+        area = numbers("area", "a number of pixels", lambda shape: shape == (), MOST_PIXELS**2).item()
         if area < 0:
             raise ValueError(f"{place}: `area` is {area}; expected at least 0 pixels.")
 
-    count = obj.get("num_keypoints")
-    if count is not None:
+    if obj.get("num_keypoints") is not None:
         expectation = "the number of labelled keypoints"
-        number = numbers("num_keypoints", count, expectation, lambda shape: shape == ()).item()
+        number = numbers("num_keypoints", expectation, lambda shape: shape == ()).item()
         if number < 0 or number != int(number):
-            raise ValueError(f"{place}: `num_keypoints` is {count!r}; expected {expectation}.")
+            raise ValueError(f"{place}: `num_keypoints` is {obj['num_keypoints']!r}; expected {expectation}.")
 
-    keypoints = obj.get("keypoints")
-    if keypoints is not None:
+    keypoints = None
+    if obj.get("keypoints") is not None:
         keypoints = numbers(
             "keypoints",
-            keypoints,
             "3 numbers for each keypoint: x, y, visibility",
             lambda shape: (len(shape) == 1 and shape[0] % 3 == 0) or (len(shape) == 2 and shape[1] == 3),
         ).reshape(-1, 3)
@@ -167,6 +171,13 @@ def _read_person(place: str, obj: Mapping[str, Any], category_ids: Sequence[int]
         "area": area,
         "keypoints": None if keypoints is None or len(keypoints) == 0 else keypoints,
     }
+
+
+def _holds_truths(value: Any) -> bool:
+    """Whether a number or nested list has `True` or `False` in it, which NumPy takes for 1 and 0 among numbers."""
+    if isinstance(value, list | tuple):
+        return any(map(_holds_truths, value))
+    return isinstance(value, bool | np.bool_)
 
 
 def _count_keypoints(people: Sequence[Mapping[str, Any]], num_keypoints: int | None) -> int:

@@ -28,12 +28,14 @@ KEYPOINT_INTERACTIONS = ("spatial_attention", "self_attention", "dynamic_channel
 PART_ITERATIONS = ("selective", "sum", "concatenation", "none")
 #: Fields of earlier versions that are gone, with the only value that can still be computed.
 _GONE = {"keypoint_origin": "box", "part_position_encoding": False, "keypoint_confidence": "deviation"}
-# Numbers of a damaged or hostile file would otherwise fill the memory or never come to an end.
+# Numbers of a damaged or hostile file would otherwise fill the memory, never come to an end, or become infinite.
 _MOST_KEYPOINTS = 10_000
 _MOST = {
     **dict.fromkeys(("decoder_layers", "num_cls_layers", "num_reg_layers", "num_pose_convs"), 1000),
     **dict.fromkeys(("box_pooler_resolution", "pose_pooler_resolution", "pooler_sampling_ratio"), 1000),
     **dict.fromkeys(("d_model", "decoder_ffn_dim", "dynamic_dim", "part_dim", "num_queries"), 100_000),
+    **dict.fromkeys(("class_cost", "bbox_cost", "giou_cost", "focal_gamma"), 1_000_000),
+    **{f"{term}_loss_coefficient": 1_000_000 for term in ("class", "bbox", "giou", "keypoint", "heatmap")},
 }
 
 
@@ -398,9 +400,10 @@ class QueryPoseConfig(PreTrainedConfig):
         if len(set(self.keypoint_names)) != count:
             twice = sorted({name for name in self.keypoint_names if list(self.keypoint_names).count(name) > 1})
             raise ValueError(f"`keypoint_names` must all differ, but {twice} occur more than once.")
-        if len(self.keypoint_sigmas) != count or not all(sigma > 0 for sigma in self.keypoint_sigmas):
+        if len(self.keypoint_sigmas) != count or not all(1e-6 <= sigma <= 1e3 for sigma in self.keypoint_sigmas):
             raise ValueError(
-                f"`keypoint_sigmas` must be {count} positive numbers, one per keypoint, but is {self.keypoint_sigmas}."
+                f"`keypoint_sigmas` must be {count} positive numbers, from 1e-06 to 1000, one per keypoint, but is "
+                f"{self.keypoint_sigmas}."
             )
         indices = sorted(index for part in self.keypoint_parts for index in part)
         if indices != list(range(count)) or not all(self.keypoint_parts):
@@ -442,6 +445,11 @@ class QueryPoseConfig(PreTrainedConfig):
                 f"`backbone_kwargs` must be {{'feature_location': ''}} for `neck_type` {self.neck_type!r}, so that "
                 f"timm gives the HRNet's branches and not classifier features, but is {self.backbone_kwargs}."
             )
+
+    def validate_labels(self):
+        """Checks that the classes have names."""
+        if not all(isinstance(name, str) for name in self.id2label.values()):
+            raise ValueError(f"`id2label` must hold the names of the classes, but is {self.id2label}.")
 
     def validate_choices(self):
         """Checks the fields that name one of several behaviours."""

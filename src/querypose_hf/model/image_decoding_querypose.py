@@ -3,6 +3,7 @@
 import base64
 import os
 import urllib.request
+from collections.abc import Sequence
 from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
@@ -29,9 +30,8 @@ def decode_image(
     """Decodes one image into a tensor of shape `(num_channels, height, width)`.
 
     EXIF orientation is applied. With `do_convert_rgb` transparent images are laid on white and everything becomes RGB.
-    16-bit greyscale is scaled from 0..65535 to 0..255. PIL's 32-bit modes `I` and `F` count as 8-bit values when they
-    lie within 0..255 and as 16-bit ones when they lie within 0..65535; `F` within 0..1 is scaled to 0..255. An array
-    of floating-point numbers keeps its values; [`white_level`] tells which range they have.
+    Values of 16 bits and of PIL's 32-bit modes `I` and `F` are scaled to 0..255 from the range that [`white_level`]
+    tells: 0..255, 0..65535 or, for `F`, 0..1. An array of floating-point numbers keeps its values.
 
     Args:
         image (`str`, `os.PathLike`, `bytes`, file, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): a path, URL or
@@ -100,19 +100,25 @@ def decode_pil_image(image: Any, timeout: float = 60) -> PIL.Image.Image:
     return PIL.Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def white_level(pixels: torch.Tensor | np.ndarray) -> float:
-    """The value of white in an image of floating-point numbers: 1 if they lie within 0..1, else 255.
+def white_level(pixels: torch.Tensor | np.ndarray, whites: Sequence[float] = (1.0, 255.0)) -> float:
+    """The value of white in an image: the first of `whites` that no value is above.
+
+    Numbers that end between 1 and 2 are refused: bicubic resizing took them beyond 0..1, or they are the blackest of
+    0..255. Only who made them can tell.
 
     Raises:
-        `ValueError`: the values lie within neither 0..1 nor 0..255. Differences that come from rounding are allowed.
+        `ValueError`: the values lie within no such range. Differences that come from rounding are allowed.
     """
     low, high = float(pixels.min()), float(pixels.max())
-    for white in (1.0, 255.0):
-        if low >= -_ROUNDING * white and high <= (1 + _ROUNDING) * white:
+    for white in whites:
+        may_be = white == 1 or not 1 < high < 2
+        if may_be and low >= -_ROUNDING * max(1, min(high, white)) and high <= (1 + _ROUNDING) * white:
             return white
+    *others, last = [f"0..{white:g}" for white in whites]
     raise ValueError(
-        f"an image of floating-point numbers has values from {low:g} to {high:g}; expected 0..1 or 0..255. If they "
-        "were normalised already, pass `do_rescale=False` and `do_normalize=False` to the image processor."
+        f"the image has values from {low:g} to {high:g}; expected {', '.join(others)} or {last}. Clip what resizing "
+        "took beyond that. If they were normalised already, set `do_rescale` and `do_normalize` of the image "
+        "processor to False, as in `pipeline.image_processor.do_rescale = False`."
     )
 
 
@@ -185,10 +191,8 @@ def _pil_to_array(image: PIL.Image.Image, do_convert_rgb: bool | None) -> np.nda
     # `exif_transpose` copies images that are upright already
     if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
         image = PIL.ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        return _array_to_native_order(np.array(image))
-    if image.mode in ("I", "F"):
-        return _deep_grey_to_uint8(np.array(image))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _deep_to_uint8(_array_to_native_order(np.array(image)))
     if not do_convert_rgb:
         return np.array(image)
     if image.mode in ("La", "RGBa"):
@@ -199,16 +203,9 @@ def _pil_to_array(image: PIL.Image.Image, do_convert_rgb: bool | None) -> np.nda
     return np.array(image.convert("RGB"))
 
 
-def _deep_grey_to_uint8(values: np.ndarray) -> np.ndarray:
-    low, high = values.min(), values.max()
-    if not (low >= 0 and high <= 65535):
-        raise ValueError(
-            f"a greyscale image of more than 16 bits has values from {low} to {high}; expected 0..255 or 0..65535, or "
-            "0..1 if they are floating-point numbers."
-        )
-    if values.dtype.kind == "f" and high <= 1 + _ROUNDING:
-        values = values.clip(max=1) * 255
-    return np.rint(values if high <= 255 else values / 257).astype(np.uint8)
+def _deep_to_uint8(values: np.ndarray) -> np.ndarray:
+    whites = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
+    return np.rint(values * (255 / white_level(values, whites))).clip(0, 255).astype(np.uint8)
 
 
 def _array_to_native_order(array: np.ndarray) -> np.ndarray:
@@ -249,7 +246,7 @@ def _to_uint8_or_float32(pixels: torch.Tensor) -> torch.Tensor:
     if pixels.is_complex():
         raise TypeError(f"expected an image of real numbers, got {pixels.dtype}.")
     if pixels.dtype == torch.uint16:
-        return ((pixels.to(torch.int32) + 128) // 257).to(torch.uint8)
+        return torch.from_numpy(_deep_to_uint8(pixels.cpu().numpy())).to(pixels.device)
     low, high = (int(value) for value in pixels.to(torch.int64).aminmax())
     if low < 0 or high > 255:
         raise ValueError(

@@ -4,6 +4,7 @@ Nothing here needs torchvision. The two backends, which resize and normalise, ar
 `image_processing_pil_querypose`.
 """
 
+import difflib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,11 @@ _BACKEND_MODULES = {
     "torchvision": ("image_processing_querypose", "QueryPoseImageProcessor"),
     "pil": ("image_processing_pil_querypose", "QueryPoseImageProcessorPil"),
 }
+_FLAGS = ("do_resize", "do_rescale", "do_normalize", "do_pad", "do_convert_rgb", "do_center_crop", "default_to_square")
+# of an image in pixels; more would fill the memory
+_MOST_SIDE = 65_536
+# beyond these no image is left: the model would find nobody
+_RANGES = {"rescale_factor": (1e-6, 1e3), "image_mean": (-1e4, 1e4), "image_std": (1e-3, 1e4)}
 
 
 class QueryPoseImageProcessorKwargs(ImagesKwargs, total=False):
@@ -179,20 +185,54 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
         """
         return super().preprocess(images, annotations, **kwargs)
 
+    def _set_attributes(self, **kwargs: Any) -> None:
+        self._refuse_misspelt_settings(kwargs)
+        super()._set_attributes(**kwargs)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds an image processor from a dict; `kwargs` are overrides.
+
+        See [`~transformers.ImageProcessingMixin.from_dict`], which would leave out those that it does not know.
+        """
+        cls._refuse_misspelt_settings(kwargs)
+        return super().from_dict(image_processor_dict, **kwargs)
+
+    @classmethod
+    def _refuse_misspelt_settings(cls, kwargs: Mapping[str, Any]) -> None:
+        # Transformers keeps unknown settings as attributes, so that `score_treshold` would pass unnoticed
+        known = cls.valid_kwargs.__annotations__
+        for name in kwargs.keys() - known.keys():
+            if close := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+                raise ValueError(f"Unknown setting `{name}` (value {kwargs[name]!r}): did you mean `{close[0]}`?")
+
     def _standardize_kwargs(self, *args: Any, **kwargs: Any) -> dict:
         kwargs = super()._standardize_kwargs(*args, **kwargs)
         _check_size(kwargs["size"])
+        pad_size = dict(kwargs["pad_size"] or {})
+        if not all(map(_is_side, pad_size.values())):
+            raise ValueError(f"`pad_size` is {pad_size}; expected positive integers of at most {_MOST_SIDE}.")
+        for field in _FLAGS:
+            if (value := kwargs.get(field)) is not None and not isinstance(value, bool | np.bool_):
+                raise ValueError(f"`{field}` is {value!r}; expected True or False.")
+        for field, (least, most) in _RANGES.items():
+            value = kwargs.get(field)
+            several = isinstance(value, list | tuple) and field != "rescale_factor" and len(value) > 0
+            numbers: Any = value if several else [value]
+            if value is not None and not all(_is_number(one) and least <= one <= most for one in numbers):
+                each = "" if field == "rescale_factor" else ", or one for each channel"
+                raise ValueError(f"`{field}` is {value!r}; expected a number from {least:g} to {most:g}{each}.")
         for field in ("size_divisor", "num_keypoints"):
             value = kwargs.get(field)
-            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"`{field}` is {value!r}; expected a positive integer.")
+            if value is not None and not _is_side(value):
+                raise ValueError(f"`{field}` is {value!r}; expected a positive integer of at most {_MOST_SIDE}.")
         _check_nms_threshold(kwargs.get("nms_threshold"))
         if "score_threshold" in kwargs:
             _check_score_threshold(kwargs["score_threshold"])
         resample = kwargs.get("resample")
         if resample is not None and not isinstance(resample, Enum) and resample not in list(PILImageResampling):
-            numbers = [int(each) for each in PILImageResampling]
-            raise ValueError(f"`resample` is {resample!r}; expected one of {numbers}.")
+            filters = [int(each) for each in PILImageResampling]
+            raise ValueError(f"`resample` is {resample!r}; expected one of {filters}.")
         category_ids = kwargs.get("category_ids")
         if category_ids is not None:
             if (
@@ -254,16 +294,18 @@ class QueryPoseImageProcessingMixin(BaseImageProcessor):
         rescale_factor: float,
         do_normalize: bool | None,
         image_mean: float | Sequence[float],
+        image_std: float | Sequence[float],
         **kwargs: Any,
     ) -> Any:
         try:
             image = self.process_image(entry, **kwargs)
             num_channels = image.shape[0]
-            if do_normalize and isinstance(image_mean, list | tuple) and len(image_mean) not in (1, num_channels):
-                raise ValueError(
-                    f"the image has {num_channels} channels and `image_mean` {len(image_mean)} values; set "
-                    "`do_convert_rgb` to True, or give a mean and a standard deviation for each channel."
-                )
+            for name, value in (("image_mean", image_mean), ("image_std", image_std)):
+                if do_normalize and isinstance(value, list | tuple) and len(value) not in (1, num_channels):
+                    raise ValueError(
+                        f"the image has {num_channels} channels and `{name}` {len(value)} values; set "
+                        "`do_convert_rgb` to True, or give a mean and a standard deviation for each channel."
+                    )
             if do_rescale and image.dtype in (torch.float32, np.float32) and white_level(image) == 1:
                 image = image * float(1 / rescale_factor)  # rescaled already: undone here, done again later
         except (OSError, TypeError, ValueError) as error:
@@ -498,11 +540,15 @@ def _check_size(size: SizeDict | None) -> None:
         {"height", "width"},
         {"max_height", "max_width"},
     )
-    if set(given) not in accepted or not all(isinstance(value, int) and value > 0 for value in given.values()):
+    if set(given) not in accepted or not all(map(_is_side, given.values())):
         raise ValueError(
-            f"`size` is {given}; expected positive integers for `shortest_edge` with or without `longest_edge`, "
-            "for `height` and `width`, or for `max_height` and `max_width`."
+            f"`size` is {given}; expected positive integers of at most {_MOST_SIDE} for `shortest_edge` with or "
+            "without `longest_edge`, for `height` and `width`, or for `max_height` and `max_width`."
         )
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and 1 <= int(value) <= _MOST_SIDE
 
 
 def _read_outputs(outputs: Any) -> list[Any]:
@@ -557,15 +603,19 @@ def _describe_people(people: People, image: int, queries: torch.Tensor) -> list[
     ]
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _check_score_threshold(value: Any) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= 1:
+    if not _is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"`score_threshold` is {value!r}; expected a number from 0 to 1.")
 
 
 def _check_nms_threshold(value: Any) -> None:
     if value is None:
         return
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < float(value) <= 1:
+    if not _is_number(value) or not 0 < value <= 1:
         raise ValueError(f"`nms_threshold` is {value!r}; expected None or a number above 0 and at most 1.")
 
 

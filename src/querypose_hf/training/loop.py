@@ -76,6 +76,9 @@ class TrainingLoop:
     processors with the `score_threshold` that the evaluation gives, if it gives one; `checkpoints/`,
     from which a stopped run goes on; `training_log.jsonl`, see [`TrainingLog`]; and `training.yaml`, the settings.
 
+    If the evaluation fails, a checkpoint is written first, and a resumed run starts with that evaluation; not with
+    several processes.
+
     A resumed run goes on as if it had never stopped: it sees the same data in the same order and, on a CPU, has the
     same bits in every loss and weight. For that the dataset has to give the same sample for the same index and epoch,
     whatever was read before, as [`AugmentedPoseDataset`] does.
@@ -160,6 +163,7 @@ class TrainingLoop:
         self.step = self.epoch = self.batch = 0
         self.best: float | None = None
         self.best_step = self.evaluations_since_best = self.evaluated_step = 0
+        self.unevaluated = False  # whether the evaluation after this step failed
         self.interrupts = 0  # signals that this process got
         self.interrupted = False  # whether any process got one, as all of them know it
         self.metrics: dict[str, float] = {}
@@ -234,6 +238,8 @@ class TrainingLoop:
         self.log.show_figures(self.metrics)
         try:
             with self._noticing_interrupts():
+                if self.unevaluated:
+                    self._evaluate_and_save(evaluates=self.evaluate is not None, saves=True)
                 while not self._is_to_stop:
                     self._run_epoch()
         except RuntimeError as error:  # torch raises it by a signal, wherever the loop is
@@ -359,6 +365,9 @@ class TrainingLoop:
         if saves or evaluates or self._is_due(self.config.log_every):
             # also before every checkpoint, so that no record spans one
             self.log.write(self.step, self.epoch, self.learning_rate)
+        self._evaluate_and_save(evaluates, saves)
+
+    def _evaluate_and_save(self, evaluates: bool, saves: bool) -> None:
         if evaluates:
             self._evaluate()
         if saves or self.stopped_early:
@@ -377,8 +386,16 @@ class TrainingLoop:
         model = self.model_to_keep
         random_numbers = random_state()  # training goes on the same with and without evaluations
         model.eval()
-        with torch.no_grad():
-            metrics = {name: float(value) for name, value in self.evaluate(model).items()}
+        self.unevaluated = True
+        try:
+            with torch.no_grad():
+                metrics = {name: float(value) for name, value in self.evaluate(model).items()}
+        except Exception:
+            if self.accelerator.num_processes == 1:  # of several, the others wait in the evaluation
+                set_random_state(random_numbers)
+                self.save_state()
+            raise
+        self.unevaluated = False
         # the main process's count: all have to agree on when to stop early
         (self.metrics,) = broadcast_object_list([metrics])
         self.evaluated_step = self.step
@@ -424,6 +441,7 @@ class TrainingLoop:
                 "best": self.best,
                 "best_step": self.best_step,
                 "evaluations_since_best": self.evaluations_since_best,
+                "unevaluated": self.unevaluated,
                 "metrics": self.metrics,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -452,6 +470,7 @@ class TrainingLoop:
                 )
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         self.best, self.metrics = state["best"], state["metrics"]
+        self.unevaluated = state.get("unevaluated", False)
         self._set_score_threshold()
         self.best_step, self.evaluations_since_best = state["best_step"], state["evaluations_since_best"]
         self.model.load_state_dict(state["model"])

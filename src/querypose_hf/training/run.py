@@ -115,7 +115,8 @@ def run_experiment(
     metrics = loop.run(resume, stop_after)
     loop.accelerator.wait_for_everyone()
     if loop.accelerator.is_main_process:
-        print(loop.account())
+        stream = parts.dataset.stream if isinstance(parts.dataset, AugmentedPoseStream) else None
+        print(*_doubts("the stream", stream), loop.account(), sep="\n")
     if push_to_hub is not None and loop.is_over and loop.accelerator.is_main_process:
         upload(folder, push_to_hub, private)
     return metrics
@@ -178,15 +179,21 @@ def _summary(sources: list[Any], dataset: Any, model: Any) -> list[str]:
     if not isinstance(dataset, AugmentedPoseStream):
         lines = [f"{len(dataset)} images in an epoch, of {sum(map(len, sources))} in {len(sources)} sources"]
     for number, source in enumerate(sources):
-        whole = source.dataset if isinstance(source, Subset) else source
-        for field, verb in (("left_out", "leaves out"), ("remarks", "has")):
-            counts = {name.replace("_", " "): count for name, count in getattr(whole, field, {}).items() if count}
-            if counts:
-                lines.append(f"  source {number} {verb}: {', '.join(f'{n} {name}' for name, n in counts.items())}")
+        lines += _doubts(f"  source {number}", source.dataset if isinstance(source, Subset) else source)
     lines.append(
         f"{config.num_keypoints} keypoints in {config.num_parts} parts, {config.num_labels} "
         f"class{'es' if config.num_labels > 1 else ''}, {trained / 1e6:.1f} million trained parameters"
     )
+    return lines
+
+
+def _doubts(name: str, source: Any) -> list[str]:
+    """What a source leaves out and what it doubts, in words; of a stream, as far as it was read."""
+    lines = []
+    for field, verb in (("left_out", "leaves out"), ("remarks", "has")):
+        counts = {kind.replace("_", " "): count for kind, count in getattr(source, field, {}).items() if count}
+        if counts:
+            lines.append(f"{name} {verb}: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
     return lines
 
 

@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 class Validation:
     """Scores a model on the validation images; every process has to call it, and the processes share the images.
 
-    Annotations and images are checked at once, a model by [`check`].
+    Annotations and the headers of images are checked at once, a model by [`check`]. Images that turn out damaged
+    later do not stop a training that runs.
 
     Attributes:
         evaluation ([`KeypointEvaluation`], *optional*): the last one, in the first process.
@@ -77,10 +78,14 @@ class Validation:
     def __call__(self, model: QueryPoseForPoseEstimation) -> dict[str, float]:
         """The protocol's figures, in every process, without those for which there is no ground truth.
 
-        `F1` is the best at OKS 0.5, and `score_threshold` the score threshold that has it.
+        `F1` is the best at OKS 0.5, and `score_threshold` the score threshold that has it. Images that cannot be
+        read are warned of and counted as `unusable_images`, if there are any; their people count as missed.
         """
         truth = self.ground_truth
-        results = predict_dataset(model, truth, self.images, self.settings, image_processor=self.image_processor)
+        unusable: dict[int, str] = {}
+        results = predict_dataset(
+            model, truth, self.images, self.settings, image_processor=self.image_processor, skipped=unusable
+        )
         with process_group() as group:
             metrics: dict[str, float | None] = {}
             if group.rank == 0:
@@ -88,6 +93,12 @@ class Validation:
                 metrics = dict(evaluation.metrics)
                 if (best := evaluation.best_score_threshold()) is not None:
                     metrics.update(F1=best.f1, score_threshold=best.value)
+                if unusable:
+                    metrics["unusable_images"] = len(unusable)
+                    logger.warning(
+                        "%s: %d of %d images cannot be used, and their people count as missed. %s",
+                        *(truth.source, len(unusable), len(truth.images), next(iter(unusable.values()))),
+                    )
             return {name: value for name, value in group.broadcast(metrics).items() if value is not None}
 
 

@@ -76,8 +76,10 @@ def read_tensors(path: str | Path, argument: str = "file") -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{expected} a dict of tensors, by itself or as 'model' or 'state_dict'.")
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise ValueError(f"{expected} a dict of tensors by name, by itself or as 'model' or 'state_dict'.")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
