@@ -3,6 +3,7 @@
 import PIL.Image
 import pytest
 
+from querypose_hf.commands.tally import InputTally
 from querypose_hf.inference.sources import check_image, expand_sources, is_video
 
 
@@ -53,3 +54,22 @@ def test_images_are_checked(tmp_path):
         check_image(str(tmp_path / "missing.png"))
     with pytest.raises(ValueError, match=r"text\.png cannot be read"):
         check_image(str(tmp_path / "text.png"))
+
+
+class OwnError(Exception):
+    pass
+
+
+def test_any_error_of_one_source_is_counted(capsys):
+    def fail(error):
+        raise error
+
+    tally = InputTally(strict=False)
+    assert tally.attempt("a.mov", fail, AttributeError("no width")) is None
+    assert list(tally.items("b.mov", map(fail, [OwnError()]))) == []
+    tally.add(has_people=True)
+    assert tally.finish() == 1
+    assert tally.skipped == ["a.mov: no width", "b.mov: OwnError"]
+    assert "1 sources read, 0 of them empty; 2 skipped (a.mov: no width; b.mov: OwnError)" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"a\.mov: no width"):
+        InputTally(strict=True).attempt("a.mov", fail, AttributeError("no width"))

@@ -88,12 +88,51 @@ def test_reader_goes_on_after_damage(damaged):
         list(reader)
 
 
-def test_reader_tells_a_file_that_breaks_off(tmp_path):
-    path = write_clip(tmp_path / "clip.mkv", panned_scene(60))
+@pytest.mark.parametrize(
+    ("suffix", "codec", "sound", "seconds"),
+    [
+        (".mkv", "mpeg4", None, 6),
+        (".mkv", "mpeg4", "pcm_s16le", 6),
+        (".avi", "mpeg4", "pcm_s16le", 6),
+        (".webm", "libvpx", "libopus", 6),
+        (".mp4", "mpeg4", "aac", 6),
+        (".mkv", "mpeg4", "pcm_s16le", 9),  # longer than the images
+    ],
+)
+def test_reader_tells_a_file_that_breaks_off(suffix, codec, sound, seconds, tmp_path):
+    path = tmp_path / f"clip{suffix}"
+    options = {"movflags": "faststart"} if suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=options) as container:
+        video = container.add_stream(codec, rate=10)
+        video.width, video.height, video.pix_fmt = 160, 120, "yuv420p"
+        audio = None if sound is None else container.add_stream(sound, rate=48000)
+        for number, image in enumerate(panned_scene(60)):
+            frame = av.VideoFrame.from_image(image)
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(video.encode(frame))
+            for index in range(number * seconds // 6, (number + 1) * seconds // 6) if audio is not None else ():
+                kind = audio.format.name
+                silence = np.zeros((1, 4800), np.int16 if kind.startswith("s16") else np.float32)
+                samples = av.AudioFrame.from_ndarray(silence, kind if kind.startswith("s16") else "fltp", "mono")
+                samples.sample_rate, samples.pts, samples.time_base = 48000, index * 4800, Fraction(1, 48000)
+                container.mux(audio.encode(samples))
+        for stream in container.streams:
+            container.mux(stream.encode())
+    with VideoReader(path) as reader:
+        assert len(list(reader)) == 60 and not reader.damage
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with VideoReader(path) as reader:
         assert 0 < len(list(reader)) < 50
-    assert re.fullmatch(r"it breaks off after \d\.\d of 6\.0 seconds", reader.damage[-1])
+    assert re.fullmatch(rf"it breaks off after \d\.\d of {seconds}\.\d seconds", reader.damage[-1])
+
+
+def test_reader_refuses_a_codec_that_ffmpeg_does_not_know(tmp_path):
+    path = write_clip(tmp_path / "clip.mov", panned_scene(2))
+    content = path.read_bytes()
+    assert content.count(b"avc1") >= 1
+    path.write_bytes(content.replace(b"avc1", b"zzzz"))
+    with pytest.raises(ValueError, match="holds no images of a codec that FFmpeg knows"):
+        VideoReader(path)
 
 
 @pytest.mark.parametrize(
