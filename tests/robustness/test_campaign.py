@@ -41,6 +41,7 @@ def test_more_of_each_family():
 def test_killed_and_resumed(family):
     results = list(run_cases([Case(family, number) for number in range(2)], seed=19))
     assert len(results) == 2 and not faults(results)
+    assert all(result.kills for result in results)
 
 
 def test_judges_notice_faults():
@@ -54,6 +55,7 @@ def test_results_are_resumed_and_summed_up(tmp_path):
         Result("images-0", "images", 5, "right", "PNG", "", 1.0, 10),
         Result("images-1", "images", 5, "error", "text", "no image", 2.0, 30),
         Result("videos-0", "videos", 5, "hang", "mp4", "no end", 9.0, 0),
+        Result("kill-push-0", "kill-push", 5, "right", "killed after 1.0 of 2.0 s", "", 9.0, 0, kills=2),
     ]
     for result in found:
         write_result(result, path)
@@ -64,7 +66,8 @@ def test_results_are_resumed_and_summed_up(tmp_path):
     left = [str(case) for case in all_cases(0.0004, ("images", "videos"), [result.case for result in results])]
     assert left == ["images-2", "images-3"]
     text = summary(results)
-    assert "| mutated images: predict | 2 | 1 | 1 | 0 | 2.0 | 30 |" in text
+    assert "| mutated images: predict | 2 | 1 | 1 | 0 | 0 | 2.0 | 30 |" in text
+    assert "| push to a loopback Hub, killed and repeated | 1 | 1 | 0 | 0 | 2 | 9.0 | 0 |" in text
     assert "- `videos-0`: hang: mp4: no end" in text
 
 
