@@ -53,7 +53,7 @@ def soak_handler(
             _write(
                 record, {"soak": "handler", "seconds": round(now - start), **counts, "rss_mib": memory[-1][1] >> 20}
             )
-    return _row("mixed requests to one handler", seconds, counts, [size for _, size in memory])
+    return told("mixed requests to one handler", seconds, counts, [size for _, size in memory])
 
 
 def soak_demo(count: int, folder: Path, record: Path) -> tuple[str, list[str]]:
@@ -94,10 +94,11 @@ def soak_demo(count: int, folder: Path, record: Path) -> tuple[str, list[str]]:
                 _write(record, {"soak": "demo", "number": number, **counts, "rss_mib": memory[-1] >> 20})
     finally:
         demo.close()
-    return _row("requests to the demo's API", time.monotonic() - start, counts, memory)
+    return told("requests to the demo's API", time.monotonic() - start, counts, memory)
 
 
-def _row(what: str, seconds: float, counts: dict[str, int], memory: list[int]) -> tuple[str, list[str]]:
+def told(what: str, seconds: float, counts: dict[str, int], memory: list[int]) -> tuple[str, list[str]]:
+    """A row of Markdown, and what was wrong: faults, or memory that grew."""
     wrong = [f"{counts['fault']} faults"] if counts["fault"] else []
     warm = memory[len(memory) // 10 :]
     early, late = (sum(part) / len(part) for part in (warm[: len(warm) // 4 + 1], warm[-(len(warm) // 4 + 1) :]))
