@@ -45,6 +45,17 @@ def test_folders_and_patterns_are_expanded(tmp_path):
         expand_sources([f"{folder}/empty"])
 
 
+def test_what_a_folder_holds_and_cannot_be_read_is_told(tmp_path):
+    (tmp_path / "lost.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "phone.HEIC").write_bytes(bytes(12) + b"ftypheic")
+    (tmp_path / "folder.jpg").mkdir()
+    lost, phone = expand_sources([str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match=r"lost\.jpg: no such file"):
+        check_image(lost)
+    with pytest.raises(ValueError, match=r"phone\.HEIC cannot be read"):
+        check_image(phone)
+
+
 def test_images_are_checked(tmp_path):
     PIL.Image.new("RGB", (4, 4)).save(tmp_path / "image.png")
     (tmp_path / "text.png").write_text("no image")

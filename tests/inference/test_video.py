@@ -1,7 +1,9 @@
 """Tests of reading, writing and drawing videos, and of `querypose predict` on them."""
 
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from launching import start_process
 from tiny import save_tiny_checkpoint
 from transformers import pipeline
 
@@ -340,6 +343,22 @@ def test_writer_keeps_images_and_times(tmp_path):
         assert [frame.time for frame in frames] == pytest.approx(times, abs=1e-4)
         for frame, picture in zip(frames, pictures, strict=True):
             assert difference(frame.to_image().crop((0, 0, 161, 119)), picture) < 10
+
+
+def write_and_die(path):
+    with VideoWriter(path, 10) as writer:
+        for number, image in enumerate(panned_scene(10) * 20):
+            writer.write(image, number / 10)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_writer_wrote_can_be_read(tmp_path):
+    process = start_process(tmp_path / "printed", {}, write_and_die, tmp_path / "out.mp4")
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    [path] = tmp_path.glob(".*.part.out.mp4")
+    with VideoReader(path) as reader:
+        assert len(list(reader)) > 100 and not reader.damage  # what the codec holds back is lost
 
 
 def test_writer_keeps_what_was_written_before_an_error(tmp_path):

@@ -21,6 +21,8 @@ _WEBCAMS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 _TIME_BASE = Fraction(1, 90_000)  # of MPEG: every usual frame rate is a whole number of these
 _MOST_OBLONG = 8  # a pixel of a greater ratio of width and height is a damaged header's
 _SHORT_BY = 0.1  # of its length; a file that ends earlier breaks off
+# what is written can be read a second later, whatever happens to the process; a usual index follows at the end
+_AS_WRITTEN = {"movflags": "hybrid_fragmented+delay_moov", "frag_duration": "1000000", "flush_packets": "1"}
 _MOST_FAILURES = 100  # in a row, after which the rest of a file is given up
 
 
@@ -254,7 +256,8 @@ class VideoWriter:
     """Writes images as an MP4 video (H.264 where FFmpeg has it, else MPEG-4), without sound.
 
     The file appears, or replaces the one before it, at the end of the `with` block, with all images that were written
-    until then, also if the block raises an error; unless no image was written. Its pixels are square.
+    until then, also if the block raises an error; unless no image was written. Until then a file beside it, named
+    `.<process>.part.<name>`, holds them; it stays, and can be played, where the process is killed. Pixels are square.
 
     Args:
         path (`str` or `os.PathLike`): ends in `.mp4`; missing folders are made.
@@ -304,7 +307,8 @@ class VideoWriter:
         """
         if self._stream is None:
             temporary = self._opened.enter_context(replacing_file(self.path))
-            self._container = self._opened.enter_context(self._av.open(str(temporary), "w", format="mp4"))
+            opened = self._av.open(str(temporary), "w", format="mp4", options=_AS_WRITTEN)
+            self._container = self._opened.enter_context(opened)
             codec = "libx264" if "libx264" in self._av.codec.codecs_available else "mpeg4"
             self._stream = self._container.add_stream(codec, rate=self.frame_rate)
             # 4:2:0 colours need even sides
