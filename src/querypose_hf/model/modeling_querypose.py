@@ -8,7 +8,7 @@ Query", NeurIPS 2022.
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,10 +151,12 @@ class QueryPosePreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        loaded = super().from_pretrained(*args, **kwargs)
-        require_finite(loaded[0] if isinstance(loaded, tuple) else loaded)
-        return loaded
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        # weights of a backbone that are missing may be memory that was never written
+        new = {key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])}
+        require_finite(model, new)
+        return (model, info) if output_loading_info else model
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         keys = super().load_state_dict(*args, **kwargs)
@@ -221,7 +223,7 @@ def keep_type_of_features(norm: nn.Module, args: tuple[Tensor, ...], output: Ten
     return output if torch.is_autocast_enabled(output.device.type) else output.to(args[0].dtype)
 
 
-def find_lost_weights(model: nn.Module) -> str:
+def find_lost_weights(model: nn.Module, but: Collection[str] = ()) -> str:
     """Which weights are not finite, in words; empty where all are. With such a model finds nobody or the wrong people.
 
     Weights without values (on the `meta` device), and quantised ones, which are of types of their own, are left out.
@@ -230,7 +232,7 @@ def find_lost_weights(model: nn.Module) -> str:
         name
         for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
         if type(tensor) in (Tensor, nn.Parameter) and tensor.is_floating_point()
-        if not tensor.is_meta and not tensor.isfinite().all()
+        if name not in but and not tensor.is_meta and not tensor.isfinite().all()
     ]
     if not lost:
         return ""
@@ -241,9 +243,9 @@ def find_lost_weights(model: nn.Module) -> str:
     )
 
 
-def require_finite(model: QueryPosePreTrainedModel) -> None:
-    """Raises `ValueError` where loaded weights are not finite."""
-    if lost := find_lost_weights(model):
+def require_finite(model: QueryPosePreTrainedModel, but: Collection[str] = ()) -> None:
+    """Raises `ValueError` where weights are not finite, except those named in `but`."""
+    if lost := find_lost_weights(model, but):
         raise ValueError(f"{model.name_or_path or type(model).__name__}: {lost}")
 
 
