@@ -61,10 +61,11 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             record = options.output / "soak.jsonl"
             if options.soak is not None:
-                print(soak.soak_handler(60 * options.soak, Path(folder), record, options.seed))
+                row, wrong = soak.soak_handler(60 * options.soak, Path(folder), record, options.seed)
             else:
-                print(soak.soak_demo(options.demo, Path(folder), record))
-        return 0
+                row, wrong = soak.soak_demo(options.demo, Path(folder), record)
+        print(row, *wrong, sep="\n")
+        return 1 if wrong else 0
     results = {result.case: result for result in read_results(path)}
     others = {result.seed for result in results.values()} - {options.seed}
     if others:

@@ -9,6 +9,7 @@ import torch
 from huggingface_hub import ModelCard
 from places import SHARED
 from safetensors import safe_open
+from torch import nn
 from transformers import AutoModelForPoseEstimation, pipeline
 
 import querypose_hf
@@ -16,7 +17,7 @@ from querypose_hf import QUERYPOSE_NANO, PoseEstimationPipeline, QueryPoseForPos
 from querypose_hf.assets import SAMPLE_IMAGE
 from querypose_hf.export import ExportedPoseEstimator, ExportOptions, export_model
 from querypose_hf.hub.endpoint_handler import EndpointHandler
-from querypose_hf.model.fusion_querypose import fuse_for_inference
+from querypose_hf.model.fusion_querypose import find_norm_pairs, fuse_for_inference
 from querypose_hf.weights.float16_storage import store_in_float16
 
 
@@ -69,9 +70,35 @@ def find_people(model):
     return torch.tensor([person["score"] for person in people]), torch.tensor(keypoints)
 
 
+@pytest.fixture(scope="module")
+def large_checkpoint(tmp_path_factory):
+    """The same function with running variances beyond float16, as other checkpoints have them."""
+    model = load()
+    norms = [
+        (layer.part_embedding.upsample, layer.part_embedding.upsample_norm, 6e6)
+        for layer in model.model.decoder.keypoint_layers
+    ]
+    pairs, _ = find_norm_pairs(model.model.backbone, torch.randn(1, 3, 64, 64))
+    norms += [(convolution, norm, 9e4) for convolution, _, norm in pairs]
+    assert len(norms) > 20
+    with torch.no_grad():
+        for convolution, norm, variance in norms:
+            channel = norm.running_var.argmax()
+            factor = (variance / norm.running_var[channel]).sqrt()
+            weight = convolution.weight
+            (weight[:, channel] if isinstance(convolution, nn.ConvTranspose2d) else weight[channel]).mul_(factor)
+            assert weight.abs().max() < 6e4
+            norm.running_mean[channel] *= factor
+            norm.running_var[channel] = variance
+    folder = tmp_path_factory.mktemp("large")
+    model.save_pretrained(folder)
+    QueryPoseImageProcessor.from_pretrained(QUERYPOSE_NANO).save_pretrained(folder)
+    return folder
+
+
 # features are rounded; float16 is the finer of the two
 @pytest.mark.parametrize(("dtype", "pixels"), [(torch.bfloat16, 4), (torch.float16, 0.25)])
-def test_finds_the_same_people_in_half_precision(dtype, pixels, tmp_path):
+def test_finds_the_same_people_in_half_precision(dtype, pixels, large_checkpoint, tmp_path):
     """As in float32, however the model comes to be in half precision. The sample is 640 pixels wide."""
     expected_scores, expected_keypoints = find_people(load())
     assert len(expected_scores) == 5
@@ -81,11 +108,11 @@ def test_finds_the_same_people_in_half_precision(dtype, pixels, tmp_path):
         torch.testing.assert_close(scores, expected_scores, rtol=0, atol=0.03)
         torch.testing.assert_close(keypoints, expected_keypoints, rtol=0, atol=pixels)
 
-    model = load(dtype=dtype)
+    model = load(large_checkpoint, dtype=dtype)
     assert model.dtype == dtype
     check(model)
     with torch.autocast("cpu", dtype=dtype):
-        check(load())
+        check(load(large_checkpoint))
     check(copy.deepcopy(model).float())  # as an export does
     check(fuse_for_inference(copy.deepcopy(model)))
 
@@ -94,11 +121,11 @@ def test_finds_the_same_people_in_half_precision(dtype, pixels, tmp_path):
     QueryPoseImageProcessor.from_pretrained(QUERYPOSE_NANO).save_pretrained(tmp_path / "saved")
     stored = store_in_float16(tmp_path / "saved", tmp_path / "stored")
     built = AutoModelForPoseEstimation.from_config(model.config, dtype=dtype)
-    built.load_state_dict(load().state_dict())
+    built.load_state_dict(load(large_checkpoint).state_dict())
     for other in (
-        load().to(dtype),
-        load().double().to(dtype),
-        load().half() if dtype == torch.float16 else load().bfloat16(),
+        load(large_checkpoint).to(dtype),
+        load(large_checkpoint).double().to(dtype),
+        getattr(load(large_checkpoint), "half" if dtype == torch.float16 else "bfloat16")(),
         built,
         load(tmp_path / "saved", dtype="auto"),
         load(stored, dtype=dtype),
@@ -108,7 +135,7 @@ def test_finds_the_same_people_in_half_precision(dtype, pixels, tmp_path):
         found = other.state_dict()
         for name, value in model.state_dict().items():
             assert found[name].dtype == value.dtype, name
-            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-7, msg=name)
+            torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-7, msg=name)  # float16 storage
 
 
 @pytest.mark.slow

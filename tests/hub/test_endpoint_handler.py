@@ -240,6 +240,12 @@ def test_limits(repository, handler, content, server, monkeypatch):
         strict({"inputs": f"{server}/nothing"})
     with pytest.raises(ValueError, match="cannot be fetched"):
         strict({"inputs": f"{server}/file"})
+    monkeypatch.delenv("QUERYPOSE_MAX_PIXELS")
+    several = repository[1](str(repository[0]), max_request_pixels=250)
+    images = [PIL.Image.new("RGB", (10, 10)) for _ in range(3)]
+    assert len(several({"inputs": images[:2]})) == 2
+    with pytest.raises(ValueError, match=r"`inputs\[2\]` takes .* over the limit; expected at most 250 pixels"):
+        several({"inputs": images})
     monkeypatch.setenv("QUERYPOSE_MAX_PIXELS", "many")
     with pytest.raises(ValueError, match="QUERYPOSE_MAX_PIXELS is 'many'; expected an integer of at least 1"):
         repository[1](str(repository[0]))

@@ -3,6 +3,7 @@
 import PIL.Image
 import pytest
 
+from querypose_hf.commands.tally import InputTally
 from querypose_hf.inference.sources import check_image, expand_sources, is_video
 
 
@@ -44,6 +45,17 @@ def test_folders_and_patterns_are_expanded(tmp_path):
         expand_sources([f"{folder}/empty"])
 
 
+def test_what_a_folder_holds_and_cannot_be_read_is_told(tmp_path):
+    (tmp_path / "lost.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "phone.HEIC").write_bytes(bytes(12) + b"ftypheic")
+    (tmp_path / "folder.jpg").mkdir()
+    lost, phone = expand_sources([str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match=r"lost\.jpg: no such file"):
+        check_image(lost)
+    with pytest.raises(ValueError, match=r"phone\.HEIC cannot be read"):
+        check_image(phone)
+
+
 def test_images_are_checked(tmp_path):
     PIL.Image.new("RGB", (4, 4)).save(tmp_path / "image.png")
     (tmp_path / "text.png").write_text("no image")
@@ -53,3 +65,22 @@ def test_images_are_checked(tmp_path):
         check_image(str(tmp_path / "missing.png"))
     with pytest.raises(ValueError, match=r"text\.png cannot be read"):
         check_image(str(tmp_path / "text.png"))
+
+
+class OwnError(Exception):
+    pass
+
+
+def test_any_error_of_one_source_is_counted(capsys):
+    def fail(error):
+        raise error
+
+    tally = InputTally(strict=False)
+    assert tally.attempt("a.mov", fail, AttributeError("no width")) is None
+    assert list(tally.items("b.mov", map(fail, [OwnError()]))) == []
+    tally.add(has_people=True)
+    assert tally.finish() == 1
+    assert tally.skipped == ["a.mov: no width", "b.mov: OwnError"]
+    assert "1 sources read, 0 of them empty; 2 skipped (a.mov: no width; b.mov: OwnError)" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"a\.mov: no width"):
+        InputTally(strict=True).attempt("a.mov", fail, AttributeError("no width"))

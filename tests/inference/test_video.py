@@ -1,7 +1,9 @@
 """Tests of reading, writing and drawing videos, and of `querypose predict` on them."""
 
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from launching import start_process
 from tiny import save_tiny_checkpoint
 from transformers import pipeline
 
@@ -88,12 +91,51 @@ def test_reader_goes_on_after_damage(damaged):
         list(reader)
 
 
-def test_reader_tells_a_file_that_breaks_off(tmp_path):
-    path = write_clip(tmp_path / "clip.mkv", panned_scene(60))
+@pytest.mark.parametrize(
+    ("suffix", "codec", "sound", "seconds"),
+    [
+        (".mkv", "mpeg4", None, 6),
+        (".mkv", "mpeg4", "pcm_s16le", 6),
+        (".avi", "mpeg4", "pcm_s16le", 6),
+        (".webm", "libvpx", "libopus", 6),
+        (".mp4", "mpeg4", "aac", 6),
+        (".mkv", "mpeg4", "pcm_s16le", 9),  # longer than the images
+    ],
+)
+def test_reader_tells_a_file_that_breaks_off(suffix, codec, sound, seconds, tmp_path):
+    path = tmp_path / f"clip{suffix}"
+    options = {"movflags": "faststart"} if suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=options) as container:
+        video = container.add_stream(codec, rate=10)
+        video.width, video.height, video.pix_fmt = 160, 120, "yuv420p"
+        audio = None if sound is None else container.add_stream(sound, rate=48000)
+        for number, image in enumerate(panned_scene(60)):
+            frame = av.VideoFrame.from_image(image)
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(video.encode(frame))
+            for index in range(number * seconds // 6, (number + 1) * seconds // 6) if audio is not None else ():
+                kind = audio.format.name
+                silence = np.zeros((1, 4800), np.int16 if kind.startswith("s16") else np.float32)
+                samples = av.AudioFrame.from_ndarray(silence, kind if kind.startswith("s16") else "fltp", "mono")
+                samples.sample_rate, samples.pts, samples.time_base = 48000, index * 4800, Fraction(1, 48000)
+                container.mux(audio.encode(samples))
+        for stream in container.streams:
+            container.mux(stream.encode())
+    with VideoReader(path) as reader:
+        assert len(list(reader)) == 60 and not reader.damage
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with VideoReader(path) as reader:
         assert 0 < len(list(reader)) < 50
-    assert re.fullmatch(r"it breaks off after \d\.\d of 6\.0 seconds", reader.damage[-1])
+    assert re.fullmatch(rf"it breaks off after \d\.\d of {seconds}\.\d seconds", reader.damage[-1])
+
+
+def test_reader_refuses_a_codec_that_ffmpeg_does_not_know(tmp_path):
+    path = write_clip(tmp_path / "clip.mov", panned_scene(2))
+    content = path.read_bytes()
+    assert content.count(b"avc1") >= 1
+    path.write_bytes(content.replace(b"avc1", b"zzzz"))
+    with pytest.raises(ValueError, match="holds no images of a codec that FFmpeg knows"):
+        VideoReader(path)
 
 
 @pytest.mark.parametrize(
@@ -301,6 +343,22 @@ def test_writer_keeps_images_and_times(tmp_path):
         assert [frame.time for frame in frames] == pytest.approx(times, abs=1e-4)
         for frame, picture in zip(frames, pictures, strict=True):
             assert difference(frame.to_image().crop((0, 0, 161, 119)), picture) < 10
+
+
+def write_and_die(path):
+    with VideoWriter(path, 10) as writer:
+        for number, image in enumerate(panned_scene(10) * 20):
+            writer.write(image, number / 10)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_writer_wrote_can_be_read(tmp_path):
+    process = start_process(tmp_path / "printed", {}, write_and_die, tmp_path / "out.mp4")
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    [path] = tmp_path.glob(".*.part.out.mp4")
+    with VideoReader(path) as reader:
+        assert len(list(reader)) > 100 and not reader.damage  # what the codec holds back is lost
 
 
 def test_writer_keeps_what_was_written_before_an_error(tmp_path):

@@ -4,32 +4,6 @@ import pytest
 import torch
 from tiny import images, make_model
 
-from querypose_hf.model.keypoint_layer_querypose import QueryPosePartBatchNorm
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_part_batch_norm_stays_in_float32(dtype):
-    norm = QueryPosePartBatchNorm(4)
-    norm.running_var.fill_(6e6)
-    norm.running_mean.fill_(1e5)
-    norm.to(dtype)
-    assert norm.running_var.tolist() == [6e6] * 4 and norm.running_mean.tolist() == [1e5] * 4
-    assert {tensor.dtype for tensor in norm.state_dict().values()} == {torch.float32, torch.int64}
-    features = torch.randn(2, 4, 3, 3).to(dtype)
-    for mode in (False, True):
-        assert norm.train(mode)(features).dtype == dtype
-    assert norm.double().running_var.dtype == torch.float64
-    assert norm.half().running_var.dtype == torch.float32
-
-
-def test_part_batch_norm_of_a_model_built_in_float16():
-    torch.set_default_dtype(torch.float16)
-    try:
-        norm = QueryPosePartBatchNorm(4)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert norm.weight.dtype == norm.running_var.dtype == torch.float32
-
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_features_beyond_float16_lose_nobody(autocast):

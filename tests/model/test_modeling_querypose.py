@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import re
 import shutil
 
 import goldens
@@ -11,9 +12,15 @@ import torch
 import torchvision
 from tiny import BACKBONES, images, make_model, people, tiny_config
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForPoseEstimation, pipeline
 
-from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessorPil, QueryPoseModel
+from querypose_hf import (
+    QueryPoseConfig,
+    QueryPoseForPoseEstimation,
+    QueryPoseImageProcessor,
+    QueryPoseImageProcessorPil,
+    QueryPoseModel,
+)
 from querypose_hf.model import modeling_querypose
 from querypose_hf.model.attention_maps_querypose import attention_centers, expected_similarity, sine_encoding
 from querypose_hf.model.box_layer_querypose import apply_box_deltas
@@ -512,25 +519,61 @@ def test_half_precision_keeps_coordinates_in_float32(dtype):
     assert len(found.pred_boxes.unique()) > 0.9 * len(expected.pred_boxes.unique())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_batch_norms_stay_in_float32(dtype):
+    """Those of the backbone and of part embeddings, with their gradients, however the model comes to be cast."""
+    model = make_model(backbone="resnet").float().train()
+    pixel_values = images(1, 3, 64, 64).float()
+    model(pixel_values, labels=[people(1)]).loss.backward()
+    built = AutoModelForPoseEstimation.from_config(model.config, dtype=dtype)
+    wrapped = copy.deepcopy(nn.Sequential(model)).to(dtype)[0]
+    for cast in (copy.deepcopy(model).double().to(dtype), wrapped, built):
+        norms = [module for module in cast.modules() if "BatchNorm" in type(module).__name__]
+        assert len(norms) > 10
+        for norm in norms:
+            tensors = (*norm.parameters(), *(p.grad for p in norm.parameters() if p.grad is not None), *norm.buffers())
+            assert {tensor.dtype for tensor in tensors} == {torch.float32, torch.int64}
+        assert cast.dtype == dtype
+        assert cast.eval()(pixel_values.to(dtype)).logits.isfinite().all()
+    assert {p.dtype for p in wrapped.double().parameters()} == {torch.float64}
+
+
 def test_weights_that_float16_cannot_hold_are_named(tmp_path, monkeypatch):
     messages = []
     monkeypatch.setattr(modeling_querypose.logger, "warning", messages.append)
-    model = make_model(backbone="resnet").float()
-    name = next(name for name, _ in model.named_buffers() if name.endswith("bn1.running_var"))
-    model.get_buffer(name).fill_(1e5)
+    model = make_model().float()
+    name = "model.neck.output_convs.0.weight"
+    with torch.no_grad():
+        model.get_parameter(name)[0] = 1e5
     model.save_pretrained(tmp_path)
-    for cast in (
-        lambda: copy.deepcopy(model).half(),
-        lambda: copy.deepcopy(model).to(torch.float16),
-        lambda: QueryPoseForPoseEstimation.from_pretrained(tmp_path, dtype=torch.float16),
-    ):
+    for cast in (lambda: copy.deepcopy(model).half(), lambda: copy.deepcopy(model).to(torch.float16)):
         messages.clear()
         cast()
         assert len(messages) == 1 and name in messages[0] and "bfloat16" in messages[0]
+    with pytest.raises(ValueError, match=f"{name} of its weights holds values that are not finite.*bfloat16"):
+        QueryPoseForPoseEstimation.from_pretrained(tmp_path, dtype=torch.float16)
     messages.clear()
     copy.deepcopy(model).bfloat16()
     QueryPoseForPoseEstimation.from_pretrained(tmp_path)
     assert not messages
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_loaded_weights_that_are_no_numbers_are_refused(value, tmp_path):
+    """A checkpoint plainly cast to half holds infinity: no one would be found, without a word."""
+    model = make_model().float()
+    name = "model.decoder.keypoint_layers.0.part_embedding.upsample_norm.running_var"
+    model.get_buffer(name)[0] = value
+    model.save_pretrained(tmp_path)
+    QueryPoseImageProcessor().save_pretrained(tmp_path)
+    expected = f"{re.escape(name)} of its weights holds values that are not finite"
+    for dtype in (torch.float32, torch.float16):
+        with pytest.raises(ValueError, match=expected):
+            QueryPoseForPoseEstimation.from_pretrained(tmp_path, dtype=dtype)
+    with pytest.raises(ValueError, match=expected):
+        make_model().load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match=expected):
+        pipeline("pose-estimation", model=str(tmp_path), device="cpu")
 
 
 def test_one_compiled_graph_serves_all_sizes():

@@ -1,6 +1,5 @@
 """Annotation files, read by check-data, by scoring and as labels for training."""
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from querypose_hf.data.formats import SourceSettings, open_source
 from querypose_hf.data.reading_options import ReadingOptions
 
 
-KINDS = ("coco", "coco", "crowdpose", "yolo", "hub")
+KINDS = ("coco", "coco", "crowdpose", "yolo", "hub", "hub")
+_CATEGORIES = ("person",)
 
 
 @dataclass
@@ -57,23 +57,36 @@ def run(rng: np.random.Generator, folder: Path, state: State) -> tuple[str, bool
     else:
         annotations, what = _write_hub(rng, data, state)
         source = {"annotations": str(annotations)}
-    unchanged = what == "unchanged"
+    unchanged = what.startswith("unchanged")
     state.what = what = f"{kind}: {what}"
     before = contents(data), contents(state.images)
-    said = [_check(kind, source, folder / "check"), _labels(kind, source, state)]
+    status, checked = _check(kind, source, folder / "check")
+    read = _labels(SourceSettings(format=kind, **source), state)
+    said = [checked, read]
+    if (status == 2) != (read is not None):
+        raise Fault("disagree", f"check-data ends with {status} ({checked}), training's reader with {read}")
+    if kind == "hub":
+        streamed = SourceSettings(format=kind, **source, streaming=True, category_names=_CATEGORIES)
+        said.append(_labels(streamed, state))
+        if (said[-1] is None) != (read is None) and "twice" not in str(read):  # a stream sees one row at a time
+            raise Fault("disagree", f"the whole dataset ends with {read}, the stream with {said[-1]}")
     if kind in ("coco", "crowdpose"):
         said.append(_score(kind, annotations, folder / "scores", state))
     # a table that pyarrow writes beside a Parquet file is its cache, which is elsewhere
     if (contents(data), contents(state.images)) != before:
         raise Fault("outside", "the folders of the data have changed")
     errors = [text for text in said if text is not None]
+    names = {str(annotations), *(path.name for path in (*data.rglob("*"), *state.images.iterdir()))}
+    for text in errors:
+        if not any(name in text for name in names):
+            raise Fault("unclear", f"the message does not name the input: {text!r}")
     if unchanged and errors:
         raise Fault("wrong", f"good data is refused: {errors}")
     return what, not errors, "; ".join(errors)[:500]
 
 
-def _check(kind: str, source: dict[str, str], output: Path) -> str | None:
-    """What check-data says where it fails or skips images."""
+def _check(kind: str, source: dict[str, str], output: Path) -> tuple[int, str | None]:
+    """Status of check-data, and what it says where it fails or skips images."""
     arguments = ["check-data", "--format", kind, "--output", str(output)]
     for name, value in source.items():
         arguments += [f"--{name}", value]
@@ -86,14 +99,15 @@ def _check(kind: str, source: dict[str, str], output: Path) -> str | None:
             raise Fault("wrong", f"an empty report: {printed[:100]!r}")
     elif output.exists() and any(output.iterdir()):
         raise Fault("partial", "a report is written, and the status is 2")
-    return reason(said) if status else None
+    # the images that are skipped are named in the report alone
+    return status, reason(said) + printed * (status == 1) if status else None
 
 
-def _labels(kind: str, source: dict[str, str], state: State) -> str | None:
+def _labels(settings: SourceSettings, state: State) -> str | None:
     """What the reader of training says where it refuses; the labels of what it takes are finite and in range."""
     try:
-        dataset = open_source(SourceSettings(format=kind, **source), ReadingOptions(on_error="skip"))
-        samples = [dataset[index] for index in range(len(dataset))]
+        dataset = open_source(settings, ReadingOptions(on_error="skip"))
+        samples = list(dataset) if settings.streaming else [dataset[index] for index in range(len(dataset))]
         count = len(dataset.keypoint_names) if dataset.keypoint_names else 17
         processor = state.processors.get(count)
         if processor is None:
@@ -262,7 +276,8 @@ _ODD_CELLS = (
 
 
 def _write_hub(rng: np.random.Generator, folder: Path, state: State) -> tuple[Path, str]:
-    """A folder with a Parquet file, as of a dataset on the Hub."""
+    """A folder with a Parquet file, as of a dataset on the Hub, or what `save_to_disk` writes."""
+    import datasets
     import pyarrow
     import pyarrow.parquet
 
@@ -310,10 +325,14 @@ def _write_hub(rng: np.random.Generator, folder: Path, state: State) -> tuple[Pa
     except (pyarrow.ArrowException, TypeError, ValueError, OverflowError):
         # columns of several types, which a table does not have
         table, what = pyarrow.table({"image": ["text"], "objects": [3]}), "other columns"
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer)
-    written = buffer.getvalue()
+    if rng.random() < 0.4:
+        datasets.Dataset(datasets.table.InMemoryTable(table)).save_to_disk(folder)
+        what += ", saved"
+    else:
+        pyarrow.parquet.write_table(table, folder / "train-00000-of-00001.parquet")
     if draw >= 0.9:
-        written, what = damage_bytes(written, rng)
-    (folder / "train-00000-of-00001.parquet").write_bytes(written)
+        path = pick(rng, sorted(folder.iterdir()))
+        content, done = damage_bytes(path.read_bytes(), rng)
+        path.write_bytes(content)
+        what = f"{path.name} {done}"
     return folder, what

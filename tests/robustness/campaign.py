@@ -12,7 +12,7 @@ import tempfile
 import time
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -26,8 +26,8 @@ class Family(NamedTuple):
     """A kind of cases.
 
     `module` has `prepare(folder) -> state`, called once in each process, and `run(rng, folder, state) -> (what, right,
-    message)`: what was done, whether the answer was right (else it was one clear error), and what was said. It raises
-    [`Fault`], and any other error is a fault, too.
+    message)`: what was done, whether the answer was right (else it was one clear error), and what was said; runs that
+    are killed also tell how often. It raises [`Fault`], and any other error is a fault, too.
     """
 
     module: str
@@ -50,6 +50,7 @@ FAMILIES = {
     "kill-bulk": Family("kill_bulk", 20, "bulk prediction killed and resumed", 400, programs=True),
     "kill-push": Family("kill_push", 20, "push to a loopback Hub, killed and repeated", 400, programs=True),
     "kill-export": Family("kill_export", 20, "export killed and repeated", 400, programs=True),
+    "disk": Family("disk_cases", 100, "a full disk: predict, bulk prediction, export", 400, programs=True),
     # no part of a campaign: cases that do what none may do
     "judges": Family("judge_cases", 0, "the judges", 10, prepare_seconds=20),
 }
@@ -82,6 +83,7 @@ class Result:
     message: str
     seconds: float
     peak_mib: int
+    kills: int = 0
 
     @property
     def is_fault(self) -> bool:
@@ -94,11 +96,12 @@ def run_case(case: Case, seed: int, state: Any, folder: Path) -> Result:
     rng = np.random.default_rng([seed, zlib.crc32(case.family.encode()), case.number])
     module = importlib.import_module(family.module)
     what = outcome = message = ""
+    kills: list[int] = []
     measured: dict[str, Any] = {"peak": 0}
     start = time.perf_counter()
     try:
         with watched(folder, family.addresses, family.programs) as measured:
-            what, right, message = module.run(rng, folder, state)
+            what, right, message, *kills = module.run(rng, folder, state)
         require_no_partial_files(folder)
         outcome = "right" if right else "error"
     except Fault as fault:
@@ -108,7 +111,8 @@ def run_case(case: Case, seed: int, state: Any, folder: Path) -> Result:
     what = what or getattr(state, "what", "")
     seconds = time.perf_counter() - start
     peak = measured["peak"] >> 20
-    return Result(str(case), case.family, seed, outcome, what[:200], message[:500], round(seconds, 2), peak)
+    said = (what[:200], message[:500], round(seconds, 2), peak)
+    return Result(str(case), case.family, seed, outcome, *said, kills=sum(kills))
 
 
 def run_cases(
@@ -282,8 +286,8 @@ def summary(results: Iterable[Result], faults_shown: int = 10) -> str:
     for result in results:
         by_family[result.family].append(result)
     rows = [
-        "| what | cases | right | one clear error | faults | slowest (s) | most memory (MiB) |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| what | cases | right | one clear error | faults | kills | slowest (s) | most memory (MiB) |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     faults: list[Result] = []
     for name, family in FAMILIES.items():
@@ -295,11 +299,8 @@ def summary(results: Iterable[Result], faults_shown: int = 10) -> str:
         slowest, most = max(result.seconds for result in found), max(result.peak_mib for result in found)
         rows.append(
             f"| {family.what} | {len(found)} | {counts['right']} | {counts['error']} | {counts['fault']} | "
-            f"{slowest:.1f} | {most} |"
+            f"{sum(result.kills for result in found)} | {slowest:.1f} | {most} |"
         )
     lines = [f"- `{fault.case}`: {fault.outcome}: {fault.what}: {fault.message[:200]}" for fault in faults]
     more = [f"- and {len(lines) - faults_shown} more"] if len(lines) > faults_shown else []
     return "\n".join([*rows, *([""] if lines else []), *lines[:faults_shown], *more])
-
-
-Progress = Callable[[Result], None]

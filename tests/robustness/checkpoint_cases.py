@@ -4,13 +4,14 @@ import json
 import pickle
 import shutil
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from image_cases import require_people, same_people
+from image_cases import require_error, require_people, same_people
 from mutations import damage_bytes, damage_json, damage_text, pick
 from safetensors.torch import load_file, save_file
 from sandbox import Fault, command, contents, describe, reason
@@ -30,6 +31,10 @@ class State:
     expected: list[dict[str, Any]]
     training: bytes
     what: str = ""
+
+
+#: Fields of configurations that say what pixels, scores and the decoder's numbers mean, so that others may be found.
+_CHANGE_EVERYTHING = ("rescale", "image_mean", "image_std", "size", "normalize", "resize", "threshold", "eps")
 
 
 class Code:
@@ -75,26 +80,34 @@ def run(rng: np.random.Generator, folder: Path, state: State) -> tuple[str, bool
     before = contents(copy)
     output = folder / "out"
     output.mkdir()
-    people, said = _predict(copy, output)
+    people, said = _predict(copy, output, (*state.config, *state.processor))
     if marker.exists():
         raise Fault("code", "code of the checkpoint has run")
     if contents(copy) != before:
         raise Fault("outside", "the checkpoint's folder has changed")
-    if expected == "same" and (people is None or not same_people(people, state.expected)):
-        raise Fault("wrong", f"a good checkpoint finds others: {said}")
-    if expected == "refused" and people is not None:
+    if people is None:
+        if expected == "same":
+            raise Fault("wrong", f"a good checkpoint is refused: {said}")
+        return what, False, said
+    if expected == "refused":
         raise Fault("wrong", "a model with weights that are missing, or no numbers, finds people")
-    return what, people is not None, said
+    if expected == "some" and not people:
+        raise Fault("wrong", "nobody is found, without a word")
+    if expected in ("", "same") and not same_people(people, state.expected):
+        raise Fault("wrong", f"{len(people)} people in place of {len(state.expected)}, or others")
+    return what, True, said
 
 
-def _predict(checkpoint: Path, output: Path) -> tuple[list[dict[str, Any]] | None, str]:
-    """The people of the photograph, or None and what was said."""
+def _predict(checkpoint: Path, output: Path, fields: Iterable[str] = ()) -> tuple[list[dict[str, Any]] | None, str]:
+    """The people of the photograph, or None and what was said: it names the checkpoint, or one of its fields."""
     lines = output / "people.jsonl"
     arguments = ["predict", str(SAMPLE_IMAGE), "--model", str(checkpoint), "--threshold", "0.2", "--device", "cpu"]
     status, _, said = command([*arguments, "--output", str(output), "--jsonl", str(lines)])
     if status:
         if list(output.glob("*_poses.jpg")):
             raise Fault("partial", "an image is drawn, and the status is not 0")
+        if not any(f"`{field}`" in reason(said) for field in fields):
+            require_error(said, checkpoint)
         return None, reason(said)
     [record] = [json.loads(line) for line in lines.read_text().splitlines()]
     require_people(record["people"], 640, 360)
@@ -102,24 +115,30 @@ def _predict(checkpoint: Path, output: Path) -> tuple[list[dict[str, Any]] | Non
 
 
 def _damage_config(rng: np.random.Generator, folder: Path, state: State, marker: Path) -> tuple[str, str]:
-    return _damage_file(rng, folder / "config.json", state.config), ""
+    return _damage_file(rng, folder / "config.json", state.config)
 
 
 def _damage_processor(rng: np.random.Generator, folder: Path, state: State, marker: Path) -> tuple[str, str]:
-    return _damage_file(rng, folder / "preprocessor_config.json", state.processor), ""
+    return _damage_file(rng, folder / "preprocessor_config.json", state.processor)
 
 
-def _damage_file(rng: np.random.Generator, path: Path, content: dict[str, Any]) -> str:
+def _damage_file(rng: np.random.Generator, path: Path, content: dict[str, Any]) -> tuple[str, str]:
+    """What was done, and which people are right: the same, some, or any where pixels and scores change."""
     draw = rng.random()
+    expected = ""
     if draw < 0.7:
         damaged, what = damage_json(content, rng)
         path.write_text(json.dumps(damaged))
+        in_lists = any(done[0].isdecimal() for done in what.split("; ") if done)  # such as the mean of a channel
+        expected = "others" if in_lists or any(field in what for field in _CHANGE_EVERYTHING) else "some"
     elif draw < 0.85:
         data, what = damage_text(json.dumps(content, indent=2), rng)
         path.write_bytes(data)
+        expected = "some" if what == "none" else ""  # without fields all are usual
     elif draw < 0.95:
         data, what = damage_bytes(path.read_bytes(), rng)
         path.write_bytes(data)
+        expected = "others"
     else:
         other = pick(
             rng,
@@ -135,7 +154,7 @@ def _damage_file(rng: np.random.Generator, path: Path, content: dict[str, Any]) 
         )
         path.write_text(json.dumps(other))
         what = str(other)
-    return f"{path.name}: {what}"
+    return f"{path.name}: {what}", expected
 
 
 def _damage_weights(rng: np.random.Generator, folder: Path, state: State, marker: Path) -> tuple[str, str]:
@@ -158,7 +177,7 @@ def _damage_weights(rng: np.random.Generator, folder: Path, state: State, marker
             text, what = damage_bytes(header, rng)
             content = struct.pack("<Q", len(text)) + text + body
     path.write_bytes(content)
-    return f"model.safetensors: {what}", ""
+    return f"model.safetensors: {what}", "others"
 
 
 def _other_weights(rng: np.random.Generator, folder: Path, state: State, marker: Path) -> tuple[str, str]:
@@ -185,11 +204,13 @@ def _other_weights(rng: np.random.Generator, folder: Path, state: State, marker:
             flat = tensor.clone().flatten()
             flat[: max(1, len(flat) // 3)] = value
             weights[name] = flat.view(tensor.shape)
-            expected = "refused" if what in ("nan", "infinity") else ""
+            expected = "refused" if what in ("nan", "infinity") else "others"
     elif what == "float16":
+        expected = "some"
         weights = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
     elif what == "integers":
         weights[name] = tensor.to(torch.int32)
+        expected = "others"
     else:
         weights = {f"other.{key}": value for key, value in weights.items()}
     save_file(
@@ -238,7 +259,7 @@ def _other_files(rng: np.random.Generator, folder: Path, state: State, marker: P
         if rng.random() < 0.5:
             config["model_type"] = "evil"
         (folder / "config.json").write_text(json.dumps(config))
-    return f"files: {what}", ""
+    return f"files: {what}", "others" if what == "zip" else ""
 
 
 def _read_weights(rng: np.random.Generator, folder: Path, state: State) -> tuple[str, bool, str]:

@@ -10,15 +10,30 @@ from kill_training import LENGTH
 from small_run import NoiseImages, small_config, small_loop
 
 from querypose_hf.data import AugmentedPoseDataset, PoseAugmentation, ResizeShortSide
+from querypose_hf.export.formats import FORMATS
 from querypose_hf.training.loop import TrainingLoop
 
 
+def limit_files(largest: int) -> None:
+    """No file of this process can become larger than `largest` bytes, as where a disk is full."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+
+
+def export_with_little_disk(path: Path) -> None:
+    program = torch.export.export(torch.nn.Linear(200, 200), (torch.zeros(1, 200),))
+    limit_files(10_000)
+    try:
+        FORMATS["torch-export"].write(program, path, {})
+    except OSError as error:
+        print(f"told: {error}", flush=True)
+        os._exit(2)
+
+
 def train_with_little_disk(folder: Path, largest: int | None) -> None:
-    """Trains; no file can become larger than `largest` bytes, as where a disk is full."""
     torch.set_num_threads(1)
     if largest is not None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+        limit_files(largest)
     try:
         small_loop(folder, small_config(LENGTH, trackers=())).run(resume=True)
     except OSError as error:

@@ -2,13 +2,14 @@
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hub_server import TOKEN, run_hub
 from huggingface_hub import HfApi, constants
-from killing import kill_at_random, require, run_whole
+from killing import kill_and_resume, measure, require
 from tiny import save_tiny_checkpoint
 
 from querypose_hf.hub.push import push_checkpoint
@@ -16,18 +17,18 @@ from querypose_hf.hub.push import push_checkpoint
 
 @dataclass
 class State:
-    checkpoint: Path
+    function: Any
     opened: contextlib.ExitStack
     hub: Any
     expected: dict[str, str]
     seconds: float
 
 
-def push(endpoint: str, checkpoint: Path, repo_id: str) -> None:
-    """What the process does."""
+def push(endpoint: str, checkpoint: Path, folder: Path) -> None:
+    """What the process does; the repository has the folder's name."""
     constants.HF_HUB_OFFLINE = False
     constants.HF_HUB_DISABLE_XET = True  # the server speaks LFS
-    push_checkpoint(checkpoint, repo_id, examples=(), api=HfApi(endpoint=endpoint, token=TOKEN))
+    push_checkpoint(checkpoint, f"user/{folder.name}", examples=(), api=HfApi(endpoint=endpoint, token=TOKEN))
 
 
 def prepare(folder: Path) -> State:
@@ -35,8 +36,9 @@ def prepare(folder: Path) -> State:
     save_tiny_checkpoint(checkpoint)
     opened = contextlib.ExitStack()
     hub = opened.enter_context(run_hub())
-    seconds = run_whole(folder / "output", push, hub.endpoint, checkpoint, "user/whole")
-    return State(checkpoint, opened, hub, _files(hub, "user/whole"), seconds)
+    function = partial(push, hub.endpoint, checkpoint)
+    seconds = measure(folder, function)
+    return State(function, opened, hub, _files(hub, "user/whole"), seconds)
 
 
 def _files(hub: Any, repo_id: str) -> dict[str, str]:
@@ -47,12 +49,16 @@ def _files(hub: Any, repo_id: str) -> dict[str, str]:
     return {name: stored.oid for name, stored in files.items() if name not in ("README.md", ".gitattributes")}
 
 
-def run(rng: np.random.Generator, folder: Path, state: State) -> tuple[str, bool, str]:
+def run(rng: np.random.Generator, folder: Path, state: State) -> tuple[str, bool, str, int]:
     repo_id = f"user/{folder.name}"
-    arguments = (state.hub.endpoint, state.checkpoint, repo_id)
-    told = kill_at_random(rng, state.seconds * 1.05, folder / "printed", push, *arguments)
-    files = _files(state.hub, repo_id)
-    require(files in ({}, state.expected), f"the repository has {sorted(files)}")
-    run_whole(folder / "printed", push, *arguments)
+
+    def check() -> None:
+        files = _files(state.hub, repo_id)
+        require(files in ({}, state.expected), f"the repository has {sorted(files)}")
+
+    def remove(_: Path) -> None:
+        state.hub.repositories.pop(repo_id, None)
+
+    told, kills = kill_and_resume(rng, state.seconds, folder / folder.name, state.function, check=check, remove=remove)
     require(_files(state.hub, repo_id) == state.expected, f"the repository has {sorted(_files(state.hub, repo_id))}")
-    return told, True, ""
+    return told, True, "", kills

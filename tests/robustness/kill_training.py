@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from killing import kill_at_random, require, run_whole
+from killing import kill_and_resume, measure, require
 from sandbox import Fault
 from small_run import read_log, small_config, small_loop
 
@@ -38,18 +38,14 @@ def train(folder: Path) -> None:
 
 
 def prepare(folder: Path) -> State:
-    reference = folder / "whole"
-    return State(reference, run_whole(folder / "output", train, reference))
+    return State(folder / "whole", measure(folder, train))
 
 
-def run(rng: np.random.Generator, folder: Path, state: State) -> tuple[str, bool, str]:
+def run(rng: np.random.Generator, folder: Path, state: State) -> tuple[str, bool, str, int]:
     run_folder = folder / "run"
-    times = []
-    for _ in range(int(rng.integers(1, 4))):  # also a run that had been resumed
-        times.append(kill_at_random(rng, state.seconds * 1.05, folder / "output", train, run_folder))
-    run_whole(folder / "output", train, run_folder)
+    told, kills = kill_and_resume(rng, state.seconds, run_folder, train, most=3)  # also a run that had been resumed
     compare(run_folder, state.reference)
-    return "; ".join(times), True, ""
+    return told, True, "", kills
 
 
 def compare(folder: Path, reference: Path) -> None:

@@ -54,8 +54,10 @@ def pick(rng: np.random.Generator, choices: Any) -> Any:
 
 def damage_bytes(content: bytes, rng: np.random.Generator) -> tuple[bytes, str]:
     """Damages a file; returns it and what was done."""
+    if not content:
+        return content, "empty"
     data = bytearray(content)
-    size = max(1, len(data))
+    size = len(data)
     what = pick(rng, ("truncated", "flipped", "header", "zeros", "removed", "repeated", "noise", "appended", "empty"))
     place, length = int(rng.integers(size)), int(rng.integers(1, max(2, size // 4)))
     if what == "truncated":

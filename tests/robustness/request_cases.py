@@ -196,7 +196,10 @@ def answer(request: Any, state: State) -> tuple[bool, str]:
         return False, str(error)
     except Exception as error:
         raise Fault("traceback", describe(error)) from error
-    json.dumps(found, allow_nan=False)
+    try:
+        json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise Fault("wrong", describe(error)) from error
     several = isinstance(request["inputs"], list | tuple)
     for people in found if several else [found]:
         require_people(people, 10**9, 10**9)

@@ -14,12 +14,18 @@ import request_cases
 from sandbox import Fault, _memory, install, use_cache, watched
 
 
-def soak_handler(seconds: float, folder: Path, record: Path, seed: int = 0, every: float = 30.0) -> str:
+#: By how much memory may grow from the first quarter after the warm-up, a tenth, to the last quarter.
+GROWTH, GROWTH_BYTES = 1.1, 64 * 2**20
+
+
+def soak_handler(
+    seconds: float, folder: Path, record: Path, seed: int = 0, every: float = 30.0
+) -> tuple[str, list[str]]:
     """Mixed requests to one handler for so long; memory goes to `record`, a line of JSON at a time.
 
     Returns:
-        A row of Markdown: requests, answers, errors, faults, and resident memory after a tenth of the time, at the
-        end, and at most.
+        `tuple`: a row of Markdown (requests, answers, errors, faults, and resident memory after a tenth of the time,
+        at the end, and at most), and what was wrong.
     """
     use_cache(folder)
     state = request_cases.prepare(folder)
@@ -47,10 +53,10 @@ def soak_handler(seconds: float, folder: Path, record: Path, seed: int = 0, ever
             _write(
                 record, {"soak": "handler", "seconds": round(now - start), **counts, "rss_mib": memory[-1][1] >> 20}
             )
-    return _row("mixed requests to one handler", seconds, counts, [size for _, size in memory])
+    return told("mixed requests to one handler", seconds, counts, [size for _, size in memory])
 
 
-def soak_demo(count: int, folder: Path, record: Path) -> str:
+def soak_demo(count: int, folder: Path, record: Path) -> tuple[str, list[str]]:
     """So many requests to the demo's API, each with an image of its own; the demo runs in this process."""
     from gradio_client import Client, handle_file
     from tiny import save_tiny_checkpoint
@@ -88,15 +94,20 @@ def soak_demo(count: int, folder: Path, record: Path) -> str:
                 _write(record, {"soak": "demo", "number": number, **counts, "rss_mib": memory[-1] >> 20})
     finally:
         demo.close()
-    return _row("requests to the demo's API", time.monotonic() - start, counts, memory)
+    return told("requests to the demo's API", time.monotonic() - start, counts, memory)
 
 
-def _row(what: str, seconds: float, counts: dict[str, int], memory: list[int]) -> str:
-    early, last, most = memory[len(memory) // 10], memory[-1], max(memory)
+def told(what: str, seconds: float, counts: dict[str, int], memory: list[int]) -> tuple[str, list[str]]:
+    """A row of Markdown, and what was wrong: faults, or memory that grew."""
+    wrong = [f"{counts['fault']} faults"] if counts["fault"] else []
+    warm = memory[len(memory) // 10 :]
+    early, late = (sum(part) / len(part) for part in (warm[: len(warm) // 4 + 1], warm[-(len(warm) // 4 + 1) :]))
+    if late > GROWTH * early + GROWTH_BYTES:
+        wrong.append(f"memory grew from {early / 2**20:.0f} to {late / 2**20:.0f} MiB")
     return (
         f"| {what}, {seconds / 60:.0f} minutes | {sum(counts.values())} | {counts['right']} | {counts['error']} | "
-        f"{counts['fault']} | {early >> 20} | {last >> 20} | {most >> 20} |"
-    )
+        f"{counts['fault']} | {warm[0] >> 20} | {memory[-1] >> 20} | {max(memory) >> 20} |"
+    ), wrong
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:

@@ -14,7 +14,12 @@ import PIL.PngImagePlugin
 import pytest
 import torch
 from checkpoint_cases import Code
-from failing_runs import train_beside_one_that_dies, train_with_a_dying_reader, train_with_little_disk
+from failing_runs import (
+    export_with_little_disk,
+    train_beside_one_that_dies,
+    train_with_a_dying_reader,
+    train_with_little_disk,
+)
 from launching import start_process
 from safetensors.torch import load_file, save_file
 from small_run import read_log, small_config, small_loop
@@ -271,6 +276,11 @@ class TestStoppedRuns:
         load_checkpoint(find_checkpoints(folder / "checkpoints")[-1])
         run_process(printed, train_with_little_disk, folder, None, expected=0)
         assert load_checkpoint(find_checkpoints(folder / "checkpoints")[-1])["step"] == 12
+
+    def test_a_disk_that_is_full_while_exporting(self, tmp_path):
+        printed = tmp_path / "printed"
+        run_process(printed, export_with_little_disk, tmp_path / "model.pt2", expected=2)
+        assert "told: [Errno 27] File too large" in printed.read_text()
 
     def test_a_process_that_reads_images_dies(self, tmp_path):
         printed = tmp_path / "printed"

@@ -9,13 +9,11 @@ from typing import Any, NoReturn, TypeVar
 SOME_SKIPPED, FAILED = 1, 2
 
 _Value = TypeVar("_Value")
-# what reading an input, or finding people in it, raises where the input is at fault
-_INPUT_ERRORS = (OSError, ValueError, TypeError, RuntimeError, MemoryError)
 _LISTED = 3
 
 
 class InputTally:
-    """Counts the inputs of a command, and goes on where one of them cannot be used.
+    """Counts the inputs of a command, and goes on where one of them cannot be used, whatever the error.
 
     Args:
         strict (`bool`): raise the first error of an input.
@@ -47,7 +45,7 @@ class InputTally:
         """
         try:
             return function(*arguments)
-        except _INPUT_ERRORS as error:
+        except Exception as error:
             self.skip(source, error)
             return None
 
@@ -62,7 +60,7 @@ class InputTally:
             for item in items:
                 count += 1
                 yield item
-        except _INPUT_ERRORS as error:
+        except Exception as error:
             if not count or self.strict:
                 self.skip(source, error)
             else:

@@ -3,6 +3,7 @@
 A format is an entry of [`FORMATS`] and a name in `FormatName`. What an engine needs is imported where it is used.
 """
 
+import io
 import json
 import tempfile
 from collections.abc import Callable
@@ -150,7 +151,9 @@ def _read_openvino(path: Path, output_names: list[str], num_threads: int | None)
 def _write_torch_export(program: "ExportedProgram", path: Path, metadata: Metadata) -> None:
     import torch
 
-    torch.export.save(program, path, extra_files={METADATA_FILE: json.dumps(metadata)})
+    buffer = io.BytesIO()  # torch ends the process where it cannot write to a file, such as on a full disk
+    torch.export.save(program, buffer, extra_files={METADATA_FILE: json.dumps(metadata)})
+    path.write_bytes(buffer.getbuffer())
 
 
 def _read_torch_export(path: Path, output_names: list[str], num_threads: int | None) -> Callable[[Arrays], Arrays]:

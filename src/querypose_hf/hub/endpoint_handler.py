@@ -40,6 +40,8 @@ class EndpointHandler:
         max_request_bytes (`int`, *optional*): bytes of all images of a request, as files; by default the environment
             variable `QUERYPOSE_MAX_REQUEST_BYTES` or 20 million.
         max_pixels (`int`, *optional*): pixels of one image; by default `QUERYPOSE_MAX_PIXELS` or 50 million.
+        max_request_pixels (`int`, *optional*): pixels of all images of a request, which are in memory together; by
+            default `QUERYPOSE_MAX_REQUEST_PIXELS` or 200 million.
         max_images (`int`, *optional*): images of a request; by default `QUERYPOSE_MAX_IMAGES` or 16.
         allow_private_urls (`bool`, *optional*): also fetch images from addresses that are not public, such as those of
             the machine's own network; by default only if `QUERYPOSE_ALLOW_PRIVATE_URLS` is 1.
@@ -64,6 +66,7 @@ class EndpointHandler:
         *,
         max_request_bytes: int | None = None,
         max_pixels: int | None = None,
+        max_request_pixels: int | None = None,
         max_images: int | None = None,
         allow_private_urls: bool | None = None,
         timeout: float = 10,
@@ -71,6 +74,7 @@ class EndpointHandler:
     ):
         self.max_request_bytes = _limit("QUERYPOSE_MAX_REQUEST_BYTES", max_request_bytes, 20_000_000)
         self.max_pixels = _limit("QUERYPOSE_MAX_PIXELS", max_pixels, 50_000_000)
+        self.max_request_pixels = _limit("QUERYPOSE_MAX_REQUEST_PIXELS", max_request_pixels, 200_000_000)
         self.max_images = _limit("QUERYPOSE_MAX_IMAGES", max_images, 16)
         if allow_private_urls is None:
             allow_private_urls = os.environ.get("QUERYPOSE_ALLOW_PRIVATE_URLS") == "1"
@@ -106,12 +110,13 @@ class EndpointHandler:
         sources = list(inputs) if is_list else [inputs]
         if not 1 <= len(sources) <= self.max_images:
             raise ValueError(f"`inputs` has {len(sources)} images; expected from 1 to {self.max_images}.")
-        left = self.max_request_bytes
+        left, pixels = self.max_request_bytes, self.max_request_pixels
         images = []
         for index, source in enumerate(sources):
             place = f"inputs[{index}]" if is_list else "inputs"
-            image, size = self._read(source, place, left)
+            image, size = self._read(source, place, left, pixels)
             left -= size
+            pixels -= image.width * image.height
             images.append(image)
         with torch.inference_mode():
             people = self.pose_estimator(images, **parameters)
@@ -135,10 +140,10 @@ class EndpointHandler:
                 raise ValueError(f"`parameters.{name}` is {_shown(value)}; expected an integer of at least 1.")
         return given
 
-    def _read(self, source: Any, place: str, left: int) -> tuple[PIL.Image.Image, int]:
-        """The image and its size in bytes, of which `left` are allowed."""
+    def _read(self, source: Any, place: str, left: int, pixels: int) -> tuple[PIL.Image.Image, int]:
+        """The image and its size in bytes, of which `left` are allowed, as are so many pixels."""
         if isinstance(source, PIL.Image.Image):
-            self._check_size(source, place)
+            self._check_size(source, place, pixels)
             return source, 0
         if isinstance(source, str):
             # never a path: clients must not read the server's files
@@ -155,15 +160,20 @@ class EndpointHandler:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # the limit here is our own
                 image = PIL.Image.open(io.BytesIO(content), formats=FORMATS)
-        self._check_size(image, place)  # from the header, before the pixels take memory
+        self._check_size(image, place, pixels)  # from the header, before the pixels take memory
         with _readable(place):
             image.load()
         return image, len(content)
 
-    def _check_size(self, image: PIL.Image.Image, place: str) -> None:
+    def _check_size(self, image: PIL.Image.Image, place: str, pixels: int) -> None:
         if image.width * image.height > self.max_pixels:
             raise ValueError(
                 f"`{place}` has {image.width} x {image.height} pixels; expected at most {self.max_pixels} in all."
+            )
+        if image.width * image.height > pixels:
+            raise ValueError(
+                f"`{place}` takes the request's images over the limit; expected at most {self.max_request_pixels} "
+                "pixels in all of them."
             )
 
     def _too_large(self, place: str) -> ValueError:

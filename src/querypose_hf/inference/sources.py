@@ -13,6 +13,8 @@ import PIL.Image
 
 
 VIDEO_SUFFIXES = frozenset(".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+#: Images that Pillow reads with a plugin alone; without it they are told, like any image that cannot be read.
+_OTHER_SUFFIXES = frozenset(".heic .heif .jxl".split())
 STREAM_SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "udp://", "tcp://", "srt://")
 
 
@@ -50,10 +52,13 @@ def check_image(source: str) -> None:
 
 
 def image_files(paths: Iterable[Path], suffixes: Iterable[str] = ()) -> list[str]:
-    """Those of `paths` that are image files by their suffix, or have one of `suffixes`, in order of their names."""
+    """Those of `paths` that are image files by their suffix, or have one of `suffixes`, in order of their names.
+
+    A link that leads nowhere is one of them, so that it is told.
+    """
     wanted = {suffix for suffix, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN}
     wanted = (wanted - {".pdf", ".mpg", ".mpeg"}) | {*suffixes}
-    return [str(path) for path in sorted(paths) if path.suffix.lower() in wanted and path.is_file()]
+    return [str(path) for path in sorted(paths) if path.suffix.lower() in wanted and not path.is_dir()]
 
 
 def expand_sources(sources: Sequence[str]) -> list[str]:
@@ -66,7 +71,7 @@ def expand_sources(sources: Sequence[str]) -> list[str]:
     expanded = []
     for source in sources:
         if os.path.isdir(source):
-            files = image_files(Path(source).iterdir(), VIDEO_SUFFIXES)
+            files = image_files(Path(source).iterdir(), VIDEO_SUFFIXES | _OTHER_SUFFIXES)
             if not files:
                 raise ValueError(f"the folder {source} holds neither images nor videos.")
             expanded += files

@@ -21,6 +21,8 @@ _WEBCAMS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
 _TIME_BASE = Fraction(1, 90_000)  # of MPEG: every usual frame rate is a whole number of these
 _MOST_OBLONG = 8  # a pixel of a greater ratio of width and height is a damaged header's
 _SHORT_BY = 0.1  # of its length; a file that ends earlier breaks off
+# what is written can be read a second later, whatever happens to the process; a usual index follows at the end
+_AS_WRITTEN = {"movflags": "hybrid_fragmented+delay_moov", "frag_duration": "1000000", "flush_packets": "1"}
 _MOST_FAILURES = 100  # in a row, after which the rest of a file is given up
 
 
@@ -92,14 +94,17 @@ class VideoReader:
             raise FileNotFoundError(f"there is no {kind} {source}.") from error
         except av.FFmpegError as error:
             raise ValueError(f"{source} cannot be opened as a video: {error}") from error
-        if not self._container.streams.video:
+        streams = self._container.streams.video
+        if not streams or streams[0].codec_context is None:
             self._container.close()
-            raise ValueError(f"{source} cannot be opened as a video: it holds no images.")
-        self._stream = self._container.streams.video[0]
+            what = "of a codec that FFmpeg knows" if streams else "at all"
+            raise ValueError(f"{source} cannot be opened as a video: it holds no images {what}.")
+        self._stream = streams[0]
         self._stream.thread_type = "AUTO"
         self.size = self._in_square_pixels(self._stream.width, self._stream.height)
         self.frame_rate = Fraction(self._stream.average_rate or self._stream.base_rate or 30)
         self.num_frames = None if self.is_live else self._count_frames()
+        self._end = 0.0  # of what was read, sound included
         self._waiting: queue.Queue[VideoFrame | Exception | None] = queue.Queue(maxsize=ahead)
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -144,13 +149,21 @@ class VideoReader:
             return width, height
         return (round(width * ratio), height) if ratio >= 1 else (width, round(height / ratio))
 
-    def _length(self) -> float | None:
-        """Seconds that the file says it lasts; None where it does not say, or where that may be its sound's length."""
+    def _breaks_off(self, end: float) -> str | None:
+        """Says so if the images, which end after `end` seconds, or all streams together, end before the file says."""
         if self._stream.duration and self._stream.time_base:
-            return float(self._stream.duration * self._stream.time_base)
-        if self._container.duration and len(self._container.streams) == 1:
-            return self._container.duration / self._av.time_base
-        return None
+            length = float(self._stream.duration * self._stream.time_base)
+        elif self._container.duration:
+            # perhaps that of its sound
+            length, end = self._container.duration / self._av.time_base, max(end, self._end)
+        else:
+            length = 0.0
+        # an AVI file's duration is guessed from its size; MP4 counts frames, too, that are not to be shown
+        if not self._container.format.name.startswith("mov"):
+            length = max(length, float(self._stream.frames / self.frame_rate))
+        if length - end <= max(_SHORT_BY * length, 1 + 1 / float(self.frame_rate)):
+            return None
+        return f"it breaks off after {end:.1f} of {length:.1f} seconds"
 
     def _decode(self) -> None:
         index, start, end = 0, None, 0.0
@@ -170,9 +183,9 @@ class VideoReader:
                 index += 1
             if start is None and self.damage:
                 raise ValueError(f"{self.source}: no frame can be decoded: {self.damage[0]}")
-            length = None if self.is_live else self._length()
-            if length is not None and length - end > max(_SHORT_BY * length, 1 + 1 / float(self.frame_rate)):
-                self.damage.append(f"it breaks off after {end:.1f} of {length:.1f} seconds")
+            broken_off = None if self.is_live else self._breaks_off(end)
+            if broken_off is not None:
+                self.damage.append(broken_off)
                 if self.strict:
                     raise ValueError(f"{self.source}: {self.damage[-1]}")
             self._put(None)
@@ -189,7 +202,10 @@ class VideoReader:
         failures = 0
         while True:
             try:
-                for packet in self._container.demux(self._stream):
+                for packet in self._container.demux():
+                    self._note_end(packet)
+                    if packet.stream.index != self._stream.index:
+                        continue
                     try:
                         frames = packet.decode()
                     except self._av.FFmpegError as error:
@@ -205,6 +221,11 @@ class VideoReader:
                     raise
                 self.damage.append(str(error))  # what follows may be whole
                 yield None
+
+    def _note_end(self, packet: Any) -> None:
+        if packet.pts is not None and packet.time_base is not None:
+            start = (self._container.start_time or 0) / self._av.time_base
+            self._end = max(self._end, float((packet.pts + (packet.duration or 0)) * packet.time_base) - start)
 
     def _image_of(self, frame: Any) -> PIL.Image.Image | None:
         """A frame as an upright image, or None if it cannot be made into one."""
@@ -235,7 +256,8 @@ class VideoWriter:
     """Writes images as an MP4 video (H.264 where FFmpeg has it, else MPEG-4), without sound.
 
     The file appears, or replaces the one before it, at the end of the `with` block, with all images that were written
-    until then, also if the block raises an error; unless no image was written. Its pixels are square.
+    until then, also if the block raises an error; unless no image was written. Until then a file beside it, named
+    `.<process>.part.<name>`, holds them; it stays, and can be played, where the process is killed. Pixels are square.
 
     Args:
         path (`str` or `os.PathLike`): ends in `.mp4`; missing folders are made.
@@ -285,7 +307,8 @@ class VideoWriter:
         """
         if self._stream is None:
             temporary = self._opened.enter_context(replacing_file(self.path))
-            self._container = self._opened.enter_context(self._av.open(str(temporary), "w", format="mp4"))
+            opened = self._av.open(str(temporary), "w", format="mp4", options=_AS_WRITTEN)
+            self._container = self._opened.enter_context(opened)
             codec = "libx264" if "libx264" in self._av.codec.codecs_available else "mpeg4"
             self._stream = self._container.add_stream(codec, rate=self.frame_rate)
             # 4:2:0 colours need even sides

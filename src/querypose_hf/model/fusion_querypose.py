@@ -117,8 +117,8 @@ def _forbid(model: nn.Module, method: str, what: str, applies: Any = lambda *arg
     object.__setattr__(model, method, refuse)
 
 
-def _is_batch_norm(module: nn.Module) -> bool:
-    # timm and torchvision have frozen batch norms of their own
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether it is a batch norm, or a frozen one; timm and torchvision have classes of their own for these."""
     names = ("running_mean", "running_var", "weight", "bias")
     return "BatchNorm" in type(module).__name__ and all(
         isinstance(getattr(module, name, None), Tensor) for name in names
@@ -182,7 +182,7 @@ def find_norm_pairs(network: nn.Module, image: Tensor) -> tuple[list[tuple[nn.Co
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
             handles.append(module.register_forward_hook(note_output))
-        elif _is_batch_norm(module):
+        elif is_batch_norm(module):
             handles.append(module.register_forward_pre_hook(note_input(name)))
     try:
         outputs = list(network(image))

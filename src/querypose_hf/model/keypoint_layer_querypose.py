@@ -6,7 +6,6 @@ F are the keypoint features `(R, d, 14, 14)`, T the number of queries of a RoI (
 """
 
 import itertools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -38,23 +37,7 @@ class QueryPoseConvStack(GradientCheckpointingLayer):
 
 
 class QueryPosePartBatchNorm(nn.BatchNorm2d):
-    """Batch norm over RoIs. A batch without people has none: then the running statistics stay as they are.
-
-    It stays in float32 when the model is cast to float16 or bfloat16, and takes and gives features of these types: its
-    running variances reach millions, and float16 ends at 65504.
-    """
-
-    def __init__(self, num_features: int):
-        super().__init__(num_features, dtype=coordinate_dtype(torch.get_default_dtype()))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QueryPosePartBatchNorm":
-        def apply(tensor: Tensor) -> Tensor:
-            applied = fn(tensor)
-            if applied.dtype not in (torch.float16, torch.bfloat16):
-                return applied
-            return tensor.to(applied.device, torch.float32)
-
-        return super()._apply(apply, recurse)
+    """Batch norm over RoIs. A batch without people has none: then the running statistics stay as they are."""
 
     def forward(self, features: Tensor) -> Tensor:
         if self.training and features.shape[0] == 0:

@@ -8,6 +8,7 @@ Query", NeurIPS 2022.
 
 import itertools
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +24,13 @@ from transformers.utils.generic import can_return_tuple
 from .backbone_querypose import NECKS, STRIDES, QueryPoseBackbone
 from .configuration_querypose import QueryPoseConfig
 from .decoder_querypose import DecoderOutput, QueryPoseDecoder, QuerySelection
+from .fusion_querypose import is_batch_norm
 from .heatmaps_querypose import QueryPoseHeatmapHead, heatmap_focal_loss, keypoint_heatmaps
 from .initialization_querypose import initialize_affine, initialize_norm
 from .keypoint_layer_querypose import QueryPoseKeypointLinear
 from .lazy_level_querypose import QueryPoseLazyLevel
 from .loss_querypose import QueryPoseFlow, QueryPoseLoss, StagePrediction
+from .rois_querypose import coordinate_dtype
 from .targets_querypose import QueryPoseTargets
 
 
@@ -149,16 +152,38 @@ class QueryPosePreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        loaded = super().from_pretrained(*args, **kwargs)
-        warn_of_overflow(loaded[0] if isinstance(loaded, tuple) else loaded)
-        return loaded
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        # weights of a backbone that are missing may be memory that was never written
+        new = {key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])}
+        require_finite(model, new)
+        return (model, info) if output_loading_info else model
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        keys = super().load_state_dict(*args, **kwargs)
+        require_finite(self)
+        return keys
 
     def to(self, *args: Any, **kwargs: Any) -> "QueryPosePreTrainedModel":
         return warn_of_overflow(super().to(*args, **kwargs))
 
     def half(self, *args: Any) -> "QueryPosePreTrainedModel":
         return warn_of_overflow(super().half(*args))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QueryPosePreTrainedModel":
+        # batch norms stay in float32, and take and give features of the model's type
+        kept: dict[int, Tensor] = {}
+        for norm in find_batch_norms(self):
+            for tensor in itertools.chain(norm.parameters(recurse=False), norm.buffers(recurse=False)):
+                kept |= {id(precise): precise for precise in (tensor, tensor.grad) if precise is not None}
+
+        def apply(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            if id(tensor) not in kept or applied.dtype not in (torch.float16, torch.bfloat16):
+                return applied
+            return tensor.to(applied.device, torch.float32)
+
+        return super()._apply(apply, recurse)
 
     def get_input_embeddings(self) -> None:
         """`None`: an image has no vocabulary. Quantisers and adapters ask every model for its embeddings."""
@@ -189,20 +214,46 @@ class QueryPosePreTrainedModel(PreTrainedModel):
             init.copy_(module.oks_constants, torch.tensor(module.config.keypoint_sigmas, dtype=torch.float32))
 
 
-def warn_of_overflow(model: QueryPosePreTrainedModel) -> QueryPosePreTrainedModel:
-    """Warns of weights that are not finite in float16, with which a model finds nobody or the wrong people."""
+def find_batch_norms(model: nn.Module) -> list[nn.Module]:
+    """The batch norms: they stay in float32 in half precision, as running variances reach millions and more."""
+    return [module for module in model.modules() if is_batch_norm(module)]
+
+
+def keep_type_of_features(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A hook: frozen batch norms in float32 would give float32, which the next convolution refuses."""
+    return output if torch.is_autocast_enabled(output.device.type) else output.to(args[0].dtype)
+
+
+def find_lost_weights(model: nn.Module, but: Collection[str] = ()) -> str:
+    """Which weights are not finite, in words; empty where all are. With such a model finds nobody or the wrong people.
+
+    Weights without values (on the `meta` device), and quantised ones, which are of types of their own, are left out.
+    """
     lost = [
         name
         for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
-        # quantised tensors are of types of their own
-        if type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == torch.float16
-        if not tensor.is_meta and not tensor.isfinite().all()
+        if type(tensor) in (Tensor, nn.Parameter) and tensor.is_floating_point()
+        if name not in but and not tensor.is_meta and not tensor.isfinite().all()
     ]
-    if lost:
-        logger.warning(
-            f"In float16 these weights are not finite: {', '.join(lost[:5])}{', ...' if lost[5:] else ''}. "
-            "The model will find nobody or the wrong people: use bfloat16 or float32."
-        )
+    if not lost:
+        return ""
+    more = f" (and {len(lost) - 1} more)" if lost[1:] else ""
+    return (
+        f"{lost[0]}{more} of its weights holds values that are not finite. "
+        "Where a cast to float16 has lost them, use bfloat16 or float32."
+    )
+
+
+def require_finite(model: QueryPosePreTrainedModel, but: Collection[str] = ()) -> None:
+    """Raises `ValueError` where weights are not finite, except those named in `but`."""
+    if lost := find_lost_weights(model, but):
+        raise ValueError(f"{model.name_or_path or type(model).__name__}: {lost}")
+
+
+def warn_of_overflow(model: QueryPosePreTrainedModel) -> QueryPosePreTrainedModel:
+    """Warns where weights are not finite, or no longer."""
+    if lost := find_lost_weights(model):
+        logger.warning(f"The model will find nobody or the wrong people: {lost}")
     return model
 
 
@@ -218,6 +269,10 @@ class QueryPoseModel(QueryPosePreTrainedModel):
         self.backbone = QueryPoseBackbone(config)
         self.neck = NECKS[config.neck_type](config, self.backbone.channels)
         self.decoder = QueryPoseDecoder(config)
+        for norm in find_batch_norms(self):
+            norm.to(coordinate_dtype(torch.get_default_dtype()))
+            if not isinstance(norm, nn.BatchNorm2d):
+                norm.register_forward_hook(keep_type_of_features)
         self.post_init()
 
     def extract_pyramid(self, pixel_values: Tensor, lazily: bool = False) -> list[Tensor | QueryPoseLazyLevel]:
