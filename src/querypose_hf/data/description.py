@@ -99,7 +99,8 @@ def check_flip_indices(flip_indices: Sequence[int], num_keypoints: int | None = 
         ValueError: it is not such a list, or not one of `num_keypoints` entries where that is given.
     """
     given: Any = flip_indices
-    indices: list[Any] = [given] if isinstance(given, Mapping) or not isinstance(given, Iterable) else list(given)
+    given = given if isinstance(given, str | Mapping) or not isinstance(given, Iterable) else list(given)
+    indices: list[Any] = given if isinstance(given, list) else [given]
     length = len(indices) if num_keypoints is None else num_keypoints
     if (
         len(indices) != length
