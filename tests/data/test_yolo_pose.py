@@ -126,7 +126,7 @@ def test_label_errors_name_file_and_line(write, line, message):
         ({"nc": 3}, "`nc` is 3, but there are 2 `names`"),
         ({"nc": "two", "names": None}, "`nc` is 'two'; expected the number of classes"),
         ({"kpt_names": [1, 2, 3]}, "`kpt_names` is"),
-        ({"kpt_names": ["a", "b"]}, "`keypoint_names` has 2 names where the annotations have 3"),
+        ({"kpt_names": ["a", "b"]}, "`kpt_names` has 2 names; expected 3"),
     ],
 )
 def test_settings_errors_name_the_field(write, settings, message):

@@ -79,7 +79,7 @@ class YoloPoseDataset(PoseFileDataset):
         category_names = _category_names(settings, path)
         wanted = [split] if isinstance(split, str) else split
         split = find_split(wanted, [name for name in (*_USUAL_SPLITS, *wanted) if settings.get(name)], str(path))
-        keypoint_names = _keypoint_names(settings.get("kpt_names"), path)
+        keypoint_names = _keypoint_names(settings.get("kpt_names"), num_keypoints, path)
         flip_indices = settings.get("flip_idx") or None
         if flip_indices is not None:
             try:
@@ -150,7 +150,7 @@ def _category_names(settings: Mapping[str, Any], path: Path) -> dict[int, str]:
     return {number: str(names[number]) for number in range(len(names))}
 
 
-def _keypoint_names(names: Any, path: Path) -> list[str] | None:
+def _keypoint_names(names: Any, num_keypoints: int, path: Path) -> list[str] | None:
     # there may be names for each class, but the model has one set of keypoints
     if isinstance(names, Mapping) and names:
         lists = list(names.values())
@@ -161,6 +161,8 @@ def _keypoint_names(names: Any, path: Path) -> list[str] | None:
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: `kpt_names` is {shown(names)}; expected a list of names.")
+    if len(names) != num_keypoints:
+        raise ValueError(f"{path}: `kpt_names` has {len(names)} names; expected {num_keypoints}, as `kpt_shape` says.")
     return names
 
 
