@@ -174,7 +174,7 @@ def _open_generated(settings: SourceSettings, options: ReadingOptions) -> Any:
     )
 
 
-_READING = ("only_with_people", "exhaustive", "on_error", "person_crops")
+_READING = ("only_with_people", "exhaustive", "on_error")
 
 FORMATS: dict[str, DataFormat] = {
     "coco": DataFormat(

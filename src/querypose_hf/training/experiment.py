@@ -129,23 +129,18 @@ class TrainingSource(ReadingOptions, SourceSettings):
     Args:
         only_with_people (`bool`): leave out images without a person, as the paper does.
         repeat (`float`): how often its images come in an epoch, see [`JoinedPoseDataset`]; may be a fraction.
-        person_crops (`int`, *optional*): crop every person to a square image of this side, see [`PersonCropDataset`].
     """
 
     only_with_people: bool = True
     repeat: float = 1.0
-    person_crops: int | None = None
 
     def __post_init__(self) -> None:
         SourceSettings.__post_init__(self)
         ReadingOptions.__post_init__(self)
         require(self, "repeat", self.repeat > 0, "above 0")
-        if self.person_crops is not None:
-            require(self, "person_crops", self.person_crops >= 32, "at least 32 pixels, or nothing")
         if self.streaming:
             require(self, "repeat", self.repeat == 1, "1 with `streaming`: a stream is the only source")
             require(self, "max_images", self.max_images is None, "nothing with `streaming`, which reads everything")
-            require(self, "person_crops", self.person_crops is None, "nothing with `streaming`")
 
 
 @dataclass(frozen=True)

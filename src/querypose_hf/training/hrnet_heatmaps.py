@@ -8,12 +8,14 @@ augmentation is left out.
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from ..data import AugmentedPoseDataset, HorizontalFlip, PersonCropDataset, PoseAugmentation, ResizeShortSide, formats
 from ..data.augmentation import Rotation, ScaleJitter
@@ -23,7 +25,6 @@ from ..processes import this_process
 from ..settings import require
 from .experiment import ModelSettings, TrainingSource
 from .loop import TrainingLoop, check_stop_after
-from .pretraining import PretrainingOutput
 from .recipe import LearningRateSchedule, TrainingConfig
 from .sources import describe_sources
 from .starting_model import build_config, build_image_processor, load_backbone
@@ -43,7 +44,15 @@ HRNET_HEATMAPS = TrainingConfig(
 
 
 # Settings of the training of whole models, which an HRNet alone does not have.
-_OF_WHOLE_MODELS = ("objective", "gradient_checkpointing", "fast_convolutions", "compile")
+_OF_WHOLE_MODELS = ("gradient_checkpointing", "fast_convolutions", "compile")
+
+
+@dataclass
+class HeatmapOutput(ModelOutput):
+    """Loss, and its term by name."""
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
 
 
 class HeatmapHRNet(nn.Module):
@@ -80,7 +89,7 @@ class HeatmapHRNet(nn.Module):
         heatmaps = self.final_layer(self.backbone(pixel_values)[0]).float()
         targets, weights = gaussian_heatmaps([label["keypoints"] for label in labels], heatmaps)
         loss = 0.5 * (weights[:, :, None, None] * (heatmaps - targets).square()).mean()
-        return PretrainingOutput(loss=loss, loss_dict={"loss_heatmap": loss})
+        return HeatmapOutput(loss=loss, loss_dict={"loss_heatmap": loss})
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes [`HRNET_FILE`], with the names of the public HRNet pose models."""
@@ -118,19 +127,6 @@ def gaussian_heatmaps(keypoints: list[Tensor], like: Tensor) -> tuple[Tensor, Te
     return torch.exp(-distances / (2 * deviation**2)), (visibility > 0).to(like)
 
 
-def open_heatmap_crops(source: TrainingSource, size: tuple[int, int]) -> PersonCropDataset:
-    """Crops of everybody with a labelled keypoint, 1.7 times as large as the box at the crops' aspect ratio.
-
-    Args:
-        source ([`TrainingSource`]): the data.
-        size (`tuple[int, int]`): width and height of a crop in pixels.
-    """
-    dataset = formats.open_source(source, source)
-    width, height = size
-    everybody: dict[str, Any] = {"least_keypoints": 1, "least_size": 1.0}
-    return PersonCropDataset(dataset, width, context=1.7, height=height, in_memory=False, **everybody)
-
-
 def heatmap_augmentation(flip_indices: Sequence[int] | None, size: tuple[int, int]) -> PoseAugmentation:
     """Mirrors, rotates by up to 40 degrees in 6 of 10 crops, and zooms in up to 1.8 times.
 
@@ -160,7 +156,7 @@ def pretrain_hrnet(
         variant (`str`): `"hrnet_w32"` or `"hrnet_w48"`.
         size (`tuple[int, int]`): width and height of the crops in pixels, multiples of 32.
         backbone_weights (`str`): what to start from, see [`ModelSettings`].
-        training ([`TrainingConfig`]): by default the public models' recipe. `objective`, `gradient_checkpointing`,
+        training ([`TrainingConfig`]): by default the public models' recipe. `gradient_checkpointing`,
             `fast_convolutions` and `compile` are of whole models and stay as they are there.
         resume, stop_after: see [`TrainingLoop.run`].
 
@@ -179,7 +175,7 @@ def pretrain_hrnet(
     if source.streaming:
         raise ValueError("`source` has `streaming`; expected data that is read before training starts.")
     settings = ModelSettings(variant=variant, backbone_weights=backbone_weights)
-    crops = open_heatmap_crops(source, size)
+    crops = PersonCropDataset(formats.open_source(source, source), size)
     description = describe_sources([crops])
     config = build_config(settings, description)
     augmentation = heatmap_augmentation(config.keypoint_flip_indices, size)

@@ -31,7 +31,6 @@ from .fast_convolutions import restore_convolutions, speed_up_convolutions
 from .loaders import build_loader
 from .log import Length, TrainingLog, choose_trackers
 from .optimizer import build_optimizer
-from .pretraining import PosePretraining
 from .recipe import TrainingConfig
 
 
@@ -43,7 +42,6 @@ Evaluate = Callable[[QueryPoseForPoseEstimation], Mapping[str, float]]
 # Settings that a resumed run must not change: they change the training, or what its best model is. The schedule is not
 # one of them: it may become longer.
 _SETTINGS_OF_THE_WHOLE_RUN = (
-    "objective",
     "flow_learning_rate_factor",
     "weight_decay",
     "max_gradient_norm",
@@ -141,8 +139,7 @@ class TrainingLoop:
         rate = config.scaled_learning_rate(self.accelerator.num_processes)
         optimizer = build_optimizer(self.model, dataclasses.replace(config, learning_rate=rate))
         logger.info(config.describe_learning_rate(self.accelerator.num_processes))
-        trained = self.model if config.objective == "everything" else PosePretraining(self.model)
-        self.prepared_model, self.optimizer = self.accelerator.prepare(trained, optimizer)
+        self.prepared_model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.loader = build_loader(dataset, image_processor, config, self.accelerator)
         if self.average is not None:  # only now has every process the weights of the first
             self.average.set(self.model)

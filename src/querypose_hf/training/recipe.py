@@ -99,8 +99,6 @@ class TrainingConfig:
     """Settings of a training run.
 
     Args:
-        objective (`str`): `"everything"`, the model's own loss, or before that `"poses"` ([`PosePretraining`], which
-            needs data with `person_crops`).
         learning_rate (`float`): of all parameters except those of the flow.
         scale_learning_rate (`"auto"` or `bool`): whether `learning_rate` is for the paper's 16 images per optimizer
             step and is multiplied by the actual number over 16 (the linear scaling rule; not in the paper). `"auto"`
@@ -152,7 +150,6 @@ class TrainingConfig:
     ```
     """
 
-    objective: Literal["everything", "poses"] = "everything"
     learning_rate: float = option(PAPER_LEARNING_RATE, "of all parameters but the flow's")
     scale_learning_rate: Literal["auto", True, False] = "auto"
     flow_learning_rate_factor: float = 10.0

@@ -167,8 +167,8 @@ def _annotated(sources: list[Any]) -> PoseDataset:
         if isinstance(dataset, PoseDataset):
             return dataset
     raise ValueError(
-        "`model.initial_boxes` is 'training_people', but `data.train` has only generated images and person crops; "
-        "expected a source with annotated images, and without `person_crops`."
+        "`model.initial_boxes` is 'training_people', but `data.train` has only generated images; expected "
+        "a source with annotated images."
     )
 
 

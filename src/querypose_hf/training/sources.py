@@ -12,7 +12,6 @@ from ..data import (
     AugmentedPoseStream,
     DataDescription,
     JoinedPoseDataset,
-    PersonCropDataset,
     PoseAugmentation,
     ReadingOptions,
     formats,
@@ -40,8 +39,6 @@ def open_source(settings: SourceSettings, place: str) -> Any:
         dataset = formats.open_source(settings, options)
         if isinstance(settings, TrainingSource) and isinstance(dataset, PoseDataset) and len(dataset):
             dataset.check_sizes()
-        if isinstance(settings, TrainingSource) and settings.person_crops is not None and len(dataset):
-            dataset = PersonCropDataset(dataset, settings.person_crops)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"`{place}`: {error}") from error
     except ValueError as error:
