@@ -35,7 +35,7 @@ def require_records(records: Any, source: str, kind: str) -> list[Mapping[str, A
         ValueError: `records` is not a list, or one of its entries is not an object.
     """
     if not isinstance(records, list | tuple):
-        raise ValueError(f"{source}: expected a list of {kind}s, got {shown(records)}")
+        raise ValueError(f"{source}: expected a list, got {shown(records)}")
     for index, record in enumerate(records):
         if not isinstance(record, Mapping):
             raise ValueError(f"{source}: {kind} {index}: expected an object with named fields, got {shown(record)}")
