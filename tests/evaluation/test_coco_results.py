@@ -167,7 +167,7 @@ def test_files_that_are_not_results(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"found\.json: no such file"):
         read(path)
     path.write_text('{"annotations": []}')
-    with pytest.raises(ValueError, match=r"found\.json: expected a list of results, got \{"):
+    with pytest.raises(ValueError, match=r"found\.json: expected a list, got \{"):
         read(path)
     path.write_text("[1]")
     with pytest.raises(ValueError, match=r"found\.json: result 0: expected an object with named fields, got 1"):

@@ -90,7 +90,7 @@ def test_wrong_annotations_are_named(one_person, change, message):
     ("change", "message"),
     [
         (_without("images"), "`images` is missing"),
-        (_with("images", {}), "`images`: expected a list of images, got {}"),
+        (_with("images", {}), "`images`: expected a list, got {}"),
         (_with("images", [5]), "image 0: expected an object with named fields, got 5"),
         (_with("images", [{"id": "5"}]), "image 0: `id` is '5'; expected a whole number"),
         (_with("images", [{"id": 5}, {"id": 5}]), "image 1: `id` 5 occurs twice"),
