@@ -27,7 +27,7 @@ from querypose_hf.training.experiment import Experiment
 
 
 #: What is not in the test extra, or need not be installed, by what a block imports.
-OPTIONAL = ("bitsandbytes", "fiftyone", "pandas", "peft", "ray", "supervision", "torchao")
+OPTIONAL = ("bitsandbytes", "fastapi", "fiftyone", "pandas", "peft", "ray", "supervision", "torchao")
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 #: Pages whose Python other tests run.
 PYTHON_ELSEWHERE = {

@@ -35,7 +35,8 @@ def add_parser(commands: Any) -> None:
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
-        help="checkpoint to start from (folder, Hub id or querypose-nano, the default), or a variant such as r50",
+        help="checkpoint to start from (folder, Hub id or querypose-nano, the default), or a variant such as r50, "
+        "which has random weights",
     )
     data = parser.add_argument_group("data, in place of the file's")
     data.add_argument("--format", choices=COMMAND_LINE_FORMATS, default="coco", help="(%(default)s)")

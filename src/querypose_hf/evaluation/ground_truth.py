@@ -160,7 +160,7 @@ def _areas(objects: CocoObjects, protocol: KeypointProtocol, area_ratio: float |
         raise ValueError(
             f"{source}: annotation {objects.places[missing.argmax()]}: `area` is missing, as in {missing.sum()} of "
             f"{len(missing)}; expected the person's area in pixels, which COCO's OKS divides by. A share of the box's "
-            "area can stand in for it: `area_ratio=0.53`, on the command line `--area-ratio 0.53`."
+            "area can stand in for it: `--area-ratio 0.53`, and in training `--set data.validation.area_ratio=0.53`."
         )
     usable, _, _ = usable_boxes(objects.boxes, objects.keypoints, np.full(2, np.inf))
     return np.where(missing, usable[:, 2:].prod(axis=1) * (area_ratio or 0), objects.areas)
