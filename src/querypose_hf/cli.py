@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import __version__
+from .allocator import keep_freed_memory
 from .commands import benchmark, card, check_data, convert, demo, evaluate, explain, export, predict, push, train
 from .settings import UsageError
 
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
+    keep_freed_memory()
     logging.getLogger("torch.utils._pytree").addFilter(_is_not_of_torchao)
     format_of_python, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:

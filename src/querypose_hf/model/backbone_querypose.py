@@ -98,8 +98,20 @@ class QueryPoseFPN(nn.Module):
         """P2 to P5; with `lazily` P2 may be convolved where it is read alone, see [`convolve_lazily`]."""
         levels = [conv(feature_map) for conv, feature_map in zip(self.lateral_convs, feature_maps, strict=True)]
         for fine in range(len(levels) - 2, -1, -1):
-            levels[fine] = levels[fine] + nn.functional.interpolate(levels[fine + 1], scale_factor=2.0, mode="nearest")
+            levels[fine] = add_upsampled(levels[fine], levels[fine + 1])
         return convolve_levels(self.output_convs, levels, lazily)
+
+
+def add_upsampled(level: Tensor, coarse: Tensor) -> Tensor:
+    """A level `(B, d, 2 h, 2 w)` plus a coarser one `(B, d, h, w)`, each cell of which counts for four.
+
+    Without gradients it is added in place, cell by cell: no upsampled map is made.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return level + nn.functional.interpolate(coarse, scale_factor=2.0, mode="nearest")
+    height, width = coarse.shape[-2:]
+    level.unflatten(3, (width, 2)).unflatten(2, (height, 2)).add_(coarse[:, :, :, None, :, None])
+    return level
 
 
 class QueryPoseHRFPN(nn.Module):
