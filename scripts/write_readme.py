@@ -19,9 +19,7 @@ def measured_table(card: ModelCard) -> str:
     """The AP and AP50 of a card's `model-index`, in %, a row for each dataset."""
     figures: dict[str, dict[str, float]] = {}
     for result in card.data.eval_results or []:
-        # a metric that is not named as a percentage is a fraction
-        percent = 1 if (result.metric_name or "").endswith("%") else 100
-        figures.setdefault(result.dataset_name, {})[result.metric_type.lower()] = percent * result.metric_value
+        figures.setdefault(result.dataset_name, {})[result.metric_type.lower()] = result.metric_value
     rows = [f"| {name} | {of['ap']:.1f} | {of['ap50']:.1f} |" for name, of in figures.items()]
     return "\n".join(["| querypose-nano on | AP in % | AP50 in % |", "|---|---:|---:|", *rows])
 

@@ -1,4 +1,4 @@
-"""The arrows between the package's folders are those of the table in docs/architecture.md.
+"""The package's folders import each other as the import table of docs/architecture.md says.
 
 The imports are read from the source, those inside functions too. Nothing of the package is imported here.
 """
@@ -15,12 +15,12 @@ from places import PROJECT
 
 PACKAGE = "querypose_hf"
 SOURCE = PROJECT / "src" / PACKAGE
-#: Rooms are the package's folders and the modules beside them; `__init__` is a room, too.
-ROOMS = {path.stem for path in SOURCE.iterdir() if path.is_dir() or path.suffix == ".py"} - {"__pycache__"}
+#: The parts of the package: its folders and the modules beside them; `__init__` is one, too.
+PARTS = {path.stem for path in SOURCE.iterdir() if path.is_dir() or path.suffix == ".py"} - {"__pycache__"}
 
 
 class Import(NamedTuple):
-    """One import of a module: `target` is its full name, `room` is set for modules of the package."""
+    """One import of a module: `target` is its full name, `part` is set for modules of the package."""
 
     place: str
     level: int
@@ -28,11 +28,11 @@ class Import(NamedTuple):
     top_level: bool
 
     @property
-    def room(self) -> str | None:
+    def part(self) -> str | None:
         names = self.target.split(".")
         if names[0] != PACKAGE:
             return None
-        return names[1] if len(names) > 1 and names[1] in ROOMS else "__init__"
+        return names[1] if len(names) > 1 and names[1] in PARTS else "__init__"
 
 
 def imports(path: Path) -> Iterator[Import]:
@@ -52,27 +52,27 @@ def imports(path: Path) -> Iterator[Import]:
             yield Import(f"{path.relative_to(PROJECT)}:{node.lineno}", level, target, node in tree.body)
 
 
-def room_of(path: Path) -> str:
+def part_of(path: Path) -> str:
     return path.relative_to(SOURCE).with_suffix("").parts[0]
 
 
-def allowed_arrows() -> dict[str, set[str]]:
-    """The table of docs/architecture.md: a room, and the rooms that it may import."""
+def import_table() -> dict[str, set[str]]:
+    """The import table of docs/architecture.md: a folder or module, and those that it may import."""
     text = (PROJECT / "docs" / "architecture.md").read_text()
-    [table] = re.findall(r"^\| room \| imports \|\n\|[-|]+\|\n((?:\|.*\|\n)+)", text, flags=re.MULTILINE)
+    [table] = re.findall(r"^\| folder or module \| imports \|\n\|[-|]+\|\n((?:\|.*\|\n)+)", text, flags=re.MULTILINE)
     rows = [row.split("|")[1:3] for row in table.splitlines()]
-    return {room.strip(" `"): set(re.findall(r"`(\w+)`", targets)) for room, targets in rows}
+    return {name.strip(" `"): set(re.findall(r"`(\w+)`", targets)) for name, targets in rows}
 
 
-ARROWS = allowed_arrows()
-#: Modules without a row: every room but `model` may import them, and they import each other alone.
-GROUND_FLOOR = ROOMS - ARROWS.keys()
+IMPORT_TABLE = import_table()
+#: Modules without a row: every folder but `model` may import them, and they import each other alone.
+SHARED = PARTS - IMPORT_TABLE.keys()
 SOURCE_FILES = sorted(SOURCE.rglob("*.py"))
 
 
 def test_every_folder_has_its_row():
-    assert {path.name for path in SOURCE.iterdir() if list(path.glob("*.py"))} <= ARROWS.keys()
-    assert set().union(*ARROWS.values()) <= ARROWS.keys() <= ROOMS
+    assert {path.name for path in SOURCE.iterdir() if list(path.glob("*.py"))} <= IMPORT_TABLE.keys()
+    assert set().union(*IMPORT_TABLE.values()) <= IMPORT_TABLE.keys() <= PARTS
 
 
 def test_every_file_has_its_line_in_the_tree():
@@ -98,21 +98,25 @@ def test_files_that_the_page_names_are_there():
     assert [name for name in named if not any((folder / name).is_file() for folder in folders)] == []
 
 
-def test_arrows_make_no_circle():
-    assert list(TopologicalSorter(ARROWS).static_order())  # raises CycleError
+def test_imports_make_no_circle():
+    assert list(TopologicalSorter(IMPORT_TABLE).static_order())  # raises CycleError
 
 
-def test_imports_are_the_arrows_of_the_table():
-    faults, used = [], {room: set() for room in ARROWS}
+def test_imports_are_those_of_the_table():
+    faults, used = [], {part: set() for part in IMPORT_TABLE}
     for path in SOURCE_FILES:
-        room = room_of(path)
-        known = {room, *ARROWS.get(room, ())} | (GROUND_FLOOR if room != "model" else set())
+        part = part_of(path)
+        known = {part, *IMPORT_TABLE.get(part, ())} | (SHARED if part != "model" else set())
         for found in imports(path):
-            if room in used and found.room not in {None, room, *GROUND_FLOOR}:
-                used[room].add(found.room)
-            if found.room not in {None, *known} and found.target != f"{PACKAGE}.__version__":
-                faults.append(f"{found.place}: {room} must not import {found.target}")
-    faults += [f"no import goes from {room} to {target}" for room in ARROWS for target in ARROWS[room] - used[room]]
+            if part in used and found.part not in {None, part, *SHARED}:
+                used[part].add(found.part)
+            if found.part not in {None, *known} and found.target != f"{PACKAGE}.__version__":
+                faults.append(f"{found.place}: {part} must not import {found.target}")
+    faults += [
+        f"no import goes from {part} to {target}"
+        for part in IMPORT_TABLE
+        for target in IMPORT_TABLE[part] - used[part]
+    ]
     assert not faults, "\n".join(faults)
 
 
@@ -135,7 +139,7 @@ def test_model_files_import_each_other_by_from_dot_name():
     for path in SOURCE.glob("model/*.py"):
         for found in imports(path):
             by_name = found.level == 1 and found.top_level and len(found.target.split(".")) == 4
-            if found.room is not None and not by_name:
+            if found.part is not None and not by_name:
                 faults.append(
                     f"{found.place}: {found.target}: expected `from .name import ...` at the top of the file"
                 )

@@ -47,8 +47,8 @@ def test_card_and_log_are_complete():
     folder = Path(QUERYPOSE_NANO)
     card = ModelCard.load(folder / "README.md")
     assert card.data.library_name == "transformers" and card.data.pipeline_tag == "keypoint-detection"
-    figures = {(result.dataset_name, result.metric_name): result.metric_value for result in card.data.eval_results}
-    assert len(figures) >= 2 and all(0 < value < 1 for value in figures.values())
+    figures = {(result.dataset_name, result.metric_type): result.metric_value for result in card.data.eval_results}
+    assert len(figures) >= 2 and all(1 < value < 100 for value in figures.values())  # in %
     records = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
     assert {record["recipe_step"] for record in records} == {1, 2}
 
@@ -178,8 +178,8 @@ def test_finds_people_in_photographs(dataset, name, least, tmp_path):
     assert all(metrics[metric] >= value for metric, value in least.items())
     card = ModelCard.load(Path(QUERYPOSE_NANO) / "README.md")
     stated = {
-        result.metric_name: result.metric_value for result in card.data.eval_results if result.dataset_name == name
+        result.metric_type: result.metric_value for result in card.data.eval_results if result.dataset_name == name
     }
-    assert set(stated) == {"AP", "AP50"}
-    for metric, value in stated.items():
-        assert metrics[metric] == pytest.approx(value, abs=0.002), metric
+    assert set(stated) == {"ap", "ap50"}
+    for metric, percent in stated.items():
+        assert 100 * metrics[metric.upper()] == pytest.approx(percent, abs=0.25), metric

@@ -241,8 +241,8 @@ class TestOtherKeypoints:
         path.write_text(json.dumps(relabelled_for_crowdpose(json.loads(Path(source["annotations"]).read_text()))))
         assert self.fine_tune(finished / "last", path, source["images"], tmp_path / "run", "--epochs", 1) == 0
         said = capsys.readouterr().out
-        assert "keypoints carried over: 12 of 14; fresh: head, neck" in said
-        assert "parts carried over: 6 of 7; fresh: head+neck" in said
+        assert "keypoints carried over: 12 of 14; newly initialised: head, neck" in said
+        assert "parts carried over: 6 of 7; newly initialised: head+neck" in said
         model = AutoModelForPoseEstimation.from_pretrained(tmp_path / "run" / "best")
         assert model.config.skeleton == CROWDPOSE_14
         assert QueryPoseImageProcessor.from_pretrained(tmp_path / "run" / "best").num_keypoints == 14
@@ -259,7 +259,7 @@ class TestOtherKeypoints:
         path.write_text(json.dumps(content))
         few = ["--steps", 2, "--set", "data.train.0.max_images=4", "--set", "data.validation.max_images=2"]
         assert self.fine_tune(finished / "last", path, data / "images", tmp_path / "run", *few) == 0
-        assert "keypoints carried over: 12 of 14; fresh: head, neck" in capsys.readouterr().out
+        assert "keypoints carried over: 12 of 14; newly initialised: head, neck" in capsys.readouterr().out
         assert [record["step"] for record in computed(tmp_path / "run")] == [1, 1, 2, 2]  # scored after each epoch
 
 

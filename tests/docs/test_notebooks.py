@@ -9,7 +9,7 @@ from places import PROJECT
 NOTEBOOKS = PROJECT / "notebooks"
 TINY = {
     "visualise": "model = None\nimage = None",
-    "fine_tune": "steps = 3\npictures = 2\nheight, width = 64, 64",
+    "fine_tune": "steps = 3\nnum_images = 2\nheight, width = 64, 64",
 }
 
 

@@ -5,8 +5,10 @@ import runpy
 import numpy as np
 import PIL.Image
 import pytest
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from places import PROJECT
+
+from querypose_hf.hub.figures import eval_result
 
 
 SCRIPT = str(PROJECT / "scripts" / "write_readme.py")
@@ -26,12 +28,7 @@ def test_figures_and_image_are_those_of_the_checkpoint(tmp_path, monkeypatch):
 
 
 def test_figures_are_in_percent():
-    def result(metric, name, value):
-        return EvalResult(
-            "keypoint-detection", "coco", "COCO val2017", metric, value, metric_name=name, task_name="poses"
-        )
-
-    results = [result("ap", "AP", 0.1234), result("ap50", "keypoint AP50, %", 45.67)]
+    results = [eval_result("coco", "COCO val2017", "AP", 12.34), eval_result("coco", "COCO val2017", "AP50", 45.67)]
     card = ModelCard.from_template(
         ModelCardData(model_name="nano", eval_results=results), template_str="---\n{{ card_data }}\n---\n"
     )

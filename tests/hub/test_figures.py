@@ -26,7 +26,7 @@ def test_known_datasets(tmp_path, protocol, name, dataset_id):
     assert (figures.dataset_name, figures.dataset_id) == (name, dataset_id)
     assert figures.metrics == {"AP": 0.5125, "AP50": 0.8}
     assert [(one.metric_type, one.metric_value) for one in figures.as_eval_results()] == [
-        ("ap", 51.25),
+        ("ap", 51.2),
         ("ap50", 80.0),
     ]
 

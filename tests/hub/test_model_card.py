@@ -178,7 +178,7 @@ def test_command_fills_a_card_with_measured_figures(checkpoint, tmp_path, capsys
     assert "authors" not in card.text
     data = card.data.to_dict()
     assert (data["license"], data["base_model"], data["datasets"]) == ("apache-2.0", "user/base", ["user/people"])
-    assert [(one.metric_type, one.metric_value) for one in card.data.eval_results] == [("ap", 51.25), ("ap50", 80.0)]
+    assert [(one.metric_type, one.metric_value) for one in card.data.eval_results] == [("ap", 51.2), ("ap50", 80.0)]
     assert card.data.eval_results[0].dataset_type == "detection-datasets/coco"
 
     assert main(["card", "--model", str(checkpoint)]) == 2

@@ -100,7 +100,7 @@ def test_checkpoint_arrives_in_one_commit(hub, checkpoint, tmp_path):
     assert "![people found in an image](examples/sample_poses.jpg)" in card.text
     assert 'model="pose"' in card.text
     assert [(one.metric_name, one.metric_value) for one in card.data.eval_results] == [
-        ("keypoint AP, %", 43.21),
+        ("keypoint AP, %", 43.2),
         ("keypoint AP50, %", 75.0),
     ]
     info = api(hub).model_info("user/pose")

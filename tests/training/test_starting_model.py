@@ -65,7 +65,7 @@ class TestConfig:
         config = build_config(settings, description(COCO_17.keypoint_names))
         assert (config.dropout, config.num_queries, config.part_dim, config.d_model) == (0.2, 5, 8, 32)
         model, reports = build_model(settings, config)
-        assert "fresh: model.decoder.part_queries" in reports[0] and "instance_queries" not in reports[0]
+        assert "newly initialised: model.decoder.part_queries" in reports[0] and "instance_queries" not in reports[0]
         assert model.dtype == torch.float32  # though saved as float16
         settings = dataclasses.replace(settings, overrides={})
         model, reports = build_model(settings, build_config(settings, description(COCO_17.keypoint_names)))
@@ -98,7 +98,7 @@ class TestConfig:
 
     def test_keypoints_without_names(self, checkpoint):
         settings = ModelSettings(checkpoint=str(checkpoint))
-        for count, message in ((17, "taken for the checkpoint's, nose, left_eye"), (9, "all 9 start fresh")):
+        for count, message in ((17, "taken for the checkpoint's, nose, left_eye"), (9, "all 9 are newly initialised")):
             data = description(None, count)
             (line,) = about_names(settings, data, build_config(settings, data))
             assert line.startswith("The data does not name its keypoints: ") and message in line

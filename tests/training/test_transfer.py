@@ -74,8 +74,8 @@ class TestToCrowdPose:
 
     def test_report_as_text(self, models):
         text = str(models[3])
-        assert "keypoints carried over: 12 of 14; fresh: head, neck" in text
-        assert "parts carried over: 6 of 7; fresh: head+neck" in text
+        assert "keypoints carried over: 12 of 14; newly initialised: head, neck" in text
+        assert "parts carried over: 6 of 7; newly initialised: head+neck" in text
         assert len(text.splitlines()) == 3
 
     def test_it_trains(self, models):
@@ -95,8 +95,8 @@ def test_unrelated_names(coco):
     assert all(torch.equal(target.state_dict()[name], start[name]) for name in report.fresh)
     assert sorted(report.fresh) == sorted(report.left_behind)
     text = str(report)
-    assert "keypoints carried over: 0 of 5; fresh: withers, croup, poll, tail_base, hock" in text
-    assert "so all keypoints start fresh" in text
+    assert "keypoints carried over: 0 of 5; newly initialised: withers, croup, poll, tail_base, hock" in text
+    assert "so all keypoints are newly initialised" in text
     # tensors are counted, a few of them named; parts of one keypoint each are not named again
     assert len(report.fresh) > 10 and len(text.splitlines()) == 5
 
@@ -123,7 +123,7 @@ def test_same_skeleton_is_a_copy(coco):
     assert all(torch.equal(target.state_dict()[name], value) for name, value in coco.state_dict().items())
 
 
-def test_other_shapes_stay_fresh(coco):
+def test_other_shapes_are_newly_initialised(coco):
     target = model_of("coco", seed=3, heatmap_loss_coefficient=0.5, part_dim=8)
     report = transfer_weights(coco, target)
     assert "model.decoder.part_queries" in report.fresh
@@ -153,7 +153,7 @@ def test_heatmap_head_by_keypoint():
     assert torch.equal(target.heatmap_head.predictor.weight[0], source.heatmap_head.predictor.weight[5])
 
 
-def test_some_layers_start_fresh(coco):
+def test_some_layers_are_newly_initialised(coco):
     target = model_of("coco", seed=2)
     before = {name: value.clone() for name, value in target.state_dict().items()}
     report = transfer_weights(coco, target, fresh=r"keypoint_layers\.\d+\.(?!conv_stack)")

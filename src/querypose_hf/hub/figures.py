@@ -97,7 +97,7 @@ class MeasuredFigures:
         return cls(dataset, dataset_id, {name: float(value) for name, value in figures.items()}, protocol)
 
     def as_eval_results(self) -> list[EvalResult]:
-        """The figures in % as entries of a card's `model-index`."""
+        """The figures in %, with one decimal, as entries of a card's `model-index`."""
         return [
             eval_result(self.dataset_id, self.dataset_name, name, 100 * value) for name, value in self.metrics.items()
         ]
@@ -112,7 +112,7 @@ def eval_result(dataset_id: str, dataset_name: str, metric: str, percent: float,
         dataset_name=dataset_name,
         metric_type=metric.lower(),
         metric_name=f"keypoint {metric}, %",
-        metric_value=round(percent, 2),
+        metric_value=round(percent, 1),
         **source,  # type: ignore[arg-type]
     )
 

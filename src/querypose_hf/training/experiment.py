@@ -62,8 +62,8 @@ class ModelSettings:
         checkpoint (`str`, *optional*): folder or Hub id of a QueryPose checkpoint to start from, or `querypose-nano`.
             If the data has other keypoints, weights are carried over by the names of keypoints, see
             [`transfer_weights`].
-        fresh (`str`, *optional*): a regular expression; the checkpoint's tensors in whose names it is found are not
-            carried over, such as `"keypoint_layers"`.
+        fresh (`str`, *optional*): a regular expression; tensors in whose names it is found are newly initialised,
+            not carried over from the checkpoint, such as `"keypoint_layers"`.
         variant (`str`, *optional*): a published model, `"r50"`, `"hrnet_w32"`, ..., with new weights.
         config (`dict`, *optional*): any fields of [`QueryPoseConfig`], with new weights.
         light (`bool`): the light version of `variant`.

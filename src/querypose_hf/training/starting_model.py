@@ -120,10 +120,10 @@ def _as_in(base: Skeleton, names: Sequence[str]) -> dict[str, Any]:
     parts: dict[Any, list[int]] = {}
     for keypoint, origin in enumerate(origins):
         parts.setdefault(("new", keypoint) if origin is None else part_of[origin], []).append(keypoint)
-    fresh = [name for name, origin in zip(names, origins, strict=True) if origin is None]
-    if fresh:
+    new = [name for name, origin in zip(names, origins, strict=True) if origin is None]
+    if new:
         warnings.warn(
-            f"`keypoint_sigmas` of {', '.join(fresh)} are not given and become {DEFAULT_SIGMA}, the mean of COCO's. "
+            f"`keypoint_sigmas` of {', '.join(new)} are not given and become {DEFAULT_SIGMA}, the mean of COCO's. "
             "OKS and AP use them; training does not.",
             stacklevel=2,
         )
@@ -199,8 +199,9 @@ def about_names(settings: ModelSettings, data: DataDescription, config: QueryPos
         names = ", ".join(config.skeleton.keypoint_names)
         return [f"The data does not name its keypoints: they are taken for the checkpoint's, {names}."]
     return [
-        f"The data does not name its keypoints: all {data.num_keypoints} start fresh. With names (`keypoints` of a "
-        "COCO category, `kpt_names` of a data.yaml) those that the checkpoint has would be carried over."
+        f"The data does not name its keypoints: all {data.num_keypoints} are newly initialised. With names "
+        "(`keypoints` of a COCO category, `kpt_names` of a data.yaml) those that the checkpoint has would be carried "
+        "over."
     ]
 
 

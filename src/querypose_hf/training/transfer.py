@@ -42,7 +42,7 @@ class TransferReport:
             one. A part is given as the names of its keypoints.
         carried (`tuple[str, ...]`): tensors carried over whole.
         carried_in_part (`tuple[str, ...]`): tensors of which the rows of known keypoints or parts were carried over.
-        fresh (`tuple[str, ...]`): tensors that kept the target's own values.
+        fresh (`tuple[str, ...]`): tensors that are newly initialised: they kept the target's own values.
         left_behind (`tuple[str, ...]`): tensors of the source without a place in the target.
     """
 
@@ -60,17 +60,18 @@ class TransferReport:
         known = len(self.keypoints) - len(new_keypoints)
         lines = [
             f"{len(self.carried)} tensors carried over whole, {len(self.carried_in_part)} in part, {len(self.fresh)} "
-            f"fresh, {len(self.left_behind)} left behind",
-            f"keypoints carried over: {known} of {len(self.keypoints)}; fresh: {_some(new_keypoints) or 'none'}",
+            f"newly initialised, {len(self.left_behind)} left behind",
+            f"keypoints carried over: {known} of {len(self.keypoints)}; newly initialised: "
+            f"{_some(new_keypoints) or 'none'}",
         ]
         if len(self.parts) < len(self.keypoints):  # else each keypoint is a part of its own
             lines.append(
-                f"parts carried over: {len(self.parts) - len(new_parts)} of {len(self.parts)}; fresh: "
+                f"parts carried over: {len(self.parts) - len(new_parts)} of {len(self.parts)}; newly initialised: "
                 f"{_some(new_parts) or 'none'}"
             )
         if not known:
-            lines.append("no keypoint has the name of one of the checkpoint's, so all keypoints start fresh")
-        for verb, names in (("fresh", self.fresh), ("left behind", self.left_behind)):
+            lines.append("no keypoint has the name of one of the checkpoint's, so all keypoints are newly initialised")
+        for verb, names in (("newly initialised", self.fresh), ("left behind", self.left_behind)):
             if names:
                 lines.append(f"tensors {verb}: {_some(names, 3)}")
         return "\n".join(lines)
@@ -97,7 +98,7 @@ def transfer_weights(
     Args:
         source ([`QueryPoseForPoseEstimation`], `str` or `Path`): a model, or its folder or Hub id.
         target ([`QueryPoseForPoseEstimation`]): changed in place.
-        fresh (`str`, *optional*): a regular expression; tensors in whose names it is found start fresh.
+        fresh (`str`, *optional*): a regular expression; tensors in whose names it is found are newly initialised.
 
     Returns:
         [`TransferReport`]
@@ -129,7 +130,7 @@ def transfer_weights(
                 f"`fresh` is {fresh!r}; expected it in the name of a tensor, such as {next(iter(kept))!r}."
             )
         source_weights = kept
-    outcome: dict[str, list[str]] = {"whole": [], "in part": [], "fresh": []}
+    outcome: dict[str, list[str]] = {"whole": [], "in part": [], "new": []}
     for name, value in target.state_dict().items():
         outcome[_carry(name, source_weights.get(name), value, keypoints, parts)].append(name)
     if not outcome["whole"] and not outcome["in part"]:
@@ -147,7 +148,7 @@ def transfer_weights(
         },
         carried=tuple(outcome["whole"]),
         carried_in_part=tuple(outcome["in part"]),
-        fresh=tuple(outcome["fresh"]),
+        fresh=tuple(outcome["new"]),
         left_behind=tuple(name for name in source_weights if name not in carried),
     )
 
@@ -180,25 +181,25 @@ def _plain(name: str) -> str:
 def _carry(
     name: str, source: Tensor | None, target: Tensor, keypoints: list[int | None], parts: list[int | None]
 ) -> str:
-    """Copies what it can of one tensor; returns how much: `"whole"`, `"in part"` or `"fresh"`."""
+    """Copies what it can of one tensor; returns how much: `"whole"`, `"in part"` or `"new"`, newly initialised."""
     if source is None:
-        return "fresh"
+        return "new"
     if name.endswith(_BY_QUERY) and source.shape[1:] == target.shape[1:]:
         target.copy_(source[torch.arange(len(target)) % len(source)])
         return "whole"
     rows = keypoints if name.endswith(_BY_KEYPOINT) else parts if name.endswith(_BY_PART) else None
     if rows is None:
         if source.shape != target.shape:
-            return "fresh"
+            return "new"
         target.copy_(source)
         return "whole"
     # a part has a block of rows
     block = len(target) // len(rows)
     if len(source) % block or source.shape[1:] != target.shape[1:]:
-        return "fresh"
+        return "new"
     source, target = source.unflatten(0, (-1, block)), target.unflatten(0, (-1, block))
     known = [row for row, origin in enumerate(rows) if origin is not None]
     if not known:
-        return "fresh"
+        return "new"
     target[known] = source[[origin for origin in rows if origin is not None]].to(target)
     return "whole" if len(known) == len(rows) else "in part"
