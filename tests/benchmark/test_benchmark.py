@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from places import PROJECT
 from tiny import images, make_model, save_tiny_checkpoint
 
 from querypose_hf.benchmark import (
@@ -19,7 +20,7 @@ from querypose_hf.benchmark import (
     write_results,
 )
 from querypose_hf.benchmark.engines import measure_engines
-from querypose_hf.benchmark.steps import count_multiply_adds, run_steps, time_steps
+from querypose_hf.benchmark.steps import count_multiply_adds, multiply_adds_of_all_queries, run_steps, time_steps
 from querypose_hf.cli import main
 from querypose_hf.model.fusion_querypose import fuse_for_inference
 from querypose_hf.training.recipe import RECIPES
@@ -58,6 +59,22 @@ def test_steps_are_the_forward_pass(query_feedback):
     names = []
     run_steps(model, pixel_values, 3, names.append)
     assert names[:3] == ["backbone + neck", "boxes", "keypoints"] and names[-1] == ""
+
+
+@pytest.mark.parametrize("query_feedback", ["never", "always"])
+def test_multiply_adds_of_all_queries(query_feedback):
+    """P2, which the keypoints of a few large people read in whole, does not grow with the queries."""
+    model = make_model(query_feedback=query_feedback).float()
+    model.requires_grad_(False)
+    model.model.decoder.initial_boxes[:] = torch.tensor([0.5, 0.5, 1.0, 1.0])
+    for layer in model.model.decoder.box_layers:
+        layer.box_head.weight.zero_()
+        layer.box_head.bias.zero_()
+    pixel_values = images(1, 3, 512, 512).float()
+    every = count_multiply_adds(model, pixel_values, model.config.num_queries, lazily=False)["keypoints"]
+    assert multiply_adds_of_all_queries(model, pixel_values) == every
+    with_p2 = count_multiply_adds(model, pixel_values, model.config.num_queries)["keypoints"]
+    assert with_p2 - every == 128 * 128 * 9 * model.config.d_model**2
 
 
 def test_multiply_adds_of_the_light_model():
@@ -124,9 +141,16 @@ def test_results_and_files(tmp_path, monkeypatch):
         "full decoding",
         "training step",
         "matching and loss",
+        "arithmetic at the measured peak",
     ):
         assert f"| {name} |" in table
-    assert json_file.name.endswith("-float32-queryposeforposeestimation.json")
+    assert json_file.name.endswith("-float32-queryposeforposeestimation-64x96.json")
+    # the record that the docs name has the name that it would be given
+    of_record = {"device": "AMD EPYC, 2 threads", "model": "r50 light", "base": {**results["base"]}}
+    of_record["base"]["image_size"] = [800, 1216]
+    for path in write_results({**results, **of_record}, tmp_path):
+        assert (PROJECT / "benchmarks" / path.name).is_file()
+    assert f"`benchmarks/{path.name}`" in (PROJECT / "docs" / "speed.md").read_text()
 
 
 def test_engines_side_by_side():
@@ -146,7 +170,7 @@ def test_engines_side_by_side():
     assert torch.get_num_threads() == before
     for each, torch_itself in zip(found, found[:2] * 2, strict=True):
         assert each["times_of_torch"] == each["median_s"] / torch_itself["median_s"]
-        assert len(each["times_s"]) == 1 and each["prepare_s"] > 0
+        assert len(each["times_s"]) == 1 and each["prepare_s"] > 0 and each["processor_s"] > 0
 
 
 def test_training_step_next_to_plainer_ones():
@@ -172,8 +196,28 @@ def test_training_step_next_to_plainer_ones():
     for loss, queries in ((training_step._loss, 3), (training_step._loss_of_every_query, model.config.num_queries)):
         decoded.clear()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        training_step._step(model.train(), optimizer, pixel_values, labels, loss)()
+        training_step._step(model.train(), optimizer, pixel_values, labels, loss, torch.float32)()
         assert decoded == [2 * queries] * model.config.decoder_layers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_training_step_is_that_of_the_recipe(monkeypatch, dtype):
+    """Nothing is laid out or replaced that the recipe does not; half precision is mixed; one step warms up."""
+    seen, loss = [], training_step._loss
+
+    def look(model, pixel_values, labels):
+        changed = any("forward" in vars(module) for module in model.modules())
+        laid_out = any(p.ndim == 4 and not p.is_contiguous() for p in model.parameters())
+        [precision] = {parameter.dtype for parameter in model.parameters()}
+        seen.append((torch.is_autocast_enabled("cpu"), precision, changed, laid_out))
+        return loss(model, pixel_values, labels)
+
+    monkeypatch.setattr(training_step, "_loss", look)
+    model = make_model(backbone="resnet", pose_query_interaction="none").to(dtype)
+    training_step.measure_training_step(model, images(1, 3, 64, 96).to(dtype), 2, rounds=1, plain_rounds=1)
+    recipe = RECIPES["fine_tuning"]
+    expected = (dtype != torch.float32, torch.float32, recipe.fast_convolutions, recipe.channels_last)
+    assert seen == [expected] * 4
 
 
 @pytest.fixture

@@ -1,14 +1,20 @@
 """Scaling on tiny models: which points are measured, that a stopped run goes on, and the picture."""
 
+import dataclasses
+import gc
 import json
 from concurrent.futures.process import BrokenProcessPool
 from xml.etree import ElementTree
 
+import PIL.Image
 import pytest
 from tiny import BACKBONES, DECODER
 
+from querypose_hf import QueryPoseForPoseEstimation
 from querypose_hf.benchmark import BenchmarkSettings, measure_scaling, scaling
 from querypose_hf.cli import main
+from querypose_hf.inference.bulk import BulkReport
+from querypose_hf.model.pipeline_querypose import PoseEstimationPipeline
 
 
 pytest.importorskip("datasets")
@@ -120,6 +126,43 @@ def test_a_stopped_run_goes_on(stop_at, tmp_path):
     assert not asked
     measure(tiny_settings(rounds=2, queries=(6,), batch_sizes=(1,), processes=(1,)), tmp_path)
     assert len(records_in(tmp_path)) == 6 + 3  # other settings make other points, and the old ones stay
+
+
+def test_one_model_and_a_first_look_that_does_not_count(monkeypatch, tmp_path):
+    """A second model would count as memory of the first; the first images of a process take longer than others."""
+    settings = tiny_settings()
+    [point] = {point for point in scaling.points_of(settings, "processes") if point.processes == 1}
+    models, looks = [], []
+
+    def note(*_):
+        gc.collect()
+        models.append(sum(type(each) is QueryPoseForPoseEstimation for each in gc.get_objects()))
+        return {"": {}}
+
+    gc.collect()
+    note()
+    monkeypatch.setattr(scaling, "measure_side_by_side", note)
+    scaling._measure(settings, dataclasses.replace(point, processes=None), None)
+
+    def predict(pose_estimator, *_, **__):
+        looks.append(len(list(tmp_path.glob("*.ready"))))
+        note()
+        return BulkReport(1, 0, 0, 0, (), 1.0)
+
+    class Looking(PoseEstimationPipeline):
+        def __call__(self, images, **options):
+            looks.append((len(images), len(list(tmp_path.glob("*.ready")))))
+            return super().__call__(images, **options)
+
+    PIL.Image.new("RGB", (96, 64)).save(tmp_path / "0.jpg")
+    PIL.Image.new("RGB", (96, 64)).save(tmp_path / "1.jpg")
+    monkeypatch.setattr(scaling, "predict_to_parquet", predict)
+    monkeypatch.setattr(scaling, "PoseEstimationPipeline", Looking)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    scaling._find_people(settings, point, None, tmp_path, 0)
+    assert [count - models[0] for count in models[1:]] == [1, 1]
+    assert looks == [(1, 0), 1]
 
 
 def test_a_point_without_enough_memory(stop_at, tmp_path):

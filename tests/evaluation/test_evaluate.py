@@ -1,5 +1,7 @@
+import functools
 import json
 import sys
+import time
 
 import numpy as np
 import PIL.Image
@@ -7,6 +9,7 @@ import pytest
 import torch
 from tiny import tiny_config
 
+import querypose_hf.evaluation.evaluate as evaluate_module
 from querypose_hf import COCO_17, QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessor, Skeleton
 from querypose_hf.evaluation import (
     KEYPOINT_METRICS,
@@ -240,10 +243,27 @@ def test_figures_files_and_report(model, image_processor, data):
         "scales": None,
     }
     assert figures["time"]["images"] == 3 and figures["time"]["images_per_second"] > 0
-    assert list(figures["time"]["seconds"]) == ["loading", "reading", "model", "scoring"]
+    assert list(figures["time"]["seconds"]) == ["loading", "reading", "model", "writing", "scoring", "report"]
     page = (scores / "report.html").read_text()
     assert page.count("<img") == 6
     assert "annotations.json" in page
+
+
+def test_the_parts_add_up_to_the_whole(model, image_processor, data, monkeypatch):
+    """What takes long is in some part, wherever it is."""
+    for name in ("load_model", "check_model", "score_keypoints", "write_coco_results", "write_report"):
+        slow = functools.partial(_slowly, getattr(evaluate_module, name))
+        monkeypatch.setattr(evaluate_module, name, slow)
+    start = time.perf_counter()
+    found = evaluate(model, data, image_processor, report=ReportOptions())["time"]
+    wall = time.perf_counter() - start
+    assert found["seconds"]["report"] > 0.4 and found["seconds"]["loading"] > 0.4
+    assert 0.9 * wall < sum(found["seconds"].values()) < found["total_seconds"] + 0.01 < wall + 0.02
+
+
+def _slowly(function, *arguments, **options):
+    time.sleep(0.2)
+    return function(*arguments, **options)
 
 
 def test_without_a_report(model, image_processor, data):

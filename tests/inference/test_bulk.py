@@ -11,6 +11,7 @@ from transformers import pipeline
 
 from querypose_hf.cli import main
 from querypose_hf.data import GeneratedPeople
+from querypose_hf.inference import bulk
 from querypose_hf.inference.bulk import BulkOptions, predict_to_parquet
 from querypose_hf.inference.image_dataset import open_image_dataset
 from querypose_hf.inference.records import count_people, image_record, record_schema
@@ -18,7 +19,7 @@ from querypose_hf.inference.records import count_people, image_record, record_sc
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 import pyarrow  # noqa: E402
-from pyarrow.parquet import ParquetDataset  # noqa: E402
+from pyarrow.parquet import ParquetDataset, ParquetFile  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,9 @@ def test_people_of_a_folder(model, photos, tmp_path, capsys):
     arguments += ["--output-parquet", str(tmp_path / "out"), "--rows-per-shard", "3", "--batch-size", "2"]
     assert main(arguments) == 1  # one of them is no image
     said = capsys.readouterr()
-    assert "8 images in " in said.out and "1 could not be read, 0 are empty" in said.out
+    assert re.search(r"^8 images, [\d.]+ per second; of [\d.]+ s \d+ % \w+, ", said.out, re.MULTILINE)
+    assert all(part in said.out for part in ("% loading", "% reading", "% model", "% writing"))
+    assert "1 could not be read, 0 are empty" in said.out
     assert "could not be read: " in said.err and "3b.png' cannot be decoded" in said.err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [f"people-0000{shard}-of-00003.parquet" for shard in range(3)]
@@ -75,7 +78,7 @@ def test_people_of_a_folder(model, photos, tmp_path, capsys):
     kept = (tmp_path / "out" / "people-00000-of-00003.parquet").stat().st_mtime_ns
     lost.unlink()
     assert main(arguments) == 1
-    assert re.search("3 images in .* 5 were there already, 1 could not be read", capsys.readouterr().out)
+    assert re.search("3 images, .* 5 were there already, 1 could not be read", capsys.readouterr().out)
     assert read(tmp_path / "out")["source"] == rows["source"]
     assert (tmp_path / "out" / "people-00000-of-00003.parquet").stat().st_mtime_ns == kept
     lost.unlink()
@@ -85,6 +88,21 @@ def test_people_of_a_folder(model, photos, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").glob("people-*")) == [names[0], names[2]]
     assert main([*arguments, "--threshold", "0.5"]) == 2
     assert "holds results with threshold 0.01, and now it is 0.5" in capsys.readouterr().err
+
+
+def test_batches_share_a_row_group(model, photos, tmp_path, monkeypatch):
+    """On a CPU a batch is one image; a row group for each makes files slow to read."""
+    monkeypatch.setattr(bulk, "_ROWS_PER_GROUP", 3)
+    pose_estimator = pipeline("pose-estimation", model=model, device="cpu")
+    options = BulkOptions(threshold=0.01, batch_size=1)
+    predict_to_parquet(
+        pose_estimator, open_image_dataset(photos), tmp_path, options, model_name="tiny", progress=False
+    )
+    [path] = tmp_path.glob("*.parquet")
+    with ParquetFile(path) as file:
+        groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        assert groups == [3, 3, 2]
+        assert file.read()["index"].to_pylist() == list(range(8))
 
 
 def test_an_image_that_the_model_cannot_take_costs_no_other(model, photos, tmp_path, monkeypatch):

@@ -45,6 +45,24 @@ def test_maps_are_the_models_own(model_and_processor, scene):
     assert explain_people(model, image_processor, scene, threshold=1.0) == []
 
 
+@pytest.mark.parametrize(("wanted", "exact"), [({"threshold": 0.0, "top_k": 2}, False), ({"top_k": None}, True)])
+def test_only_who_may_be_found_is_decoded(model_and_processor, scene, monkeypatch, wanted, exact):
+    """No query that cannot be in the result costs the keypoint stages."""
+    model, image_processor = model_and_processor
+    with torch.no_grad():
+        every = model(**image_processor(scene, return_tensors="pt"))
+    class_scores = every.logits[0].max(-1).values.sigmoid().sort(descending=True).values
+    wanted = {"threshold": float(class_scores[1:3].mean()), **wanted}
+    outputs = []
+    hook = model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    try:
+        explain_people(model, image_processor, scene, **wanted)
+    finally:
+        hook.remove()
+    decoded = int(outputs[0].keypoint_query_mask.sum())
+    assert decoded == 2 if exact else 2 <= decoded < model.config.num_queries
+
+
 def test_the_score_threshold_of_the_image_processor(model_and_processor, scene, monkeypatch):
     model, image_processor = model_and_processor
     first, second = explain_people(model, image_processor, scene, threshold=0.0, top_k=2)

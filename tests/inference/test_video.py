@@ -409,7 +409,9 @@ def test_predict_follows_people_and_saves_the_video(model, clip, tmp_path, capsy
     arguments = ["predict", str(clip), "--model", model, "--device", "cpu", "--threshold", "0.01"]
     arguments += ["--output", str(tmp_path / "out")]
     assert main([*arguments, "--save-video", "--jsonl", str(tmp_path / "people.jsonl")]) == 0
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert re.search(r"^6 frames, [\d.]+ per second; of [\d.]+ s \d+ % \w+, ", said, re.MULTILINE)
+    assert all(part in said for part in ("% reading", "% model", "% writing"))
     lines = [json.loads(line) for line in (tmp_path / "people.jsonl").read_text().splitlines()]
     assert [line["index"] for line in lines] == list(range(6))
     assert {line["source"] for line in lines} == {str(clip)}

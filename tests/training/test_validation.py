@@ -6,12 +6,15 @@ import torch
 import yaml
 from PIL import Image
 from small_data import write_rendered_coco
-from tiny import tiny_config
+from tiny import BACKBONES, tiny_config
 from tqdm.auto import tqdm
 
 from querypose_hf import CROWDPOSE_14, QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessor
+from querypose_hf.evaluation.prediction import predict_dataset
 from querypose_hf.evaluation.scoring import score_keypoints
+from querypose_hf.model.fusion_querypose import is_batch_norm
 from querypose_hf.training.experiment import Experiment
+from querypose_hf.training.fast_convolutions import speed_up_convolutions
 from querypose_hf.training.validation import Validation
 
 
@@ -77,6 +80,49 @@ class TestValidation:
             said = capsys.readouterr().err
         assert "Finding people" in said
         assert re.search(r"\r +$", said.replace("\x1b[A", ""))  # blanks cover it
+
+    @pytest.mark.parametrize("fast", [False, True])
+    def test_a_fused_copy_looks_at_the_images(self, tmp_path, monkeypatch, fast):
+        """It finds the same people, and the model can be trained on as if nobody had looked."""
+        torch.manual_seed(0)
+        settings = {**BACKBONES["resnet"], "freeze_batch_norm_2d": fast}
+        model = QueryPoseForPoseEstimation(tiny_config(backbone_config=settings, frozen_backbone_stages=0)).eval()
+        for norm in filter(is_batch_norm, model.modules()):
+            norm.running_mean.uniform_(-0.5, 0.5)
+            norm.running_var.uniform_(0.5, 2.0)
+        validation = validation_of({**GENERATED, "seed": 4, "num_workers": 0}, tmp_path / "images")
+        looked, seen = predict_dataset, []
+
+        def look(model, *arguments, **options):
+            assert torch.equal(torch.get_rng_state(), numbers)
+            seen.append((model, looked(model, *arguments, **options)))
+            return seen[-1][1]
+
+        arguments = (model, validation.ground_truth, validation.images, validation.settings)
+        expected = looked(*arguments, image_processor=validation.image_processor, progress=False)
+        monkeypatch.setattr("querypose_hf.training.validation.predict_dataset", look)
+        if fast:
+            speed_up_convolutions(model.model.backbone)
+        forwards = [module.forward for module in model.modules()]
+        assert any("forward" in vars(module) for module in model.modules()) == fast
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        learns = [parameter.requires_grad for parameter in model.parameters()]
+        numbers = torch.get_rng_state()
+        validation(model)
+
+        (fused, found), own = seen[0], list(model.modules())
+        backbone = fused.model.backbone
+        assert not any(is_batch_norm(module) for module in backbone.modules())
+        assert not any(module in own for module in fused.modules())
+        assert len(found) == len(expected) > 0
+        for one, other in zip(found, expected, strict=True):
+            assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+            assert one["keypoints"] == pytest.approx(other["keypoints"], abs=0.02)
+        assert [module.forward for module in model.modules()] == forwards
+        assert [parameter.requires_grad for parameter in model.parameters()] == learns
+        assert model.state_dict().keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+        assert model.train().training
 
     def test_yolo(self, tmp_path):
         for kind in ("images", "labels"):

@@ -23,7 +23,7 @@ from . import rivals
 from .engines import measure_engines
 from .measuring import describe_device, measure_peaks, measure_side_by_side, seconds_of, threads
 from .settings import BenchmarkSettings
-from .steps import MODEL_STEPS, count_multiply_adds, time_steps
+from .steps import MODEL_STEPS, count_multiply_adds, multiply_adds_of_all_queries, time_steps
 from .subject import Subject, forward_of
 from .training_step import measure_fine_tuning, measure_training_step
 
@@ -36,7 +36,8 @@ def run_benchmark(settings: BenchmarkSettings, model: QueryPoseForPoseEstimation
 
     Returns:
         `dict`: `model`, `device`, `versions`, `settings`, `peaks_multiply_adds_per_s`, `steps`, `image_path`,
-        `comparison` and, where asked for, `engines`, `training` and `fine_tuning`; all at the first settings.
+        `comparison`, `arithmetic_at_peak_s` (of the model's multiply-adds, at the peak of convolutions) and, where
+        asked for, `engines`, `training` and `fine_tuning`; all at the first settings.
     """
     name = settings.variant_name
     if model is not None:
@@ -63,6 +64,8 @@ def run_benchmark(settings: BenchmarkSettings, model: QueryPoseForPoseEstimation
             "image_path": _image_path(subject),
             "comparison": _comparison(subject),
         }
+        multiply_adds = sum(step["multiply_adds"] for step in results["steps"].values())
+        results["arithmetic_at_peak_s"] = multiply_adds / peaks["convolution"]
         if settings.engines:
             results["engines"] = measure_engines(subject.plain, subject.fused, subject.pixel_values, settings)
         if settings.training:
@@ -89,10 +92,7 @@ def _steps(subject: Subject, peak: float) -> dict[str, Any]:
             "multiply_adds": multiply_adds[name],
             "share_of_convolution_peak": multiply_adds[name] / median / peak,
         }
-    # each query costs the same, so that all of them need not run to be counted
-    steps["keypoints"]["multiply_adds_of_all_queries"] = (
-        multiply_adds["keypoints"] // people * model.config.num_queries
-    )
+    steps["keypoints"]["multiply_adds_of_all_queries"] = multiply_adds_of_all_queries(model, pixel_values)
     return steps
 
 

@@ -57,36 +57,32 @@ def measure_side_by_side(
     """Times alternatives in turn, so that a disturbance of the machine affects all of them.
 
     Args:
-        alternatives: what is to be timed, by name. With more than 3 rounds each runs once before, untimed, for its
-            memory; with fewer the first timed run serves.
+        alternatives: what is to be timed, by name. Each runs once before, untimed, for its memory.
         rounds: how often each is timed.
 
     Returns:
-        By name `median_s`, `times_s` and `peak_memory_bytes`.
+        By name `median_s`, `times_s`, `processor_s` (the median of this process's processor time, of all threads
+        together) and `peak_memory_bytes`.
     """
     times: dict[str, list[float]] = {name: [] for name in alternatives}
+    processor: dict[str, list[float]] = {name: [] for name in alternatives}
     memory: dict[str, int | None] = {}
-    most = max(rounds.values())
     bar = tqdm(total=sum(rounds.values()), desc=label, unit="run", leave=False)
     with bar, torch.no_grad():
         for name, work in alternatives.items():
-            if rounds[name] > 3:
-                memory[name] = peak_memory_of(work, device)
-        for turn in range(most):
+            memory[name] = peak_memory_of(work, device)
+        for turn in range(max(rounds.values())):
             for name, work in alternatives.items():
-                if turn >= rounds[name]:
-                    continue
-                if name not in memory:
-                    spent: list[float] = []
-                    memory[name] = peak_memory_of(lambda: spent.append(seconds_of(work, device)), device)  # noqa: B023
-                    times[name] += spent
-                else:
+                if turn < rounds[name]:
+                    start = time.process_time()
                     times[name].append(seconds_of(work, device))
-                bar.update()
+                    processor[name].append(time.process_time() - start)
+                    bar.update()
     return {
         name: {
             "median_s": statistics.median(values),
             "times_s": [round(value, 5) for value in values],
+            "processor_s": statistics.median(processor[name]),
             "peak_memory_bytes": memory[name],
         }
         for name, values in times.items()

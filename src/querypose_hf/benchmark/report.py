@@ -19,7 +19,7 @@ def _memory(found: dict[str, Any]) -> str:
 def describe_results(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     where = "process" if results["settings"]["device"] == "cpu" else "device"
-    lines = [*_setting(results), "", *_steps(results), "", *_comparison(results["comparison"], where)]
+    lines = [*_setting(results), "", *_steps(results), "", *_comparison(results, where)]
     if "engines" in results:
         lines += ["", *_engines(results["engines"])]
     if "training" in results:
@@ -60,20 +60,31 @@ def _steps(results: dict[str, Any]) -> list[str]:
     return [*lines, "", f"The keypoints of all {queries} queries would take {of_all:.1f} G multiply-adds."]
 
 
-def _comparison(comparison: dict[str, Any], where: str) -> list[str]:
-    lines = [f"| side by side | ms | times selective | peak MiB of the {where} |", "|---|---:|---:|---:|"]
-    for name, found in comparison.items():
+def _comparison(results: dict[str, Any], where: str) -> list[str]:
+    lines = [
+        f"| side by side | ms | processor ms | times selective | peak MiB of the {where} |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, found in results["comparison"].items():
         times = f"{found['times_of_selective']:.2f}"
-        lines.append(f"| {name} | {_milliseconds(found['median_s'])} | {times} | {_memory(found)} |")
-    return lines
+        lines.append(
+            f"| {name} | {_milliseconds(found['median_s'])} | {_milliseconds(found['processor_s'])} | {times} | "
+            f"{_memory(found)} |"
+        )
+    selective, ideal = results["comparison"]["selective"]["median_s"], results["arithmetic_at_peak_s"]
+    lines.append(f"| arithmetic at the measured peak | {_milliseconds(ideal)} | | {ideal / selective:.2f} | |")
+    return [*lines, "", f"Selective takes {selective / ideal:.2f} times the arithmetic at the measured peak."]
 
 
 def _engines(engines: list[dict[str, Any]]) -> list[str]:
-    lines = ["| engine | threads | ms | times torch | seconds to prepare |", "|---|---:|---:|---:|---:|"]
+    lines = [
+        "| engine | threads | ms | processor ms | times torch | seconds to prepare |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for found in engines:
         lines.append(
             f"| {found['engine']} | {found['threads']} | {_milliseconds(found['median_s'])} | "
-            f"{found['times_of_torch']:.2f} | {found['prepare_s']:.1f} |"
+            f"{_milliseconds(found['processor_s'])} | {found['times_of_torch']:.2f} | {found['prepare_s']:.1f} |"
         )
     return lines
 
@@ -101,8 +112,9 @@ def _fine_tuning(found: dict[str, Any]) -> list[str]:
 
 
 def write_results(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Writes JSON and table into a folder, named after device, precision and model; returns the files."""
-    name = f"{results['device']} {results['dtype']} {results['model']}"
+    """Writes JSON and table into a folder, named after device, precision, model and image size; returns the files."""
+    height, width = results["base"]["image_size"]
+    name = f"{results['device']} {results['dtype']} {results['model']} {height}x{width}"
     name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     paths = [folder / f"{name}.json", folder / f"{name}.md"]
     write_json(results, paths[0], indent=1)

@@ -25,11 +25,12 @@ from ..inference.image_dataset import open_image_dataset
 from ..inference.loading import load_model
 from ..inference.options import BulkOptions
 from ..model.configuration_querypose import QueryPoseConfig
+from ..model.fusion_querypose import fuse_for_inference
 from ..model.image_processing_querypose import QueryPoseImageProcessor
 from ..model.pipeline_querypose import PoseEstimationPipeline
 from .measuring import describe_device, measure_side_by_side, peak_memory_of, threads
 from .settings import BenchmarkSettings
-from .subject import Subject, forward_of
+from .subject import build_images, build_model, forward_of
 
 
 #: The lists of [`BenchmarkSettings`] that are varied, and what the axis of their curves is called.
@@ -144,18 +145,25 @@ def _pool(count: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"))
 
 
-def _build(settings: BenchmarkSettings, point: Point, model: str | None) -> Subject:
+def _at(settings: BenchmarkSettings, point: Point) -> BenchmarkSettings:
     values: dict[str, Any] = {name: (value,) for name, value in asdict(point).items() if value is not None}
-    settings = replace(settings, **{**values, "image_sizes": (point.image_sizes,)})
-    return Subject.build(settings, None if model is None else load_model(model, device="cpu", optimize=False)[0])
+    return replace(settings, **{**values, "image_sizes": (point.image_sizes,)})
+
+
+def _fused(settings: BenchmarkSettings, model: str | None) -> Any:
+    """The folded model alone: another one beside it would count as its memory."""
+    if model is not None:
+        return build_model(settings, load_model(model, device="cpu")[0])
+    return fuse_for_inference(build_model(settings, None))
 
 
 def _measure(settings: BenchmarkSettings, point: Point, model: str | None) -> dict[str, Any]:
     """Times a forward pass."""
     with threads(settings.num_threads[0] if settings.num_threads else None):
-        subject = _build(settings, point, model)
-        work = forward_of(subject.fused, subject.pixel_values, point.people)
-        return measure_side_by_side({"": work}, {"": settings.rounds}, subject.pixel_values.device, "Rounds")[""]
+        settings = _at(settings, point)
+        images = build_images(settings)
+        work = forward_of(_fused(settings, model), images, point.people)
+        return measure_side_by_side({"": work}, {"": settings.rounds}, images.device, "Rounds")[""]
 
 
 def _find_people(
@@ -165,7 +173,7 @@ def _find_people(
     count = point.processes or 1
     os.environ.update({"RANK": str(number), "WORLD_SIZE": str(count)})
     with threads(max(1, (settings.num_threads[0] if settings.num_threads else torch.get_num_threads()) // count)):
-        fused = _build(settings, point, model).fused
+        fused = _fused(_at(settings, point), model)
         fused.config.keypoint_top_k = point.people
         height, width = point.image_sizes
         sides = {"shortest_edge": min(height, width), "longest_edge": max(height, width)}
@@ -182,6 +190,9 @@ def _find_people(
             batch_size=point.batch_sizes,
             rows_per_shard=len(dataset) // max(settings.processes),
         )
+        # the first images take longer
+        first = [str(SAMPLE_IMAGE)] * point.batch_sizes
+        pose_estimator(first, threshold=0.0, top_k=point.people, batch_size=point.batch_sizes)
         # all at once: a process that is late would have the machine for itself
         (folder / f"{number}.ready").touch()
         while len([*folder.glob("*.ready")]) < count:

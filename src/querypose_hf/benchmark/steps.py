@@ -19,15 +19,20 @@ MODEL_STEPS = ("backbone + neck", "boxes", "keypoints")
 
 @torch.no_grad()
 def run_steps(
-    model: QueryPoseForPoseEstimation, pixel_values: Tensor, people: int | None, on_step: Callable[[str], Any]
+    model: QueryPoseForPoseEstimation,
+    pixel_values: Tensor,
+    people: int | None,
+    on_step: Callable[[str], Any],
+    lazily: bool = True,
 ) -> None:
     """The model's forward pass, step by step; `on_step` hears which one starts, and of the end as an empty name.
 
-    Where queries feed back, boxes and keypoints come in turn, once per stage.
+    Where queries feed back, boxes and keypoints come in turn, once per stage. What is convolved `lazily` is part of
+    the step that reads it.
     """
     decoder = model.model.decoder
     on_step("backbone + neck")
-    pyramid = model.model.extract_pyramid(pixel_values, lazily=True)
+    pyramid = model.model.extract_pyramid(pixel_values, lazily=lazily)
     on_step("boxes")
     pooler = QueryPoseRoiPooler(model.config, pyramid, image_sizes_from_mask(pixel_values, None))
     selection = QuerySelection(top_k=people)
@@ -67,7 +72,9 @@ def time_steps(
     return spent
 
 
-def count_multiply_adds(model: QueryPoseForPoseEstimation, pixel_values: Tensor, people: int | None) -> dict[str, int]:
+def count_multiply_adds(
+    model: QueryPoseForPoseEstimation, pixel_values: Tensor, people: int | None, lazily: bool = True
+) -> dict[str, int]:
     """Multiply-adds of the matrix products and convolutions of each step; RoIAlign, norms and softmax are not in."""
     spent = dict.fromkeys(MODEL_STEPS, 0)
     current, since = "", 0
@@ -80,5 +87,14 @@ def count_multiply_adds(model: QueryPoseForPoseEstimation, pixel_values: Tensor,
                 spent[current] += (now - since) // 2
             current, since = name, now
 
-        run_steps(model, pixel_values, people, on_step)
+        run_steps(model, pixel_values, people, on_step, lazily)
     return spent
+
+
+def multiply_adds_of_all_queries(model: QueryPoseForPoseEstimation, pixel_values: Tensor) -> int:
+    """Multiply-adds of the keypoints of every query, P2 left out.
+
+    Each further query costs the same, so that all of them need not run to be counted.
+    """
+    one, two = (count_multiply_adds(model, pixel_values, count, lazily=False)["keypoints"] for count in (1, 2))
+    return one + (model.config.num_queries - 1) * (two - one)

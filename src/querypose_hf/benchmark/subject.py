@@ -33,12 +33,8 @@ class Subject:
     @classmethod
     def build(cls, settings: BenchmarkSettings, model: QueryPoseForPoseEstimation | None) -> "Subject":
         """By default the model has random weights."""
-        dtype = getattr(torch, settings.dtype)
-        plain: Any = model if model is not None else _random_model(settings, settings.queries[0])
-        plain = plain.to(device=settings.device, dtype=dtype).eval()
-        fused = fuse_for_inference(copy.deepcopy(plain))
-        images = _random_images(settings.batch_sizes[0], settings.image_sizes[0])
-        return cls(settings, plain, fused, images.to(settings.device, dtype))
+        plain = build_model(settings, model)
+        return cls(settings, plain, fuse_for_inference(copy.deepcopy(plain)), build_images(settings))
 
     @property
     def people(self) -> int:
@@ -54,6 +50,19 @@ class Subject:
             "image_size": list(self.settings.image_sizes[0]),
             "batch_size": self.settings.batch_sizes[0],
         }
+
+
+def build_model(settings: BenchmarkSettings, model: QueryPoseForPoseEstimation | None) -> Any:
+    """The model, where and in the precision that the settings say; by default with random weights."""
+    if model is None:
+        model = _random_model(settings, settings.queries[0])
+    return model.to(device=settings.device, dtype=getattr(torch, settings.dtype)).eval()  # type: ignore[call-arg]
+
+
+def build_images(settings: BenchmarkSettings) -> Tensor:
+    """Random images `(B, 3, height, width)`, where and in the precision that the settings say."""
+    images = _random_images(settings.batch_sizes[0], settings.image_sizes[0])
+    return images.to(settings.device, getattr(torch, settings.dtype))
 
 
 def _random_model(settings: BenchmarkSettings, queries: int) -> QueryPoseForPoseEstimation:

@@ -26,11 +26,10 @@ from ..model.image_processing_querypose import QueryPoseImageProcessor
 from ..model.modeling_querypose import QueryPoseForPoseEstimation, image_sizes_from_mask
 from ..model.rois_querypose import QueryPoseRoiPooler
 from ..model.targets_querypose import QueryPoseTargets
-from ..training.fast_convolutions import speed_up_convolutions
 from ..training.log import LOG_FILE
 from ..training.loop import TrainingLoop
 from ..training.optimizer import build_optimizer
-from ..training.recipe import RECIPES, LearningRateSchedule, TrainingConfig
+from ..training.recipe import RECIPES, LearningRateSchedule
 from .measuring import measure_side_by_side, synchronize
 from .settings import BenchmarkSettings
 
@@ -49,8 +48,10 @@ def measure_training_step(
 ) -> dict[str, Any]:
     """Times a step of one batch: forward, loss, backward, clipping, optimizer.
 
+    The package's step is that of [`RECIPES`]' `fine_tuning`, but for its moving average.
+
     Args:
-        pixel_values (`Tensor` of shape `(B, 3, H, W)`)
+        pixel_values (`Tensor` of shape `(B, 3, H, W)`): where they are not in float32, the step is in mixed precision.
         people (`int`): annotated in each image.
         rounds, plain_rounds (`int`): how often the package's step and a plain one are timed, and one that decodes
             every query.
@@ -58,18 +59,20 @@ def measure_training_step(
     Returns:
         By name what [`measure_side_by_side`] gives, and `images_per_second`.
     """
-    # as it was loaded, with torch's optimizer as it comes
-    plain = copy.deepcopy(model).train()
-    ours = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    speed_up_convolutions(ours.model.backbone)
+    # weights are in float32, as in training; torch's optimizer as it comes for the plain loop
+    dtype, pixel_values = pixel_values.dtype, pixel_values.float()
+    plain = copy.deepcopy(model).float().train()
+    ours = copy.deepcopy(plain)
     labels = _labels(len(pixel_values), people, model)
-    nhwc = pixel_values.contiguous(memory_format=torch.channels_last)
-    optimizer = build_optimizer(ours, replace(TrainingConfig(), learning_rate=_LEARNING_RATE))
+    optimizer = build_optimizer(ours, replace(RECIPES["fine_tuning"], learning_rate=_LEARNING_RATE))
     of_plain = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=_LEARNING_RATE)
     steps = {
-        "training step": (_step(ours, optimizer, nhwc, labels, _loss), rounds),
-        "plain loop": (_step(plain, of_plain, pixel_values, labels, _loss), rounds),
-        "keypoints of every query": (_step(ours, optimizer, nhwc, labels, _loss_of_every_query), plain_rounds),
+        "training step": (_step(ours, optimizer, pixel_values, labels, _loss, dtype), rounds),
+        "plain loop": (_step(plain, of_plain, pixel_values, labels, _loss, dtype), rounds),
+        "keypoints of every query": (
+            _step(ours, optimizer, pixel_values, labels, _loss_of_every_query, dtype),
+            plain_rounds,
+        ),
     }
     found = measure_side_by_side(
         {name: work for name, (work, _) in steps.items()},
@@ -150,10 +153,13 @@ def _step(
     pixel_values: Tensor,
     labels: Labels,
     loss: Callable[..., Tensor],
+    dtype: torch.dtype,
 ) -> Callable[[], Any]:
     def work() -> None:
         with torch.enable_grad():
-            loss(model, pixel_values, labels).backward()
+            with torch.autocast(pixel_values.device.type, dtype, enabled=dtype != torch.float32):
+                found = loss(model, pixel_values, labels)
+            found.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

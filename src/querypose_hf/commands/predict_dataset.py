@@ -30,12 +30,15 @@ def run(options: argparse.Namespace) -> int:
     # these options are there for images and videos, too
     shared = {name: getattr(options, name) for name in ("threshold", "top_k", "strict")}
     bulk_options = settings.from_options(BulkOptions, options, batch_size=batch_size_of(options), **shared)
+    from ..evaluation.time_spent import TimeSpent, describe_time
     from ..inference.bulk import predict_to_parquet
     from ..inference.image_dataset import open_image_dataset
     from ..processes import rank, world_size
 
-    dataset = open_image_dataset(options.dataset, options.split, options.image_column)
-    pose_estimator = load_pipeline(options)
+    spent = TimeSpent()
+    with spent.of("loading"):
+        dataset = open_image_dataset(options.dataset, options.split, options.image_column)
+        pose_estimator = load_pipeline(options)
     report = predict_to_parquet(
         pose_estimator,
         dataset,
@@ -43,12 +46,14 @@ def run(options: argparse.Namespace) -> int:
         bulk_options,
         model_name=options.model,
         progress=not options.quiet,
+        timed=spent.of,
     )
+    spent.images = report.images
     process = f"process {rank() + 1} of {world_size()}: " if world_size() > 1 else ""
     if not options.quiet:
         print(
-            f"{process}{report.images} images in {report.seconds:.1f} s ({report.images_per_second:.2f} per second), "
-            f"{report.skipped} were there already, {report.unreadable} could not be read, {report.empty} are empty"
+            f"{process}{describe_time(spent.as_dict())}; {report.skipped} were there already, "
+            f"{report.unreadable} could not be read, {report.empty} are empty"
         )
     if not report.unreadable:
         return 0

@@ -64,12 +64,14 @@ def run(
     """
     from tqdm.auto import tqdm
 
+    from ..evaluation.time_spent import TimeSpent, describe_time
     from ..inference.tracking import find_people_in_video
     from ..inference.video import VideoReader, VideoWriter
     from ..inference.visualization import draw_poses
 
     labels_of: dict[int, str] = {}
-    count = with_people = 0
+    with_people = 0
+    spent = TimeSpent()
     skipped = len(tally.skipped)
     edges = pose_estimator.model.config.keypoint_edges
     keypoint_threshold = keypoint_threshold_of(options)
@@ -82,17 +84,18 @@ def run(
         total = min(filter(None, (reader.num_frames, options.max_frames)), default=None)
         bar = tqdm(total=total, desc=Path(source).name, unit="frame", disable=options.quiet)
         progress = opened.enter_context(bar)
-        found = find_people_in_video(pose_estimator, reader, _video_options(options))
+        found = find_people_in_video(pose_estimator, reader, _video_options(options), timed=spent.of)
         try:
             for frame, people in tally.items(source, found):
-                if lines is not None:
-                    lines.write(image_record(source, frame.index, frame.image.size, people, time=frame.time))
-                if writer is not None:
-                    image = draw_poses(frame.image, people, edges=edges, keypoint_threshold=keypoint_threshold)
-                    writer.write(image, frame.time)
-                if lines is None and writer is None and not options.quiet:
-                    tqdm.write(_describe_frame(frame.index, frame.time, people))
-                count += 1
+                with spent.of("writing"):
+                    if lines is not None:
+                        lines.write(image_record(source, frame.index, frame.image.size, people, time=frame.time))
+                    if writer is not None:
+                        image = draw_poses(frame.image, people, edges=edges, keypoint_threshold=keypoint_threshold)
+                        writer.write(image, frame.time)
+                    if lines is None and writer is None and not options.quiet:
+                        tqdm.write(_describe_frame(frame.index, frame.time, people))
+                spent.images += 1
                 with_people += bool(people)
                 labels_of |= {p["track_id"]: p["label"] for p in people if p.get("track_id") is not None}
                 progress.update()
@@ -100,9 +103,9 @@ def run(
         except KeyboardInterrupt:
             tqdm.write(f"{source}: stopped", file=sys.stderr)
         else:
-            if not count and len(tally.skipped) == skipped:
+            if not spent.images and len(tally.skipped) == skipped:
                 tally.skip(source, ValueError("the video holds no frames"))
-    if not count:
+    if not spent.images:
         return
     tally.add(has_people=with_people > 0)
     if reader.damage:
@@ -112,7 +115,9 @@ def run(
     counted = count_people([*labels_of.values()], class_names(pose_estimator))
     followed = f", {counted} followed" if options.track else ""
     place = "" if drawn is None else f", drawn to {drawn}"
-    tqdm.write(f"{source}: {count} frames{followed}{place}", file=sys.stderr if options.jsonl == "-" else sys.stdout)
+    told = f"{source}: {spent.images} frames{followed}{place}"
+    tqdm.write(told, file=sys.stderr if options.jsonl == "-" else sys.stdout)
+    tqdm.write(describe_time(spent.as_dict(), "frames"), file=sys.stderr)
 
 
 def _describe_frame(index: int, time: float, people: Sequence[dict[str, Any]]) -> str:

@@ -135,12 +135,13 @@ def evaluate_model(
     >>> figures["metrics"]["AP"]
     ```
     """
-    folder = Path(output_dir)
+    folder, spent = Path(output_dir), TimeSpent()
     _require_folder(output_dir)
-    check_backend(scoring.backend)
-    ground_truth = _read_ground_truth(annotations, scoring)
-    loaded, image_processor, spent = _load(model, image_processor, prediction)
-    check_model(loaded, image_processor, ground_truth, prediction)
+    with spent.of("loading"):
+        check_backend(scoring.backend)
+        ground_truth = _read_ground_truth(annotations, scoring)
+        loaded, image_processor = load_model(model, image_processor, prediction.device, prediction.dtype)
+        check_model(loaded, image_processor, ground_truth, prediction)
     skeleton = loaded.config.skeleton
     sigmas = resolve_sigmas(scoring.metric, ground_truth.num_keypoints, scoring.sigmas, skeleton)
     skipped: dict[int, str] | None = None if strict else {}
@@ -161,21 +162,22 @@ def evaluate_model(
     with spent.of("scoring"):
         evaluation, figures = _score(ground_truth, results, scoring, progress)
     figures["prediction"] = _how_predicted(model, loaded, prediction, skipped)
+    with spent.of("report"):
+        write_coco_results(results, folder / "keypoints.json")
+        if report.write:
+            write_report(
+                evaluation,
+                folder,
+                report,
+                images_dir=images_dir,
+                skeleton=skeleton,
+                box_metrics=figures.get("box_metrics"),
+                details=figures["prediction"],
+                progress=progress,
+            )
     figures["time"] = spent.as_dict()
-    write_coco_results(results, folder / "keypoints.json")
     write_json(figures, folder / "metrics.json", indent=2)
     PartialResults(folder, {}).remove()
-    if report.write:
-        write_report(
-            evaluation,
-            folder,
-            report,
-            images_dir=images_dir,
-            skeleton=skeleton,
-            box_metrics=figures.get("box_metrics"),
-            details=figures["prediction"],
-            progress=progress,
-        )
     return figures
 
 
@@ -208,8 +210,10 @@ def predict_test_dev(
     Raises:
         FileNotFoundError, ValueError: as [`predict_dataset`] raises them.
     """
+    spent = TimeSpent()
     _require_folder(output_dir)
-    loaded, image_processor, spent = _load(model, image_processor, prediction)
+    with spent.of("loading"):
+        loaded, image_processor = load_model(model, image_processor, prediction.device, prediction.dtype)
     skipped: dict[int, str] | None = None if strict else {}
     results = predict_dataset(
         loaded,
@@ -224,20 +228,12 @@ def predict_test_dev(
     )
     if rank() > 0:
         return None
-    submission = [{field: result[field] for field in TEST_DEV_FIELDS} for result in results]
-    write_coco_results(submission, Path(output_dir) / TEST_DEV_FILE)
+    with spent.of("report"):
+        submission = [{field: result[field] for field in TEST_DEV_FIELDS} for result in results]
+        write_coco_results(submission, Path(output_dir) / TEST_DEV_FILE)
     PartialResults(output_dir, {}).remove()
     found = {"results": len(results), "prediction": _how_predicted(model, loaded, prediction, skipped)}
     return {**found, "time": spent.as_dict()}
-
-
-def _load(
-    model: str | os.PathLike | torch.nn.Module, image_processor: Any, prediction: PredictionOptions
-) -> tuple[Any, Any, TimeSpent]:
-    spent = TimeSpent()
-    with spent.of("loading"):
-        loaded, image_processor = load_model(model, image_processor, prediction.device, prediction.dtype)
-    return loaded, image_processor, spent
 
 
 def _as_loaded(prediction: PredictionOptions) -> PredictionOptions:

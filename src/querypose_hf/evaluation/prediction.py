@@ -96,9 +96,10 @@ def predict_dataset(
     with process_group() as group, _evaluation_mode(loaded):
         partial, finished = None, {}
         if output_dir is not None:
-            settings = _settings_of_results(loaded, image_processor, images_dir, options)
-            partial = PartialResults(output_dir, settings, group.rank)
-            finished = _read_finished(partial, group)
+            with spent.of("loading"):
+                settings = _settings_of_results(loaded, image_processor, images_dir, options)
+                partial = PartialResults(output_dir, settings, group.rank)
+                finished = _read_finished(partial, group)
         batches = [
             [row for row in batch if image_ids[row] not in unusable]
             for batch in _batches(sizes, image_processor, options.batch_size)
@@ -124,13 +125,14 @@ def predict_dataset(
                 with spent.of("model"):
                     people = _find_people(loaded, image_processor, views, sizes[rows], options) if rows else []
                 spent.images += len(rows)
-                done = {
-                    image_ids[row]: coco_results_from_people(found, image_ids[row], image_processor.category_ids)
-                    for row, found in zip(rows, people, strict=True)
-                }
-                if partial is not None:
-                    partial.append(done)
-                own |= done
+                with spent.of("writing"):
+                    done = {
+                        image_ids[row]: coco_results_from_people(found, image_ids[row], image_processor.category_ids)
+                        for row, found in zip(rows, people, strict=True)
+                    }
+                    if partial is not None:
+                        partial.append(done)
+                    own |= done
                 bar.update(len(rows) + len(broken))
         for part, reasons in group.gather((own, unusable)):
             finished |= part

@@ -10,7 +10,8 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -32,6 +33,7 @@ from .records import find_people_in_batch, image_record, record_schema
 
 _SETTINGS = "querypose"  # under this name the metadata of each file has the settings as JSON
 _LISTED = 3  # reasons why images could not be read
+_ROWS_PER_GROUP = 256  # of a Parquet file, written at once; a batch on a CPU is one image
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,6 @@ class BulkReport:
     reasons: tuple[str, ...]
     seconds: float
 
-    @property
-    def images_per_second(self) -> float:
-        return self.images / self.seconds if self.seconds > 0 else 0.0
-
 
 def predict_to_parquet(
     pose_estimator: Any,
@@ -67,6 +65,7 @@ def predict_to_parquet(
     *,
     model_name: str,
     progress: bool = True,
+    timed: Callable[[str], Any] = nullcontext,
 ) -> BulkReport:
     """Finds the people of all images of a dataset and writes them to `output_dir/people-*.parquet`.
 
@@ -80,6 +79,8 @@ def predict_to_parquet(
         options ([`BulkOptions`], *optional*): threshold, people per image, batch size and rows per shard.
         model_name (`str`): written into the files' metadata; another name needs another folder.
         progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar.
+        timed (`Callable`, *optional*): makes a context manager of "reading", "model" or "writing", such as
+            `TimeSpent.of`.
 
     Raises:
         ImportError: PyArrow is not installed.
@@ -126,7 +127,8 @@ def predict_to_parquet(
                 skipped += len(rows)
                 bar.update(len(rows))
                 continue
-            _write_shard(path, _found_people(pose_estimator, dataset, rows, options), settings, bar, tally)
+            found = _found_people(pose_estimator, dataset, rows, options, timed)
+            _write_shard(path, found, settings, bar, tally, timed)
             images += len(rows)
     seconds = time.perf_counter() - start
     return BulkReport(images, skipped, tally.unreadable, tally.empty, tuple(tally.reasons), seconds)
@@ -164,9 +166,14 @@ def _reason(row: dict[str, Any]) -> str:
 
 
 def _write_shard(
-    path: Path, batches: Iterator[list[dict[str, Any]]], settings: dict[str, Any], bar: Any, tally: _Tally
+    path: Path,
+    batches: Iterator[list[dict[str, Any]]],
+    settings: dict[str, Any],
+    bar: Any,
+    tally: _Tally,
+    timed: Callable[[str], Any],
 ) -> None:
-    """Writes the records of one shard, batch by batch."""
+    """Writes the records of one shard."""
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
@@ -174,20 +181,40 @@ def _write_shard(
     for unfinished in path.parent.glob(f".*.part.{path.name}"):  # left by a process that was killed
         unfinished.unlink()
     with replacing_file(path) as temporary, ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for records in batches:
-            writer.write_table(pyarrow.Table.from_pylist(records, schema=schema))
-            tally.add(records)
-            bar.update(len(records))
+        for group in _groups(batches, bar, tally):
+            with timed("writing"):
+                writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
+
+
+def _groups(batches: Iterable[list[dict[str, Any]]], bar: Any, tally: _Tally) -> Iterator[list[dict[str, Any]]]:
+    """The records, [`_ROWS_PER_GROUP`] or a few more at a time. A shard counts once it is whole: they may wait."""
+    group: list[dict[str, Any]] = []
+    for records in batches:
+        tally.add(records)
+        bar.update(len(records))
+        group += records
+        if len(group) >= _ROWS_PER_GROUP:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _found_people(
-    pose_estimator: Any, dataset: Any, rows: Sequence[int], options: BulkOptions
+    pose_estimator: Any, dataset: Any, rows: Sequence[int], options: BulkOptions, timed: Callable[[str], Any]
 ) -> Iterator[list[dict[str, Any]]]:
     """The records of each batch of the dataset's rows; the images of the next one are read meanwhile."""
     reading = read_ahead(partial(_read_image, dataset), rows, options.batch_size)
-    while read := [(index, *image.result()) for index, image in islice(reading, options.batch_size)]:
+    while True:
+        with timed("reading"):
+            read = [(index, *image.result()) for index, image in islice(reading, options.batch_size)]
+        if not read:
+            return
         images = [image for _, _, image, _ in read if image is not None]
-        found = iter(find_people_in_batch(pose_estimator, images, options.threshold, options.top_k) if images else [])
+        with timed("model"):
+            found = iter(
+                find_people_in_batch(pose_estimator, images, options.threshold, options.top_k) if images else []
+            )
         records = []
         for index, source, image, error in read:
             people: Any = [] if image is None else next(found)

@@ -88,7 +88,7 @@ def explain_people(
     batch = image_processor(pixels, input_data_format="channels_first", return_tensors="pt")
     batch = {name: value.to(model.device) for name, value in batch.items()}
     batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
-    outputs = model(**batch, output_attentions=True)
+    outputs = model(**batch, output_attentions=True, **image_processor.query_selection(threshold, top_k))
     people = image_processor.post_process_pose_estimation(
         outputs, threshold=threshold, target_sizes=[(height, width)], top_k=top_k
     )[0]

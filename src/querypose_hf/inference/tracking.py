@@ -1,6 +1,7 @@
 """People in videos, followed from frame to frame by ByteTrack of Roboflow's `trackers` (extra `video`)."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
@@ -98,7 +99,11 @@ class PersonTracker:
 
 
 def find_people_in_video(
-    pose_estimator: Any, reader: VideoReader, options: VideoOptions | None = None
+    pose_estimator: Any,
+    reader: VideoReader,
+    options: VideoOptions | None = None,
+    *,
+    timed: Callable[[str], Any] = nullcontext,
 ) -> Iterator[tuple[VideoFrame, list[dict[str, Any]]]]:
     """Finds the people of a video frame by frame, and follows them.
 
@@ -106,6 +111,7 @@ def find_people_in_video(
         pose_estimator ([`PoseEstimationPipeline`]): what `pipeline("pose-estimation", ...)` returns.
         reader ([`VideoReader`]): the video.
         options ([`VideoOptions`], *optional*): by default the image processor's score threshold, with tracking.
+        timed (`Callable`, *optional*): makes a context manager of "reading" or "model", such as `TimeSpent.of`.
 
     Yields:
         `tuple[VideoFrame, list[dict]]`: each frame with its people, as the pipeline gives them. With tracking each has
@@ -127,12 +133,19 @@ def find_people_in_video(
     if tracker is not None:
         threshold = tracker.lowest_score
     batch_size = 1 if reader.is_live else options.batch_size
-    for batch in _batches(islice(reader, options.max_frames), batch_size):
-        found = pose_estimator(
-            [frame.image for frame in batch], threshold=threshold, top_k=options.top_k, batch_size=batch_size
-        )
-        for frame, people in zip(batch, found, strict=True):
-            yield frame, people if tracker is None else tracker.update(people, frame.time)
+    batches = _batches(islice(reader, options.max_frames), batch_size)
+    while True:
+        with timed("reading"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        with timed("model"):
+            found = pose_estimator(
+                [frame.image for frame in batch], threshold=threshold, top_k=options.top_k, batch_size=batch_size
+            )
+            if tracker is not None:
+                found = [tracker.update(people, frame.time) for frame, people in zip(batch, found, strict=True)]
+        yield from zip(batch, found, strict=True)
 
 
 def _batches(frames: Iterable[VideoFrame], size: int) -> Iterator[list[VideoFrame]]:

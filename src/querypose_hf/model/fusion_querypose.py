@@ -91,12 +91,12 @@ class FusedCopy:
         ]
         if state != self._state:
             self._fused = None  # its memory can be used again
-            self._fused = fuse_for_inference(_share_weights(self.model).eval())
+            self._fused = fuse_for_inference(share_weights(self.model).eval())
             self._state = state
         return self._fused
 
 
-def _share_weights(model: PreTrainedModel) -> Any:
+def share_weights(model: PreTrainedModel) -> Any:
     """A copy of a model whose parameters and buffers are of the same memory, without gradients."""
     shared: dict[int, Any] = {}
     for tensor in itertools.chain(model.parameters(), model.buffers()):

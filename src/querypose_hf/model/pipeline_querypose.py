@@ -248,10 +248,6 @@ class PoseEstimationPipeline(Pipeline):
         # Transformers joins tensors along their first dimension before they are padded; a list it leaves alone.
         return {"images": [pixel_values], "target_size": torch.tensor([[height, width]])}
 
-    def get_inference_context(self) -> Any:
-        # operations take less time than in Transformers' `torch.no_grad`, which counts most where they are small
-        return torch.inference_mode
-
     def _forward(
         self,
         model_inputs: dict[str, Any],

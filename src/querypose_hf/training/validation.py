@@ -19,9 +19,11 @@ from ..evaluation.prediction import check_model, predict_dataset
 from ..evaluation.protocols import resolve_sigmas
 from ..evaluation.scoring import KeypointEvaluation, check_backend, score_keypoints
 from ..files import replacing_file
+from ..model.fusion_querypose import fuse_for_inference, share_weights
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from ..processes import process_group, this_process
 from .experiment import ValidationSource
+from .fast_convolutions import restore_convolutions
 from .sources import open_source
 
 
@@ -78,13 +80,14 @@ class Validation:
     def __call__(self, model: QueryPoseForPoseEstimation) -> dict[str, float]:
         """The protocol's figures, in every process, without those for which there is no ground truth.
 
+        A copy looks at the images, whose batch norms are folded; the model stays as it is.
         `F1` is the best at OKS 0.5, and `score_threshold` the score threshold that has it. Images that cannot be
         read are warned of and counted as `unusable_images`, if there are any; their people count as missed.
         """
         truth = self.ground_truth
         unusable: dict[int, str] = {}
         results = predict_dataset(
-            model, truth, self.images, self.settings, image_processor=self.image_processor, skipped=unusable
+            _fused(model), truth, self.images, self.settings, image_processor=self.image_processor, skipped=unusable
         )
         with process_group() as group:
             metrics: dict[str, float | None] = {}
@@ -100,6 +103,13 @@ class Validation:
                         *(truth.source, len(unusable), len(truth.images), next(iter(unusable.values()))),
                     )
             return {name: value for name, value in group.broadcast(metrics).items() if value is not None}
+
+
+def _fused(model: QueryPoseForPoseEstimation) -> Any:
+    """A copy for inference, which shares the memory of all weights but those of convolutions."""
+    copied = share_weights(model).eval()
+    restore_convolutions(copied)  # those that do their batch norm's work are not to do it twice
+    return fuse_for_inference(copied)
 
 
 def _as_coco(dataset: Any, category_ids: Sequence[int], folder: Path) -> Mapping[str, Any]:
