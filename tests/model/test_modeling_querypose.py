@@ -260,7 +260,7 @@ def test_query_feedback(query_feedback):
 
 @pytest.mark.parametrize("query_feedback", FEEDBACK)
 def test_a_model_trains_as_it_infers(query_feedback):
-    """With the same weights and batch norms that stand still, class scores are the same in training and inference.
+    """With the same weights and batch norms that stand still, training and inference score alike in every stage.
 
     Not so with `"training"`: the released code feeds matched queries back in training and none in inference.
     """
@@ -275,9 +275,10 @@ def test_a_model_trains_as_it_infers(query_feedback):
         training = model(pixel_values, labels=labels)
     fed_back = inference.auxiliary_outputs[0]["keypoint_query_mask"]
     assert query_feedback != "selected" or 0 < fed_back.sum() < fed_back.numel()
-    same = torch.allclose(training.logits, inference.logits, atol=1e-10)
-    assert same == (query_feedback != "training")
-    if same:
+    stages = zip([*training.auxiliary_outputs, training], [*inference.auxiliary_outputs, inference], strict=True)
+    same = [torch.allclose(one["logits"], other["logits"], atol=1e-10) for one, other in stages]
+    assert same == ([True, False, False] if query_feedback == "training" else [True] * 3)
+    if all(same):
         mask = training.keypoint_query_mask & inference.keypoint_query_mask
         if query_feedback == "never":  # a query that was not matched before starts from the learned part queries
             mask &= torch.stack([stage["keypoint_query_mask"] for stage in training.auxiliary_outputs]).all(dim=0)
