@@ -640,17 +640,21 @@ def test_attention_maps():
     torch.testing.assert_close(outputs.hidden_states[-1], outputs.last_hidden_state)
 
 
-def test_position_encoding_is_detrs():
-    """Cell by cell, by the formula of DETR's sine encoding at the cells' centres."""
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-6), (torch.bfloat16, 0.002)]
+)
+def test_position_encoding_is_detrs(dtype, tolerance):
+    """Cell by cell, by the formula of DETR's sine encoding at the cells' centres; half precision only rounds it."""
     height, width, dim = 3, 5, 16
-    found = sine_encoding(height, width, dim, torch.device("cpu")).view(height, width, dim)
+    found = sine_encoding(torch.empty(2, dim, height, width, dtype=dtype)).view(height, width, dim)
+    assert found.dtype == dtype
     for row in range(height):
         for column in range(width):
             for axis, place in enumerate(((row + 0.5) / height, (column + 0.5) / width)):
                 for index in range(dim // 4):
                     angle = place * 2 * math.pi / 10000 ** (2 * index / (dim // 2))
                     pair = found[row, column, axis * dim // 2 + 2 * index :][:2].tolist()
-                    assert pair == pytest.approx([math.sin(angle), math.cos(angle)], abs=1e-6)
+                    assert pair == pytest.approx([math.sin(angle), math.cos(angle)], abs=tolerance)
 
 
 def test_attention_centers_are_mean_places_of_cubes():

@@ -81,9 +81,7 @@ class QueryPoseFeatureSelfAttention(nn.Module):
 
     def forward(self, features: Tensor, queries: Tensor) -> tuple[Tensor, None]:
         """F and queries `(R, T, w)` to embeddings `(R, T, w)`."""
-        height, width = features.shape[-2:]
-        positions = sine_encoding(height, width, features.shape[1], features.device).to(features.dtype)
-        tokens = self.projection(features.flatten(2).transpose(1, 2) + positions)
+        tokens = self.projection(features.flatten(2).transpose(1, 2) + sine_encoding(features))
         attended, _ = self.self_attn(torch.cat([queries, tokens], dim=1))
         return attended[:, : queries.shape[1]], None
 
