@@ -549,6 +549,12 @@ class QueryPoseConfig(PreTrainedConfig):
             return self.pose_query_interaction == "dynamic"
         return self.keypoint_query == "instance"
 
+    def feeds_back(self, training: bool) -> bool:
+        """Whether a stage's keypoints change the next stage's instance queries (Figure 3)."""
+        return self.updates_queries and (
+            self.query_feedback in ("always", "selected") or (self.query_feedback == "training" and training)
+        )
+
     @property
     def skeleton(self) -> Skeleton:
         """The keypoint fields as a [`Skeleton`]."""
