@@ -149,6 +149,29 @@ def test_published_cards(name):
     assert "{{" not in card.content and "{%" not in card.content and "None |" not in card.content
 
 
+@pytest.mark.parametrize(
+    ("fields", "version", "system", "feeds_back"),
+    [
+        ({}, "full", None, True),
+        ({"query_feedback": "selected"}, "full", None, True),
+        ({"query_feedback": "training"}, "full", None, False),
+        ({"query_feedback": "never"}, "full", None, False),
+        ({"pose_query_interaction": "none"}, "light", None, False),
+        ({"part_iteration": "sum"}, None, "part, spatial_attention, sum", True),
+        ({"keypoint_query": "instance"}, None, "instance, spatial_attention", True),
+        ({"keypoint_query": "instance", "query_feedback": "never"}, None, "instance, spatial_attention", False),
+        ({"keypoint_query": "none"}, None, "none, pooling", False),
+    ],
+)
+def test_systems_of_the_paper(fields, version, system, feeds_back):
+    text = build_model_card(tiny_config(**fields), "own").text
+    assert text.strip().splitlines()[0] == "# QueryPose test_convnext" + (f", {version} version" if version else "")
+    assert (" version" in text) == bool(version)
+    rows = [row.split("|")[2].strip() for row in text.splitlines() if row.startswith("| keypoint query")]
+    assert rows == ([system] if system else [])
+    assert ("In inference the keypoints do not feed back" in text) != feeds_back
+
+
 def test_variants_are_recognised():
     for variant in VARIANTS:
         assert find_variant(QueryPoseConfig.from_variant(variant)) == variant

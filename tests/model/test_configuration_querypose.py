@@ -562,6 +562,19 @@ class TestEveryWayIn:
         with pytest.raises((ValueError, StrictDataclassError), match="`keypoint_sigmas` is None"):
             config.save_pretrained(tmp_path)
 
+    def test_another_keypoint_query_needs_an_interaction_that_fits(self, tmp_path):
+        config = tiny_config()
+        config.save_pretrained(tmp_path)
+        message = (
+            "`keypoint_interaction` is 'spatial_attention' .* `keypoint_interaction=None` stands for the one that"
+        )
+        with pytest.raises((ValueError, StrictDataclassError), match=message):
+            QueryPoseConfig.from_pretrained(tmp_path, keypoint_query="none")
+        fields = {"keypoint_query": "none", "keypoint_interaction": None}
+        config.update(fields)
+        for found in (config, QueryPoseConfig.from_pretrained(tmp_path, **fields)):
+            assert found.keypoint_interaction == "pooling"
+
     def test_backbone_overrides_change_fields_of_it(self, tmp_path):
         tiny_config().save_pretrained(tmp_path)
         config = QueryPoseConfig.from_pretrained(tmp_path, backbone_config={"out_indices": [1, 2, 3, 4]})

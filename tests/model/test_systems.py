@@ -6,15 +6,13 @@ import pytest
 import torch
 import yaml
 from places import PROJECT
-from tiny import people, tiny_config
+from tiny import images, make_model, people, tiny_config
 
 from querypose_hf import QueryPoseConfig, QueryPoseForPoseEstimation, QueryPoseImageProcessorPil, QueryPoseModel
+from querypose_hf.export import ExportedPoseEstimator, ExportOptions, export_model
+from querypose_hf.export.graphs import RAW_OUTPUTS
 from querypose_hf.inference.explanation import explain_people
-from querypose_hf.model.keypoint_layer_querypose import (
-    QueryPoseDynamicEmbedding,
-    QueryPoseSpatialAttention,
-    QueryPoseSpatialDynamicEmbedding,
-)
+from querypose_hf.model.keypoint_layer_querypose import KEYPOINT_INTERACTIONS
 
 
 def rows_of_the_page():
@@ -31,8 +29,18 @@ def rows_of_the_page():
 ROWS = rows_of_the_page()
 # several rows are the paper's final system
 SYSTEMS = list({str(QueryPoseConfig(**fields).to_dict()): fields for fields, _ in ROWS}.values())
-# querypose-nano's
-ATTENTION = {"keypoint_coordinates": "attention", "keypoint_parts": "a"}
+# querypose-nano's, and those of 14 keypoints
+CROWDPOSE = QueryPoseConfig.skeleton_fields("crowdpose")
+ALL = [
+    *SYSTEMS,
+    {"keypoint_coordinates": "attention", "keypoint_parts": "a"},
+    *({**CROWDPOSE, "keypoint_parts": parts} for parts in "abcd"),
+    *({**CROWDPOSE, "keypoint_query": query} for query in ("instance", "none")),
+]
+
+
+def name_of(fields):
+    return "-".join(f"{name}={value}" for name, value in fields.items() if not isinstance(value, list))
 
 
 def test_the_page_has_every_row():
@@ -42,33 +50,61 @@ def test_the_page_has_every_row():
     assert len(finals) == 5 and all(config == QueryPoseConfig().to_dict() for config in finals)
 
 
-@pytest.mark.parametrize(
-    "fields", [*SYSTEMS, ATTENTION], ids=lambda fields: "-".join(map(str, fields.values())) or "-"
-)
-def test_system_trains_saves_loads_predicts_and_exports(fields, tmp_path):
+def small_system(make, fields, **more):
+    """A system with 6 queries, its part queries a quarter as wide as the table says."""
     fields = {**fields, "part_dim": fields["part_dim"] // 4} if "part_dim" in fields else fields
-    torch.manual_seed(0)
-    model = QueryPoseForPoseEstimation(tiny_config(num_queries=6, **fields)).double().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-    pixel_values, labels = torch.randn(2, 3, 64, 64).double(), [people(2), people(1, seed=1)]
+    return make(num_queries=6, **fields, **more)
+
+
+def losses_of_training(model, parameters, terms):
+    """The sum of some loss terms in each step of training these parameters to lower it."""
+    count = model.config.num_keypoints
+    pixel_values, labels = images(2, 3, 64, 64).float(), [people(2, count), people(1, count, seed=1)]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3)
     losses = []
-    for _ in range(4):
-        loss = model(pixel_values, labels=labels).loss
-        loss.backward()
-        assert all(parameter.grad is not None for parameter in model.parameters())  # as DistributedDataParallel asks
-        optimizer.step()
+    for _ in range(10):
+        loss_dict = model(pixel_values, labels=labels).loss_dict
+        loss = sum(value for name, value in loss_dict.items() if name.startswith(terms))
         optimizer.zero_grad()
+        loss.backward()
+        # as DistributedDataParallel asks
+        assert all(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
+        optimizer.step()
         losses.append(loss.item())
-    assert min(losses[1:]) < losses[0]
+    return losses
+
+
+@pytest.mark.parametrize("fields", ALL, ids=name_of)
+def test_system_trains_saves_loads_and_predicts(fields, tmp_path):
+    # what makes the systems differ by itself, then all of another model
+    for seed, trained, terms, margin in (
+        (0, "model.decoder.keypoint_layers", "loss_keypoint", 0.5),
+        (1, "", "loss", 3),
+    ):
+        torch.manual_seed(seed)
+        model = QueryPoseForPoseEstimation(small_system(tiny_config, fields)).train()
+        losses = losses_of_training(model, model.get_submodule(trained).parameters(), terms)
+        assert max(losses[-3:]) < losses[0] - margin, losses
 
     model.eval().save_pretrained(tmp_path)
-    loaded = QueryPoseForPoseEstimation.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    loaded = QueryPoseForPoseEstimation.from_pretrained(tmp_path).eval()
     assert all(getattr(loaded.config, name) == getattr(model.config, name) for name in fields)
+    pixel_values = images(2, 3, 96, 64).float()
     with torch.no_grad():
         outputs, again = model(pixel_values, output_attentions=True), loaded(pixel_values)
-    torch.testing.assert_close(again.pred_keypoints, outputs.pred_keypoints)
-    (found, _) = QueryPoseImageProcessorPil().post_process_pose_estimation(again, threshold=0.0)
-    assert found and found[0]["keypoints"].shape == (17, 2)
+    for name in (*RAW_OUTPUTS, "keypoint_sigmas"):
+        torch.testing.assert_close(again[name], outputs[name])
+
+    processor = QueryPoseImageProcessorPil()
+    found = processor.post_process_pose_estimation(again, threshold=0.0, target_sizes=[(960, 640)] * 2)
+    scores = again.logits[..., 0].sigmoid() * again.keypoint_scores.mean(dim=-1)
+    for image, people_of_image in enumerate(found):
+        assert len(people_of_image) > 3  # not all boxes need to reach into the image
+        for person in people_of_image:
+            query = (scores[image] - person["score"]).abs().argmin()
+            expected = again.pred_keypoints[image, query] * torch.tensor([640, 960]) - 0.5
+            torch.testing.assert_close(person["keypoints"], expected)
+
     expected = (2, 6, model.config.num_parts if model.config.keypoint_query == "part" else 0)
     assert outputs.part_queries.shape[:3] == expected
     if model.config.has_part_attention:
@@ -76,18 +112,29 @@ def test_system_trains_saves_loads_predicts_and_exports(fields, tmp_path):
     else:
         image = torch.zeros(3, 64, 64, dtype=torch.uint8)
         with pytest.raises(ValueError, match="part attention maps"):
-            explain_people(model, QueryPoseImageProcessorPil(), image)
+            explain_people(model, processor, image)
 
-    class Graph(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = loaded
 
-        def forward(self, pixel_values):
-            return self.model(pixel_values).pred_keypoints
-
-    exported = torch.export.export(Graph(), (pixel_values,), strict=False).module()
-    torch.testing.assert_close(exported(pixel_values), again.pred_keypoints)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fields", "export_format"),
+    [*((fields, "torch-export") for fields in ALL), *((fields, "onnx") for fields in (ALL[0], SYSTEMS[6]))],
+    ids=lambda value: value if isinstance(value, str) else name_of(value),
+)
+def test_system_exports(fields, export_format, tmp_path):
+    if export_format == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    model = small_system(make_model, fields).float()
+    export_model(model, QueryPoseImageProcessorPil(), tmp_path, ExportOptions(export_format))
+    exported = ExportedPoseEstimator.from_export(tmp_path)
+    for size in ((1, 3, 64, 96), (3, 3, 96, 32)):
+        pixel_values = images(*size).float()
+        with torch.no_grad():
+            expected = model(pixel_values)
+        found = exported(pixel_values)
+        for name in RAW_OUTPUTS:
+            torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-4)
 
 
 def test_parameters_at_the_papers_size():
@@ -98,9 +145,9 @@ def test_parameters_at_the_papers_size():
         return sum(parameter.numel() for parameter in piece.parameters())
 
     with torch.device("meta"):
-        assert round(count(QueryPoseSpatialAttention(config, 1, 256)) / 1e6, 2) == 1.12
-        assert round(count(QueryPoseDynamicEmbedding(config, 7, 128)) / 1e6, 2) == 10.65
-        spatial = count(QueryPoseSpatialDynamicEmbedding(config, 7, 128))
+        assert round(count(KEYPOINT_INTERACTIONS["spatial_attention"](config, 1, 256)) / 1e6, 2) == 1.12
+        assert round(count(KEYPOINT_INTERACTIONS["dynamic_channel"](config, 7, 128)) / 1e6, 2) == 10.65
+        spatial = count(KEYPOINT_INTERACTIONS["dynamic_spatial"](config, 7, 128))
     linear = 129 * 2 * 196 * 64 + (196 * 256 + 1) * 128
     assert spatial == linear + 2 * (64 + 196 + 128)
 
@@ -123,7 +170,8 @@ def test_dynamic_interaction_of_one_query_is_that_of_the_full_version():
 def test_dynamic_interaction_over_positions_is_the_one_over_channels_of_the_transpose():
     torch.manual_seed(0)
     config = tiny_config(d_model=64)  # as wide as there are positions
-    channels, positions = QueryPoseDynamicEmbedding(config, 3, 16), QueryPoseSpatialDynamicEmbedding(config, 3, 16)
+    channels = KEYPOINT_INTERACTIONS["dynamic_channel"](config, 3, 16)
+    positions = KEYPOINT_INTERACTIONS["dynamic_spatial"](config, 3, 16)
     positions.load_state_dict(channels.state_dict())
     features, queries = torch.randn(2, 64, 8, 8), torch.randn(2, 3, 16)
     transposed = features.flatten(2).transpose(1, 2).unflatten(2, (8, 8))

@@ -3,13 +3,14 @@ import math
 import os
 import re
 import signal
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from small_run import NoiseImages, read_log, small_config, small_loop
-from tiny import BACKBONES
+from tiny import BACKBONES, images, people
 
 from querypose_hf import QueryPoseForPoseEstimation, QueryPoseImageProcessor
 from querypose_hf.training.checkpoints import find_checkpoints
@@ -262,6 +263,28 @@ class TestRun:
         assert loop.model.model.backbone._compiled_call_impl is not None
         assert loop.model.model.neck._compiled_call_impl is not None
         assert loop.average.module.model.backbone._compiled_call_impl is None
+
+    @pytest.mark.parametrize("query_feedback", ["always", "selected"])
+    def test_gradient_checkpointing_changes_nothing(self, query_feedback, tmp_path):
+        """Neither gradients nor batch statistics, which recomputing a batch norm would count twice."""
+        tensors = []
+        for checkpointing in (False, True):
+            written = small_config(1, schedule=one_step(), gradient_checkpointing=checkpointing).to_yaml()
+            (tmp_path / "training.yaml").write_text(written)
+            config = TrainingConfig.from_yaml(tmp_path / "training.yaml")
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", FutureWarning)
+                loop = small_loop(tmp_path, config, query_feedback=query_feedback, feedback_threshold=0.01)
+            model, runs = loop.model.double(), []
+            decoder = model.model.decoder
+            for module in (decoder.box_layers[0].class_head, decoder.keypoint_layers[0].conv_stack.convs[0]):
+                module.register_forward_hook(lambda module, *_, runs=runs: runs.append(module))
+            torch.manual_seed(0)  # of the dropout
+            model(images(2, 3, 64, 64), labels=[people(2), people(1)]).loss.backward()
+            gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+            tensors.append({**gradients, **dict(model.named_buffers())})
+            assert len(runs) == (4 if checkpointing else 2)
+        torch.testing.assert_close(*tensors)
 
 
 class TestErrors:

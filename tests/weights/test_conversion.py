@@ -273,6 +273,8 @@ def test_checkpoints_of_the_first_published_code(tmp_path, monkeypatch, capsys):
         assert ("  query feedback, which tensors do not tell: always, as given" in capsys.readouterr().out) == bool(
             given
         )
+    with pytest.raises(SystemExit):  # the authors' code has two rules, this is neither
+        main([*arguments, "--output-dir", str(tmp_path / "never"), "--query-feedback", "never"])
     script = runpy.run_path(str(PROJECT / "scripts" / "convert_querypose_original_to_hf.py"))
     assert script["main"] is main
 

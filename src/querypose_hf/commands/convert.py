@@ -28,9 +28,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--query-feedback",
-        choices=("always", "training", "never"),
+        choices=("always", "training"),
         help="which updated queries of a full checkpoint go on to the next stage: always (the authors' first "
-        "published code), training (their released code, the default) or never (Figure 3(a))",
+        "published code) or training (their released code, the default)",
     )
     parser.set_defaults(run=_convert)
 

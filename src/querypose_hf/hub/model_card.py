@@ -48,6 +48,14 @@ def find_variant(config: QueryPoseConfig) -> str | None:
     return None
 
 
+def find_version(config: QueryPoseConfig) -> Literal["full", "light"] | None:
+    """The version of the paper's final system that this is; `None` for its other systems."""
+    final = ("part", "spatial_attention", "selective")
+    if (config.keypoint_query, config.keypoint_interaction, config.part_iteration) != final:
+        return None
+    return "full" if config.updates_queries else "light"
+
+
 def build_model_card(
     config: QueryPoseConfig,
     origin: Literal["converted", "own", "published"],
@@ -83,9 +91,9 @@ def build_model_card(
         raise ValueError(f"`variant` is {variant!r}; expected one of {sorted(VARIANTS)} for origin {origin!r}.")
     fields = fields or CardFields()
     license_name = fields.license or "mit"
-    version = "light" if config.pose_query_interaction == "none" else "full"
+    version = find_version(config)
     backbone = variant or getattr(config.backbone_config, "backbone", None) or config.backbone_config.model_type
-    title = fields.name or f"QueryPose {backbone}, {version} version"
+    title = fields.name or f"QueryPose {backbone}" + (f", {version} version" if version else "")
     scored_on = _SCORED_ON.get(tuple(config.keypoint_names))
     published = {} if origin == "own" else dict(PUBLISHED_AP.get((variant, version), {}))
     published_ap = published.pop(scored_on, None)

@@ -19,22 +19,23 @@ def cell_centers(length: int, like: Tensor) -> Tensor:
     return (torch.arange(length, device=like.device, dtype=like.dtype) + 0.5) / length - 0.5
 
 
-def sine_encoding(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """DETR's encoding of the cells of a map, `(height * width, dim)`: one half is for y, the other for x.
+def sine_encoding(features: Tensor) -> Tensor:
+    """DETR's encoding of the cells of `(..., dim, height, width)`, `(height * width, dim)`: first of y, then of x.
 
     Cells are placed between 0 and 2 pi. Frequencies fall from 1 to 1/10000; sines and cosines alternate.
     """
-    count = dim // 4
-    frequencies = 10000.0 ** -(torch.arange(count, device=device) / count)
+    dim, height, width = features.shape[-3:]
+    count, device, dtype = dim // 4, features.device, coordinate_dtype(features.dtype)
+    frequencies = 10000.0 ** -(torch.arange(count, device=device, dtype=dtype) / count)
 
     def encode(length: int) -> Tensor:
-        places = (torch.arange(length, device=device) + 0.5) * (2 * math.pi / length)
+        places = (torch.arange(length, device=device, dtype=dtype) + 0.5) * (2 * math.pi / length)
         angles = places[:, None] * frequencies
         return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
     rows = encode(height)[:, None].expand(-1, width, -1)
     columns = encode(width)[None].expand(height, -1, -1)
-    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1).to(features.dtype)
 
 
 def sharpened(maps: Tensor) -> Tensor:

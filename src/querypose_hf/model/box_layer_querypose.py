@@ -63,8 +63,8 @@ class QueryPoseBoxLayer(GradientCheckpointingLayer):
         """
         attended, weights = self.self_attn(queries, output_attentions)
         queries = self.self_attn_norm(queries + self.dropout(attended))
-        interaction = self.interaction(queries.flatten(0, 1)[:, None], roi_features).view_as(queries)
-        queries = self.interaction_norm(queries + self.dropout(interaction))
+        embeddings, _ = self.interaction(roi_features, queries.flatten(0, 1)[:, None])
+        queries = self.interaction_norm(queries + self.dropout(embeddings.view_as(queries)))
         queries = self.ffn_norm(queries + self.dropout(self.ffn(queries)))
         logits = self.class_head(self.class_branch(queries))
         deltas = self.box_head(self.box_branch(queries))

@@ -115,14 +115,14 @@ class QueryPoseConfig(PreTrainedConfig):
         keypoint_parts (`list[list[int]]` or `str`, *optional*):
             The paper's parts: groups of keypoint indices, every keypoint in exactly one (Section 3.2), or one of `"a"`
             to `"d"`, the groupings of Figure 4, for COCO's and CrowdPose's keypoints. Defaults to Figure 4(c) for
-            these and to one part per keypoint, `"a"`, for other names.
+            these and to one part per keypoint, `"a"`, for other names. Without effect where there are no part queries.
         keypoint_flip_indices (`list[int]`, *optional*):
             Index of each keypoint's mirror image. Derived from left and right in the names where they tell.
         keypoint_sigmas (`list[float]`, *optional*):
             OKS constants, by which keypoints are scored; defaulted with a warning for other skeletons. (Not
             `outputs.keypoint_sigmas`, the deviations that the model predicts.)
         keypoint_edges (`list[list[int]]`, *optional*): limbs to draw, pairs of keypoint indices.
-        part_dim (`int`, defaults to 128): width d_p of the part queries.
+        part_dim (`int`, defaults to 128): width d_p of the part queries; without effect where there are none.
         num_pose_convs (`int`, defaults to 6): 3x3 convolutions of the keypoint decoder, at least 2.
         keypoint_query (`str`, defaults to `"part"`):
             What keypoints are found from: `"part"`, a query for each part; `"instance"`, the instance query, which
@@ -133,12 +133,13 @@ class QueryPoseConfig(PreTrainedConfig):
             `"dynamic_channel"` or `"dynamic_spatial"`; for `keypoint_query="none"` it is `"pooling"`.
         part_iteration (`str`, defaults to `"selective"`):
             How part queries of the stage before enter: `"selective"` (SIM), `"sum"`, `"concatenation"`, or `"none"`:
-            each stage starts from the learned table.
+            each stage starts from the learned table. Without effect where there are no part queries.
         pose_query_interaction (`str`, defaults to `"dynamic"`):
             `"dynamic"` is the full version, in which the instance query interacts with the keypoint features;
             `"none"` the light one. Without effect where there are no part queries.
         query_feedback (`str`, defaults to `"always"`):
-            Which updated instance queries of the full version go on to the next stage's box layer:
+            Which updated instance queries go on to the next stage's box layer. Without effect in the light version
+            and with `keypoint_query="none"`, which update none.
 
             - `"always"`: all, in training and inference (the paper, Figure 3b, and the first published code). Every
               query is decoded in every stage.
@@ -269,9 +270,7 @@ class QueryPoseConfig(PreTrainedConfig):
         self.backbone_kwargs = dict(self.backbone_kwargs or {})
         if self.frozen_backbone_stages is None:
             self.frozen_backbone_stages = 0
-        if self.keypoint_interaction is None:
-            self.keypoint_interaction = "pooling" if self.keypoint_query == "none" else "spatial_attention"
-        self._complete_skeleton()
+        self._complete()
         if self.id2label is None and kwargs.get("num_labels") in (None, 1):
             self.id2label = {0: "person"}
             self.label2id = {"person": 0}
@@ -297,7 +296,9 @@ class QueryPoseConfig(PreTrainedConfig):
             if close and name not in {*known, *ours}:
                 raise ValueError(f"Unknown configuration field `{name}` (value {value!r}): did you mean `{close[0]}`?")
 
-    def _complete_skeleton(self) -> None:
+    def _complete(self) -> None:
+        if self.keypoint_interaction is None:
+            self.keypoint_interaction = "pooling" if self.keypoint_query == "none" else "spatial_attention"
         if isinstance(self.num_keypoints, int) and self.num_keypoints > _MOST_KEYPOINTS:
             raise ValueError(f"`num_keypoints` must be at most {_MOST_KEYPOINTS}, but is {self.num_keypoints}.")
         if self.keypoint_names is not None:
@@ -356,7 +357,7 @@ class QueryPoseConfig(PreTrainedConfig):
         before = dict(self.__dict__)
         try:
             yield
-            self._complete_skeleton()
+            self._complete()
             self.validate()
         except Exception:
             self.__dict__.clear()
@@ -468,7 +469,8 @@ class QueryPoseConfig(PreTrainedConfig):
         if (self.keypoint_query == "none") != (self.keypoint_interaction == "pooling"):
             raise ValueError(
                 f"`keypoint_interaction` is {self.keypoint_interaction!r} and `keypoint_query` is "
-                f"{self.keypoint_query!r}; expected 'pooling' with 'none', and with no other."
+                f"{self.keypoint_query!r}; expected 'pooling' with 'none', and with no other. "
+                "`keypoint_interaction=None` stands for the one that fits."
             )
         if self.keypoint_coordinates == "attention" and not self.has_part_attention:
             raise ValueError(
@@ -548,6 +550,12 @@ class QueryPoseConfig(PreTrainedConfig):
         if self.keypoint_query == "part":
             return self.pose_query_interaction == "dynamic"
         return self.keypoint_query == "instance"
+
+    def feeds_back(self, training: bool) -> bool:
+        """Whether a stage's keypoints change the next stage's instance queries (Figure 3)."""
+        return self.updates_queries and (
+            self.query_feedback in ("always", "selected") or (self.query_feedback == "training" and training)
+        )
 
     @property
     def skeleton(self) -> Skeleton:

@@ -187,10 +187,7 @@ class QueryPoseDecoder(nn.Module):
     @property
     def feeds_back(self) -> bool:
         """Whether a stage's keypoint layer changes the next stage's instance queries (Figure 3)."""
-        feedback = self.config.query_feedback
-        if not self.config.updates_queries:
-            return False
-        return feedback in ("always", "selected") or (feedback == "training" and self.training)
+        return self.config.feeds_back(self.training)
 
     def forward(
         self,

@@ -6,6 +6,8 @@ F are the keypoint features `(R, d, 14, 14)`, T the number of queries of a RoI (
 """
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -81,41 +83,21 @@ class QueryPoseFeatureSelfAttention(nn.Module):
 
     def forward(self, features: Tensor, queries: Tensor) -> tuple[Tensor, None]:
         """F and queries `(R, T, w)` to embeddings `(R, T, w)`."""
-        height, width = features.shape[-2:]
-        positions = sine_encoding(height, width, features.shape[1], features.device).to(features.dtype)
-        tokens = self.projection(features.flatten(2).transpose(1, 2) + positions)
+        tokens = self.projection(features.flatten(2).transpose(1, 2) + sine_encoding(features))
         attended, _ = self.self_attn(torch.cat([queries, tokens], dim=1))
         return attended[:, : queries.shape[1]], None
 
 
-class QueryPoseDynamicEmbedding(QueryPoseDynamicInteraction):
-    """The dynamic interaction of queries with the features of their RoI (Table 1).
-
-    It is one, and does not hold one, so that its state dict is that of the full version's interaction.
-    """
-
-    over = "channels"
-
-    def __init__(self, config: QueryPoseConfig, num_queries: int, query_dim: int):
-        super().__init__(config, config.pose_pooler_resolution**2, query_dim, self.over)
-
-    def forward(self, features: Tensor, queries: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        """F and queries `(R, T, w)` to embeddings `(R, T, w)`."""
-        return super().forward(queries, features), None
-
-
-class QueryPoseSpatialDynamicEmbedding(QueryPoseDynamicEmbedding):
-    """The same over positions: each query mixes the positions of the RoI, not its channels."""
-
-    over = "positions"
+def _dynamic_interaction(config: QueryPoseConfig, num_queries: int, query_dim: int, over: str) -> nn.Module:
+    return QueryPoseDynamicInteraction(config, config.pose_pooler_resolution**2, query_dim, over)
 
 
 #: How queries read F, by `keypoint_interaction`; `"pooling"`, the baseline's, needs no queries.
-KEYPOINT_INTERACTIONS = {
+KEYPOINT_INTERACTIONS: dict[str, Callable[[QueryPoseConfig, int, int], nn.Module]] = {
     "spatial_attention": QueryPoseSpatialAttention,
     "self_attention": QueryPoseFeatureSelfAttention,
-    "dynamic_channel": QueryPoseDynamicEmbedding,
-    "dynamic_spatial": QueryPoseSpatialDynamicEmbedding,
+    "dynamic_channel": partial(_dynamic_interaction, over="channels"),
+    "dynamic_spatial": partial(_dynamic_interaction, over="positions"),
 }
 
 
@@ -292,7 +274,8 @@ class QueryPosePartKeypointLayer(nn.Module):
         """Instance queries `(R, d)` after interacting with the keypoint features; in the light version as they are."""
         if self.interaction is None:
             return queries
-        queries = self.interaction_norm(queries + self.dropout(self.interaction(queries[:, None], features)[:, 0]))
+        embeddings, _ = self.interaction(features, queries[:, None])
+        queries = self.interaction_norm(queries + self.dropout(embeddings[:, 0]))
         return self.instance_ffn_norm(queries + self.dropout(self.instance_ffn(queries)))
 
 

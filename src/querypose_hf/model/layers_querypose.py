@@ -122,15 +122,15 @@ class QueryPoseDynamicInteraction(nn.Module):
         self.out_layer = nn.Linear(num_positions * config.d_model, query_dim)
         self.out_norm = nn.LayerNorm(query_dim)
 
-    def forward(self, queries: Tensor, features: Tensor) -> Tensor:
-        """Queries `(R, T, query_dim)` and RoI features `(R, d, height, width)` to `(R, T, query_dim)`."""
+    def forward(self, features: Tensor, queries: Tensor) -> tuple[Tensor, None]:
+        """RoI features `(R, d, height, width)` and queries `(R, T, query_dim)` to `(R, T, query_dim)`; no maps."""
         features = features.flatten(2) if self.mixes_positions else features.flatten(2).transpose(1, 2)
         into, out = self.dynamic_layer(queries).split(self.mixed_dim * self.dynamic_dim, dim=-1)
         features = torch.matmul(features[:, None], into.unflatten(-1, (self.mixed_dim, self.dynamic_dim)))
         features = self.dynamic_norm(stay_finite(features, self.training)).relu_()
         features = torch.matmul(features, out.unflatten(-1, (self.dynamic_dim, self.mixed_dim)))
         features = self.feature_norm(stay_finite(features, self.training)).relu_()
-        return self.out_norm(self.out_layer(features.flatten(2))).relu()
+        return self.out_norm(self.out_layer(features.flatten(2))).relu(), None
 
 
 class QueryPoseCoordinateLinear(nn.Linear):

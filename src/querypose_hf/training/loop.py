@@ -176,7 +176,8 @@ class TrainingLoop:
         config, device = self.config, self.accelerator.device
         model = model.to(device).train()
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            # Transformers' name for it since 5.23, and the one before
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
         if config.fast_convolutions:
