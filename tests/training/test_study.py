@@ -237,14 +237,15 @@ def test_interrupted_and_failed_runs(study_file, tmp_path, capsys, monkeypatch):
 
     page = tmp_path / "page.md"
     page.write_text(
-        "Before.\n<!-- study small: a -->old<!-- end of study -->\n<!-- study small: b -->old<!-- end of study -->\n"
+        "Before.\n<!-- study small: a -->before<!-- end of study -->\n"
+        "<!-- study small: b -->before<!-- end of study -->\n"
         "After.\n<!-- study other: a -->kept<!-- end of study -->\n"
     )
     assert main(["report", *files, "--scale", "other", "--results", str(results), "--pages"]) == 0
     capsys.readouterr()
     assert main(["report", *files, "--pages", str(page)]) == 0
     text = page.read_text()
-    assert text.startswith("Before.\n") and "old" not in text
+    assert text.startswith("Before.\n") and "before" not in text
     assert text.endswith("\nAfter.\n<!-- study other: a -->kept<!-- end of study -->\n")
     assert "| no iteration | `model.part_iteration=none` | 1.0 | 10.5 (10.0 to 11.0) |" in text
     assert "| sum | `model.part_iteration=sum` | 1.0 | 31.0 |" in text
