@@ -2,10 +2,9 @@
 """Trains the systems of the paper's tables side by side, scores them, and writes the tables of the documentation.
 
 `run` trains what has no result yet, each system once for each seed; stop it at any time and start it again. `report`
-writes the results into docs/ablations.md and, as Markdown, beside the file of results.
+prints the results and writes them into the tables of docs/ablations.md that are marked with the scale, the small one.
 
     python scripts/study.py run --parallel 2                       # the small scale, on two CPU cores
-    python scripts/study.py run --scale full --parallel 8          # the paper's, a run on each of 8 GPUs
     python scripts/study.py run --scale full --launcher "accelerate launch --num_processes 8"
     python scripts/study.py report
 """
@@ -15,15 +14,7 @@ import sys
 from pathlib import Path
 
 from querypose_hf.files import read_text, write_text
-from querypose_hf.training.study import (
-    Study,
-    StudyResults,
-    Workers,
-    fingerprint,
-    report,
-    run_study,
-    tables_page,
-)
+from querypose_hf.training.study import Study, StudyResults, Workers, report, run_study, tables_page
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,27 +45,26 @@ def main(arguments: list[str] | None = None) -> int:
         return options.function(study, results, name, options)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        return 130  # as shells have it: 128 + SIGINT
 
 
 def run(study: Study, results: StudyResults, name: str, options: argparse.Namespace) -> int:
     runs = study.runs(options.scale, options.tables, options.set)
-    base = fingerprint(study.base(options.scale, options.set))
     if options.list:
         for one in runs:
-            done = "done" if results.has(options.scale, one, base) else "to do"
+            done = "done" if results.has(options.scale, one) else "to do"
             print(f"{one.folder}: {done}; {'; '.join(row.label for row in one.rows)}")
         return 0
     workers = Workers(options.parallel, options.threads, options.launcher)
     output = options.output or Path("runs", name)
-    return int(bool(run_study(study, options.scale, runs, results, output, workers, base=base)))
+    return int(bool(run_study(study, options.scale, runs, results, output, workers)))
 
 
 def write(study: Study, results: StudyResults, name: str, options: argparse.Namespace) -> int:
-    text = report(study, options.scale, results)
-    write_text(text, results.path.with_suffix(".md"))
     for page in options.pages:
         write_text(tables_page(study, options.scale, results, read_text(page)), page)
-    print(text, end="")
+    print(report(study, options.scale, results), end="")
     return 0
 
 

@@ -1,21 +1,34 @@
 """Studies: the paper's in configs/, and tiny ones that are run."""
 
+import contextlib
 import json
+import os
+import re
 import runpy
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from places import PROJECT
+from safetensors import safe_open
 from small_data import small_experiment, write_rendered_coco
 from small_run import read_log
 from tiny import tiny_config
 
+from querypose_hf import QUERYPOSE_NANO, __version__
 from querypose_hf.cli import main as querypose
+from querypose_hf.settings import with_assignments
 from querypose_hf.training.experiment import Experiment
 from querypose_hf.training.study import (
+    KEEP_MEMORY,
     Study,
     StudyResults,
     StudyRow,
@@ -27,17 +40,19 @@ from querypose_hf.training.study import (
 
 
 CONFIG = PROJECT / "configs" / "study.yaml"
-main = runpy.run_path(str(PROJECT / "scripts" / "study.py"))["main"]
+SCRIPT = PROJECT / "scripts" / "study.py"
+PAGE = (PROJECT / "docs" / "ablations.md").read_text(encoding="utf-8")
+main = runpy.run_path(str(SCRIPT))["main"]
 
 #: Stands for Python: notes how it was called, and writes the log of a finished run unless `keypoint_query` is "none".
 STAND_IN = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import yaml
 arguments = sys.argv[1:]
 config, folder = (arguments[arguments.index(flag) + 1] for flag in ("--config", "--output"))
 with open({calls!r}, "a") as calls:
-    calls.write(json.dumps(arguments) + "\\n")
+    calls.write(json.dumps([arguments, dict(os.environ)]) + "\\n")
 values = yaml.safe_load(Path(config).read_text())
 model, seed = values["model"]["config"], values["training"]["seed"]
 if model.get("keypoint_query") == "none" and not Path({mended!r}).exists():
@@ -74,6 +89,12 @@ def study_file(source, tmp_path):
 class TestThePapers:
     study = Study.from_yaml(CONFIG)
 
+    def test_tables_have_the_papers_rows(self):
+        rows = {"1": 8, "2a": 4, "2b": 3, "2c": 4, "2d": 4, "3": 2, "feedback": 4}
+        assert Counter(row.table for row in self.study.rows) == rows
+        assert all("iteration" in row.name for row in self.study.rows_of(["2a"]))
+        assert [table for table in rows if f"<!-- study small: {table} -->" in PAGE] == list(rows)
+
     @pytest.mark.parametrize(("scale", "systems"), [("small", 18), ("full", 16 + 3)])
     def test_every_system_is_trained_once(self, scale, systems):
         runs = self.study.runs(scale)
@@ -108,14 +129,64 @@ class TestThePapers:
                 "never" if "3(a)" in run.rows[0].name else "always"
             )
 
-    def test_the_page_has_these_rows_and_results(self):
-        text = (PROJECT / "docs" / "ablations.md").read_text(encoding="utf-8")
+    def test_what_the_small_scale_learns_anew(self):
+        """All that belongs to keypoints; how people are found is the shipped model's."""
+        experiment = self.study.runs("small", ["3"])[0].experiment
+        with safe_open(Path(QUERYPOSE_NANO, "model.safetensors"), "pt") as weights:
+            kept = {name for name in weights.keys() if not re.search(experiment.model.fresh, name)}
+        model = ("model.backbone.", "model.neck.", "model.decoder.box_layers.")
+        queries = {"model.decoder.instance_queries", "model.decoder.initial_boxes"}
+        assert queries == {name for name in kept if not name.startswith(model)}
+        assert "nms_threshold" not in experiment.image_processor
+
+    @pytest.mark.parametrize("scale", ["small", "full"])
+    def test_where_data_is_can_be_set(self, scale):
+        """By words that the page names; they change the place in every run, and nothing else."""
+        fields = ("train.0.annotations", "train.0.images", "validation.annotations", "validation.images")
+        assert all(f"--set data.{field}=data/" in PAGE for field in fields)
+        moved = self.study.runs(scale, assignments=[f"data.{field}=/moved/{field}" for field in fields])
+        assert [run.folder for run in moved] == [run.folder for run in self.study.runs(scale)]
+        for run in moved:
+            sources = (*run.experiment.data.train, run.experiment.data.validation)
+            places = [place for source in sources for place in (source.annotations, source.images)]
+            assert places == [f"/moved/{field}" for field in fields]
+
+    def test_the_page_has_the_results(self):
+        """Each cell is what the file gives, and a table without gaps has every seed of every row."""
         results = StudyResults(PROJECT / "benchmarks" / "study_small.jsonl")
-        assert text.count("<!-- study:") == 3
-        assert tables_page(self.study, "small", results, text) == text, "run scripts/study.py report"
+        assert tables_page(self.study, "small", results, PAGE) == PAGE, "run scripts/study.py report"
+        assert ("The study has not been run yet." in PAGE) == (not results.lines)
+        check_complete(self.study, results, PAGE)
+
+    def test_a_page_that_is_complete_needs_every_run(self, tmp_path):
+        results = StudyResults(tmp_path / "results.jsonl")
+        runs = self.study.runs("small", ["2b"])
+        lines = [
+            {"scale": "small", "fingerprint": run.fingerprint, "rows": [row.label for row in run.rows]}
+            | {"seed": run.seed, "metrics": {"AP": 0.3}}
+            for run in runs
+        ]
+        for line in lines[:-1]:
+            results.add(line)
+        with pytest.raises(AssertionError, match="2b"):
+            check_complete(self.study, results, tables_page(self.study, "small", results, PAGE))
+        results.add(lines[-1])
+        check_complete(self.study, results, tables_page(self.study, "small", results, PAGE))
 
 
-def test_interrupted_and_failed_runs(study_file, tmp_path, capsys):
+def check_complete(study, results, page):
+    for table in sorted({row.table for row in study.rows}):
+        text = page.split(f"<!-- study small: {table} -->")[1].split("<!-- end of study -->")[0]
+        if any(line.endswith("| |") for line in text.splitlines()):
+            continue
+        for row in study.rows_of([table]):
+            seeds = {line["seed"] for line in results.of("small", row)}
+            assert seeds >= set(row.seeds or study.scale("small").seeds), row.label
+
+
+def test_interrupted_and_failed_runs(study_file, tmp_path, capsys, monkeypatch):
+    for name in KEEP_MEMORY:
+        monkeypatch.delenv(name, raising=False)
     calls, mended = tmp_path / "calls.jsonl", tmp_path / "mended"
     stand_in = tmp_path / "stand_in.py"
     stand_in.write_text(STAND_IN.format(calls=str(calls), mended=str(mended)))
@@ -126,50 +197,133 @@ def test_interrupted_and_failed_runs(study_file, tmp_path, capsys):
 
     assert main(["run", *files, "--list"]) == 0
     listed = capsys.readouterr().out
-    assert listed.count("to do") == 7 and "a_whole/seed_0: to do; a whole; b selective" in listed
+    assert listed.count("to do") == 7 and "/seed_0: to do; a whole; b selective\n" in listed
 
     assert main(command) == 1
     assert capsys.readouterr().out.count("failed, see output.txt") == 2
-    assert "no memory" in (output / "a_mean" / "seed_0" / "output.txt").read_text()
+    [failed] = output.glob("a_mean_*")
+    assert "no memory" in (failed / "seed_0" / "output.txt").read_text()
     lines = StudyResults(results).lines
     assert [line["seed"] for line in lines].count(1) == 3 and len(lines) == 5
     (summed,) = (line for line in lines if line["rows"] == ["b sum"])
     assert summed["set"] == ["model.part_iteration=sum"] and summed["scale"] == "small"
     assert (summed["steps"], summed["loss"], summed["images_per_second"]) == (3, 4.0, 8.5)
     assert summed["metrics"] == {"AP": 0.31, "AP50": 0.62}
+    assert summed["versions"]["querypose_hf"] == __version__
 
     calls.unlink()
     mended.touch()
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
     assert main(command) == 0
-    resumed = [json.loads(line) for line in calls.read_text().splitlines()]
+    resumed, environments = zip(*map(json.loads, calls.read_text().splitlines()), strict=True)
     assert len(resumed) == 2 and all(words[:3] == ["-m", "querypose_hf", "train"] for words in resumed)
     assert all(words[-1] == "--resume" and "a_mean" in words[words.index("--output") + 1] for words in resumed)
     assert len(StudyResults(results).lines) == 7
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        for environment in environments:
+            kept = {name: environment[name] for name in KEEP_MEMORY}
+            assert kept == {**KEEP_MEMORY, "MALLOC_TOP_PAD_": "1"}
 
     # where data is may change; what is learned may not
     assert main([*command, "--set", "data.train.0.annotations=elsewhere.json"]) == 0
-    with pytest.raises(SystemExit, match="`a whole` with seed 0 was trained as another experiment"):
+    with pytest.raises(SystemExit, match="`fingerprint` of `a whole` with seed 0 is "):
         main([*command, "--set", "training.learning_rate=1"])
+    row_changed = study_file.with_name("changed.yaml")
+    row_changed.write_text(
+        study_file.read_text().replace("model.part_iteration=sum", "model.part_iteration=concatenation")
+    )
+    with pytest.raises(SystemExit, match="`fingerprint` of `b sum` with seed 1 is "):
+        main([*command, "--study", str(row_changed)])
 
     page = tmp_path / "page.md"
-    page.write_text("Before.\n<!-- study: a b -->old<!-- end of study -->\nAfter.\n")
+    page.write_text(
+        "Before.\n<!-- study small: a -->before<!-- end of study -->\n"
+        "<!-- study small: b -->before<!-- end of study -->\n"
+        "After.\n<!-- study other: a -->kept<!-- end of study -->\n"
+    )
+    assert main(["report", *files, "--scale", "other", "--results", str(results), "--pages"]) == 0
+    capsys.readouterr()
     assert main(["report", *files, "--pages", str(page)]) == 0
     text = page.read_text()
-    assert text.startswith("Before.\n") and text.endswith("\nAfter.\n") and "old" not in text
+    assert text.startswith("Before.\n") and "before" not in text
+    assert text.endswith("\nAfter.\n<!-- study other: a -->kept<!-- end of study -->\n")
     assert "| no iteration | `model.part_iteration=none` | 1.0 | 10.5 (10.0 to 11.0) |" in text
     assert "| sum | `model.part_iteration=sum` | 1.0 | 31.0 |" in text
-    written = results.with_suffix(".md").read_text()
-    assert "| no iteration | 1.0 | 10.5 (10.0 to 11.0) | 21.0 (20.0 to 22.0) | 2 | 3 | 8.5 |" in written
     # whole (20, 21), no iteration (10, 11), mean (20, 21); in the paper 3, 1 and 0.5
-    pairs = "1 as in the paper, 1 the other way round, 1 not told apart by these seeds"
-    assert f"Of 3 pairs: {pairs}." in written
+    pairs = "Of 3 pairs: 1 as in the paper, 1 not told apart by these seeds, 1 the other way round."
+    assert text.count(pairs) == 1
+    printed = capsys.readouterr().out
+    assert printed.startswith("## Table a\n") and pairs in printed and "## Table b\n" in printed
+
+
+def test_several_studies_add_to_one_file(tmp_path):
+    """What another wrote since is not lost, and the newest of two lines counts."""
+    row = StudyRow("a", "whole")
+    line = {"scale": "small", "fingerprint": "x", "rows": [row.label], "metrics": {"AP": 0.1}}
+    first, second = (StudyResults(tmp_path / "new" / "results.jsonl") for _ in range(2))
+    assert first.lines == second.lines == []
+    first.add({**line, "seed": 1})
+    second.add({**line, "seed": 0})
+    first.add({**line, "seed": 1, "fingerprint": "y"})
+    assert [(one["seed"], one["fingerprint"]) for one in second.of("small", row)] == [(0, "x"), (1, "y")]
+
+
+def test_what_a_fingerprint_sees(source, tmp_path):
+    shutil.copytree(QUERYPOSE_NANO, tmp_path / "start")
+    values = small_experiment(source, checkpoint=str(tmp_path / "start"))
+
+    def named(**changes):
+        return fingerprint(Experiment.from_mapping(with_assignments(values, [f"{n}={v}" for n, v in changes.items()])))
+
+    before = named()
+    same = {"training.seed": 3, "data.train.0.images": "moved", "model.part_iteration": "selective"}
+    assert named(**same) == before
+    other = {
+        "training.schedule.length": 9,
+        "training.log_every": 7,
+        "model.part_iteration": "sum",
+        "model.fresh": "flow",
+    }
+    assert len({before, *(named(**{name: value}) for name, value in other.items())}) == 1 + len(other)
+    shutil.copytree(tmp_path / "start", tmp_path / "copy")
+    assert named(**{"model.checkpoint": tmp_path / "copy"}) == before
+    for name in ("model.safetensors", "preprocessor_config.json"):
+        content = (tmp_path / "start" / name).read_bytes()
+        (tmp_path / "start" / name).write_bytes(content + b" ")
+        assert named() != before
+        (tmp_path / "start" / name).write_bytes(content)
+
+
+def test_interrupted_by_the_keyboard(study_file, tmp_path):
+    """The signal reaches the runs, too, and the study waits for their checkpoints."""
+    stand_in = tmp_path / "stand_in.py"
+    stand_in.write_text(
+        "import sys, time\nfrom pathlib import Path\n"
+        "folder = Path(sys.argv[sys.argv.index('--output') + 1])\n"
+        "try:\n    (folder / 'started').touch()\n    time.sleep(300)\n"
+        "except KeyboardInterrupt:\n    time.sleep(1)\n    (folder / 'checkpoint').touch()\n"
+    )
+    command = [sys.executable, str(SCRIPT), "run", "--study", str(study_file), "--output", str(tmp_path / "runs")]
+    command += ["--results", str(tmp_path / "results.jsonl"), "--parallel", "2"]
+    command += ["--launcher", f"{sys.executable} {stand_in}"]
+    study = subprocess.Popen(command, start_new_session=True)
+    try:
+        while len(list(tmp_path.glob("runs/*/*/started"))) < 2:
+            assert study.poll() is None
+            time.sleep(0.1)
+        os.killpg(study.pid, signal.SIGINT)
+        assert study.wait(60) == 130
+        assert len(list(tmp_path.glob("runs/*/*/checkpoint"))) == 2
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(study.pid, signal.SIGKILL)
 
 
 def test_trains_and_scores(study_file, tmp_path):
     """Two systems, one of which was stopped after its first step."""
     results, output = tmp_path / "results.jsonl", tmp_path / "runs"
-    study = Study.from_yaml(study_file)
-    (run,) = (run for run in study.runs("small", ["b"]) if run.rows[0].name == "sum")
+    study, seldom = Study.from_yaml(study_file), "training.save_every=9"
+    (run,) = (run for run in study.runs("small", ["b"], [seldom]) if run.rows[0].name == "sum")
     (output / run.folder).mkdir(parents=True)
     description = tmp_path / "stopped.yaml"
     description.write_text(run.experiment.to_yaml())
@@ -177,7 +331,7 @@ def test_trains_and_scores(study_file, tmp_path):
     assert querypose(["train", *stopped]) == 0
 
     command = ["run", "--study", str(study_file), "--results", str(results), "--output", str(output)]
-    assert main([*command, "--tables", "b", "--parallel", "2", "--set", "training.save_every=9"]) == 0
+    assert main([*command, "--tables", "b", "--parallel", "2", "--set", seldom]) == 0
     lines = StudyResults(results).lines
     assert sorted((line["rows"][-1], line["seed"]) for line in lines) == [
         ("b selective", 0),
@@ -186,7 +340,7 @@ def test_trains_and_scores(study_file, tmp_path):
     ]
     for line in lines:
         assert line["steps"] == 3 and {"AP", "AP50", "AR"} <= line["metrics"].keys()
-        assert line["base"] == fingerprint(study.base("small"))
+        assert any(line["fingerprint"] in folder.name for folder in output.iterdir())
     log = read_log(output / run.folder)
     assert [record["step"] for record in log if "loss" in record] == [1, 2, 3]
 
@@ -218,9 +372,12 @@ def test_what_a_study_does_not_have(study_file, tmp_path):
         Study(rows, study.scales, "tiny.yaml").runs("small")
     with pytest.raises(FileNotFoundError, match=r"x\.yaml"):
         study.runs("other")
-    (tmp_path / "results.jsonl").write_text("{}\n{")
-    with pytest.raises(ValueError, match=r"results\.jsonl, line 2: not a JSON object"):
-        StudyResults(tmp_path / "results.jsonl")
+    with pytest.raises(ValueError, match=r"a whole: `data\.validation` is None; expected images to score on"):
+        study.runs("small", assignments=["data.validation=null"])
+    for text, message in (("{", "line 1: expected a result"), ('{"scale": "small"}', "'fingerprint' is missing")):
+        (tmp_path / "results.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=rf"results\.jsonl.*{message}"):
+            StudyResults(tmp_path / "results.jsonl").lines  # noqa: B018
 
 
 def test_checkpoints_can_be_studied(source, tmp_path):
@@ -236,4 +393,4 @@ def test_checkpoints_can_be_studied(source, tmp_path):
     assert [len(run.rows) for run in study.runs("small")] == [2, 1]
     with pytest.raises(ValueError, match=r"`model\.checkpoint` is '.*nowhere'; expected a folder or Hub id"):
         study.runs("small", assignments=[f"model.checkpoint={tmp_path / 'nowhere'}"])
-    assert report(study, "small", StudyResults(tmp_path / "none.jsonl")).startswith("Scale `small`")
+    assert report(study, "small", StudyResults(tmp_path / "none.jsonl")).startswith("## Table a")

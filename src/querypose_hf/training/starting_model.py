@@ -53,7 +53,7 @@ def build_config(settings: ModelSettings, data: DataDescription) -> QueryPoseCon
         start: dict[str, Any] = {}
         base = None
         if settings.start is not None:
-            base = _read_config(settings)
+            base = read_config(settings)
             start = base.to_dict()
         elif settings.variant is not None:
             start = {
@@ -75,7 +75,12 @@ def build_config(settings: ModelSettings, data: DataDescription) -> QueryPoseCon
         raise ValueError(f"`model`: {_told(error)}") from error
 
 
-def _read_config(settings: ModelSettings) -> QueryPoseConfig:
+def read_config(settings: ModelSettings) -> QueryPoseConfig:
+    """The configuration of the checkpoint that a description starts from.
+
+    Raises:
+        ValueError: there is none, or it is of another model.
+    """
     checkpoint, place = settings.checkpoint, settings.start
     assert place is not None
     expected = f"`model.checkpoint` is {checkpoint!r}; expected a folder or Hub id"
@@ -195,7 +200,7 @@ def about_names(settings: ModelSettings, data: DataDescription, config: QueryPos
     named = settings.overrides.get("keypoint_names") is not None or data.keypoint_names is not None
     if settings.start is None or named:
         return []
-    if config.num_keypoints == _read_config(settings).num_keypoints:
+    if config.num_keypoints == read_config(settings).num_keypoints:
         names = ", ".join(config.skeleton.keypoint_names)
         return [f"The data does not name its keypoints: they are taken for the checkpoint's, {names}."]
     return [

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,21 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
+from .. import __version__
 from ..checks import telling
 from ..files import read_text, write_text
 from ..model.configuration_querypose import QueryPoseConfig
 from ..settings import build, read_yaml, require, with_assignments
-from .experiment import Experiment
+from .experiment import MODEL_FIELDS, Experiment
 from .log import LOG_FILE
+from .starting_model import read_config
 
 
-#: Fields that do not change what is learned: where files are, and how a run is watched and kept.
-_FREE_FIELDS = frozenset(
-    {"annotations", "images", "backbone_weights", "heatmap_pretrained", "num_workers"}
-    | {"log_every", "save_every", "keep_checkpoints", "trackers"}
-)
+#: Has glibc keep its memory, which makes steps on a CPU a fifth shorter (docs/nano.md, "Speed on a CPU").
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
 
 
 @dataclass(frozen=True)
@@ -88,16 +91,18 @@ class StudyScale:
 
 @dataclass(frozen=True)
 class Run:
-    """A system to train from a seed, and the rows that it stands for."""
+    """A system to train from a seed, its [`fingerprint`], and the rows that it stands for."""
 
     rows: tuple[StudyRow, ...]
     seed: int
     experiment: Experiment
+    fingerprint: str
 
     @property
     def folder(self) -> str:
-        """The name of its folder."""
-        return f"{re.sub(r'[^a-z0-9]+', '_', self.rows[0].label.lower()).strip('_')}/seed_{self.seed}"
+        """The name of its folder: another experiment has another."""
+        name = re.sub(r"[^a-z0-9]+", "_", self.rows[0].label.lower()).strip("_")
+        return f"{name}_{self.fingerprint}/seed_{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -143,13 +148,6 @@ class Study:
                 return scale
         raise ValueError(f"{self.path}: the scale is {name!r}; expected one of {[one.name for one in self.scales]}.")
 
-    def base(self, scale: str, assignments: Iterable[str] = ()) -> dict[str, Any]:
-        """The experiment that rows change, as plain values."""
-        one = self.scale(scale)
-        values = one.experiment if one.config is None else read_yaml(Path(self.path).parent / one.config)
-        changed: dict[str, Any] = with_assignments(values, [*one.set, *assignments])
-        return changed
-
     def rows_of(self, tables: Sequence[str] | None) -> list[StudyRow]:
         """The rows of some tables; of all for `None`."""
         known = {row.table for row in self.rows}
@@ -165,53 +163,59 @@ class Study:
             tables (`Sequence[str]`, *optional*): by default those of the scale.
             assignments (`Iterable[str]`): changes for all rows, such as where the data is.
         """
-        base, one = self.base(scale, assignments), self.scale(scale)
+        one = self.scale(scale)
+        values = one.experiment if one.config is None else read_yaml(Path(self.path).parent / one.config)
+        values = with_assignments(values, [*one.set, *assignments])
         wanted, everything = self.rows_of(tables or one.tables), self.rows_of(one.tables)
         if left_out := {row.table for row in wanted if row not in everything}:
             raise ValueError(f"{self.path}: the tables are {sorted(left_out)}, which `{scale}` leaves out.")
+
+        def experiment(row: StudyRow, seed: int = 0) -> Experiment:
+            changed = with_assignments(values, [*row.set, f"training.seed={seed}"])
+            return Experiment.from_mapping(changed, f"{self.path}: {row.label}")
+
         systems: dict[str, list[StudyRow]] = {}
         for row in everything:  # so that a run stands for the same rows whichever are wanted
-            system = _as_trained(self._experiment(base, row, 0), f"{self.path}: {row.label}")
-            systems.setdefault(system, []).append(row)
+            first = experiment(row)
+            if first.data.validation is None:
+                raise ValueError(f"{self.path}: {row.label}: `data.validation` is None; expected images to score on.")
+            with telling(f"{self.path}: {row.label}: `model`"):
+                systems.setdefault(fingerprint(first), []).append(row)
         runs = []
-        for rows in systems.values():
+        for system, rows in systems.items():
             seeds = {seed for row in rows if row in wanted for seed in row.seeds or one.seeds}
-            runs += [Run(tuple(rows), seed, self._experiment(base, rows[0], seed)) for seed in sorted(seeds)]
+            runs += [Run(tuple(rows), seed, experiment(rows[0], seed), system) for seed in seeds]
         return sorted(runs, key=lambda run: run.seed)
 
-    def _experiment(self, base: dict[str, Any], row: StudyRow, seed: int) -> Experiment:
-        values = with_assignments(base, [*row.set, f"training.seed={seed}"])
-        return Experiment.from_mapping(values, f"{self.path}: {row.label}")
+
+def fingerprint(experiment: Experiment) -> str:
+    """Names what is trained and scored: every setting but the seed and where data is, and the weights it starts from.
+
+    Weights in files count by their bytes, others by their names.
+    """
+    model, values = experiment.model, experiment.to_mapping()
+    if model.variant is not None:
+        config = QueryPoseConfig.from_variant(model.variant, light=model.light, **model.overrides)
+    else:
+        start = {} if model.start is None else read_config(model).to_dict()
+        config = QueryPoseConfig.from_dict({**start, **(model.config or model.overrides)})
+    fields = {name: value for name, value in config.to_dict().items() if name in MODEL_FIELDS}
+    values["model"].update(config=fields, variant=None, light=False, overrides={}, checkpoint=model.start)
+    for name in ("checkpoint", "backbone_weights", "heatmap_pretrained"):
+        values["model"][name] = _content(values["model"][name])
+    for source in (*values["data"]["train"], values["data"]["validation"] or {}):
+        source.update(annotations=None, images=None)
+    del values["training"]["seed"]
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def _as_trained(experiment: Experiment, source: str) -> str:
-    """An experiment as text in which its model's configuration is complete: the same for equal systems."""
-    values, model = experiment.to_mapping(), experiment.model
-    try:
-        if model.variant is not None:
-            config = QueryPoseConfig.from_variant(model.variant, light=model.light, **model.overrides)
-        elif model.config is not None:
-            config = QueryPoseConfig(**model.config)
-        else:
-            assert model.start is not None
-            with telling(f"{source}: `model.checkpoint` is {model.checkpoint!r}; expected a folder or Hub id"):
-                fields, _ = QueryPoseConfig.get_config_dict(model.start)
-            config = QueryPoseConfig.from_dict({**fields, **model.overrides})
-    except StrictDataclassError as error:
-        raise ValueError(f"{source}: `model`: {' '.join(str(error).split())}") from error
-    values["model"].update(config=config.to_dict(), variant=None, light=False, overrides={})
-    return json.dumps(values, sort_keys=True, default=str)
-
-
-def fingerprint(base: Any) -> str:
-    """Names what the rows of a scale have in common, without what may differ between machines."""
-
-    def kept(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: kept(item) for name, item in value.items() if name not in _FREE_FIELDS}
-        return [kept(item) for item in value] if isinstance(value, list) else value
-
-    return hashlib.sha256(json.dumps(kept(base), sort_keys=True).encode()).hexdigest()[:12]
+def _content(name: str | None) -> Any:
+    """The hash of a file, or those of a checkpoint's weights and image processor; of what is neither, the name."""
+    if name is None:
+        return None
+    patterns = ("*.safetensors", "*.bin", "preprocessor_config.json")
+    files = [Path(name), *(file for pattern in patterns for file in sorted(Path(name).glob(pattern)))]
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()] or name
 
 
 @dataclass(frozen=True)
@@ -237,8 +241,9 @@ class Workers:
         """Starts or resumes the run whose description is in a folder; what it prints goes to `output.txt` there."""
         words = [sys.executable] if self.launcher is None else self.launcher.split()
         words += ["-m", "querypose_hf", "train", "--config", str(folder / "run.yaml"), "--output", str(folder)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         gpus = torch.cuda.device_count()
+        keep_memory = KEEP_MEMORY if sys.platform == "linux" and not gpus else {}
+        environment = {**keep_memory, **os.environ, "OMP_NUM_THREADS": str(self.threads)}
         if self.launcher is None and gpus:
             names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             environment["CUDA_VISIBLE_DEVICES"] = (names if names[0] else list(map(str, range(gpus))))[slot % gpus]
@@ -247,66 +252,65 @@ class Workers:
 
 
 class StudyResults:
-    """The results of finished runs: a file with one JSON object per line.
+    """The results of finished runs: a file with one JSON object per line, to which several studies may add.
 
-    Each has `scale`; `base`, the [`fingerprint`] of what its rows have in common; `rows`, `"table name"` of each;
-    `set`, what it changed; `seed`, `steps`, `metrics`, the last `loss`, `images_per_second` (median) and `versions`.
+    Each has `scale`; the [`fingerprint`]; `rows`, `"table name"` of each; `set`, what it changed; `seed`, `steps`,
+    `metrics`, the last `loss`, `images_per_second` (median) and `versions`.
 
     Args:
         path (`str` or `Path`): the file; need not exist.
-
-    Raises:
-        ValueError: a line is not a result.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.lines: list[dict[str, Any]] = []
-        if not self.path.exists():
-            return
-        text = read_text(self.path)
-        for number, line in enumerate(text.splitlines(), 1):
-            try:
-                self.lines.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{self.path}, line {number}: not a JSON object: {error}") from None
 
-    def add(self, line: dict[str, Any]) -> None:
-        """Adds a result; the file is replaced whole."""
-        self.lines.append(line)
-        write_text("".join(f"{json.dumps(one)}\n" for one in self.lines), self.path)
-
-    def of(self, scale: str, row: StudyRow) -> list[dict[str, Any]]:
-        """The results of a row, by seed."""
-        found = [line for line in self.lines if line["scale"] == scale and row.label in line["rows"]]
-        return sorted(found, key=lambda line: line["seed"])
-
-    def has(self, scale: str, run: Run, base: str) -> bool:
-        """Whether a run has its result.
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """All results, as the file has them now.
 
         Raises:
-            ValueError: it has one of another experiment.
+            ValueError: a line is not a result.
         """
-        for line in self.of(scale, run.rows[0]):
-            if line["seed"] == run.seed:
-                if line["base"] != base:
-                    raise ValueError(
-                        f"{self.path}: `{run.rows[0].label}` with seed {run.seed} was trained as another experiment "
-                        f"({line['base']}, and now it is {base}); expected the same, or another file."
-                    )
-                return True
-        return False
+        lines = []
+        for number, text in enumerate(read_text(self.path).splitlines() if self.path.exists() else [], 1):
+            with telling(f"{self.path}, line {number}: expected a result as a JSON object"):
+                lines.append(json.loads(text))
+                for name in ("scale", "fingerprint", "rows", "seed", "metrics"):
+                    lines[-1][name]
+        return lines
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Adds a result, on disk before this returns."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def of(self, scale: str, row: StudyRow) -> list[dict[str, Any]]:
+        """The results of a row, by seed; the newest of each."""
+        found = {line["seed"]: line for line in self.lines if line["scale"] == scale and row.label in line["rows"]}
+        return [found[seed] for seed in sorted(found)]
+
+    def has(self, scale: str, run: Run) -> bool:
+        """Whether every row of a run has its result.
+
+        Raises:
+            ValueError: one has that of another experiment.
+        """
+        found = [(row, line) for row in run.rows for line in self.of(scale, row) if line["seed"] == run.seed]
+        for row, line in found:
+            if line["fingerprint"] != run.fingerprint:
+                raise ValueError(
+                    f"{self.path}: `fingerprint` of `{row.label}` with seed {run.seed} is {line['fingerprint']!r}; "
+                    f"expected {run.fingerprint!r}: it was trained as another experiment. Remove the line, or choose "
+                    "another file."
+                )
+        return len(found) == len(run.rows)
 
 
 def run_study(
-    study: Study,
-    scale: str,
-    runs: Sequence[Run],
-    results: StudyResults,
-    folder: Path,
-    workers: Workers = Workers(),
-    *,
-    base: str,
+    study: Study, scale: str, runs: Sequence[Run], results: StudyResults, folder: Path, workers: Workers = Workers()
 ) -> list[Run]:
     """Trains and scores what has no result yet, and adds the results one by one.
 
@@ -317,12 +321,11 @@ def run_study(
         results ([`StudyResults`]): gets the results.
         folder (`Path`): gets a folder for each run.
         workers ([`Workers`]): how they are started.
-        base (`str`): the [`fingerprint`] of the experiment that rows change.
 
     Returns:
         `list[Run]`: the runs that failed; their folders have `output.txt`.
     """
-    waiting = [run for run in runs if not results.has(scale, run, base)]
+    waiting = [run for run in runs if not results.has(scale, run)]
     print(f"{study.path}, {scale}: {len(runs)} runs, {len(runs) - len(waiting)} of them done", flush=True)
     failed: list[Run] = []
     running: dict[int, tuple[Run, subprocess.Popen]] = {}
@@ -330,23 +333,27 @@ def run_study(
         while waiting or running:
             for slot in sorted(set(range(workers.parallel)) - running.keys())[: len(waiting)]:
                 run = waiting.pop(0)
-                write_text(run.experiment.to_yaml(), folder / run.folder / "run.yaml")
-                running[slot] = run, workers.start(folder / run.folder, slot)
+                if not results.has(scale, run):  # another study may have added it
+                    write_text(run.experiment.to_yaml(), folder / run.folder / "run.yaml")
+                    running[slot] = run, workers.start(folder / run.folder, slot)
             time.sleep(0.2)
             for slot, (run, process) in list(running.items()):
                 if process.poll() is None:
                     continue
                 del running[slot]
-                metrics: dict[str, float] = {}
+                told = "failed, see output.txt"
                 if process.returncode == 0:
-                    line = {"scale": scale, "base": base, **_result(run, folder / run.folder)}
+                    line = {"scale": scale, **_result(run, folder / run.folder)}
                     results.add(line)
-                    metrics = line["metrics"]
+                    told = f"AP {100 * line['metrics']['AP']:.1f}"
                 else:
                     failed.append(run)
-                told = f"AP {100 * metrics['AP']:.1f}" if "AP" in metrics else "failed, see output.txt"
-                left = len(waiting) + len(running)
-                print(f"{run.folder}: {told}; {left} runs left", flush=True)
+                print(f"{run.folder}: {told}; {len(waiting) + len(running)} runs left", flush=True)
+    except KeyboardInterrupt:  # Ctrl-C, which reaches the runs, too
+        print(f"Interrupted: {len(running)} runs write checkpoints. Ctrl-C again stops them at once.", flush=True)
+        for _, process in running.values():
+            process.wait()
+        raise
     finally:
         for _, process in running.values():
             process.terminate()
@@ -361,6 +368,7 @@ def _result(run: Run, folder: Path) -> dict[str, Any]:
     trained = [record for record in records if "loss" in record]
     scored = [record for record in records if any(name.startswith("evaluation/") for name in record)]
     return {
+        "fingerprint": run.fingerprint,
         "rows": [row.label for row in run.rows],
         "set": list(run.rows[0].set),
         "seed": run.seed,
@@ -368,71 +376,59 @@ def _result(run: Run, folder: Path) -> dict[str, Any]:
         "metrics": {name.removeprefix("evaluation/"): value for name, value in scored[-1].items() if "/" in name},
         "loss": trained[-1]["loss"],
         "images_per_second": round(statistics.median(record["images_per_second"] for record in trained), 2),
-        "versions": {name: version(name) for name in ("torch", "transformers", "timm")},
+        "versions": {"querypose_hf": __version__}
+        | {name: version(name) for name in ("torch", "transformers", "timm")},
     }
 
 
-def _figures(lines: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """The mean over seeds in %, and in brackets the least and the greatest."""
-    values = [100 * line["metrics"][metric] for line in lines if metric in line["metrics"]]
-    if not values:
-        return ""
-    spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
-
-
 def tables_page(study: Study, scale: str, results: StudyResults, text: str) -> str:
-    """Text in which the tables between `<!-- study: 2a 2b -->` and `<!-- end of study -->` are written anew.
+    """Text in which the tables between `<!-- study small: 2a -->` and `<!-- end of study -->` are written anew.
+
+    Those of other scales stay.
 
     Raises:
         ValueError: a table that the text names is not in the study.
     """
 
     def filled(found: re.Match) -> str:
-        lines = [["system", "`--set`", "paper's AP", "ours"]]
-        for row in study.rows_of(found[1].split()):
-            changes = " ".join(f"`{change}`" for change in row.set)
-            paper = "" if row.paper is None else f"{row.paper:.1f}"
-            lines.append([row.name, changes, paper, _figures(results.of(scale, row), "AP")])
-        head, *body = ["|" + "|".join(f" {cell} " if cell else " " for cell in line) + "|" for line in lines]
-        table = "\n".join([head, "|---|---|---:|---:|", *body])
-        return f"<!-- study: {found[1]} -->\n\n{table}\n\n<!-- end of study -->"
+        return f"{found[1]}\n\n{_table(study, scale, results, found[2])}\n\n{found[3]}"
 
-    return re.sub(r"<!-- study: ([^>]*?) -->.*?<!-- end of study -->", filled, text, flags=re.DOTALL)
+    marked = rf"(<!-- study {re.escape(scale)}: (\S+) -->).*?(<!-- end of study -->)"
+    return re.sub(marked, filled, text, flags=re.DOTALL)
 
 
 def report(study: Study, scale: str, results: StudyResults) -> str:
-    """All results of a scale as Markdown, and how many of the paper's orderings they show."""
-    parts = [f"Scale `{scale}` of {Path(study.path).name}. AP and AP50 in %: mean over seeds, least and greatest."]
-    tables = list(dict.fromkeys(row.table for row in study.rows))
-    for table in tables:
-        rows = [(row, results.of(scale, row)) for row in study.rows if row.table == table]
-        rows = [(row, lines) for row, lines in rows if lines]
-        if not rows:
-            continue
-        parts.append(f"\n## Table {table}\n\n| system | paper's AP | AP | AP50 | seeds | steps | images/s |")
-        parts[-1] += "\n|---|---:|---:|---:|---:|---:|---:|"
-        for row, lines in rows:
-            paper = "" if row.paper is None else f"{row.paper:.1f}"
-            figures = f"{_figures(lines, 'AP')} | {_figures(lines, 'AP50')}"
-            speed = statistics.median(line["images_per_second"] for line in lines)
-            parts.append(f"| {row.name} | {paper} | {figures} | {len(lines)} | {lines[0]['steps']} | {speed:.1f} |")
-        counts = {"as in the paper": 0, "the other way round": 0, "not told apart by these seeds": 0}
-        for verdict in _orderings(rows):
-            counts[verdict] += 1
-        if any(counts.values()):
-            told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-            parts.append(f"\nOf {sum(counts.values())} pairs: {told}.")
-    return "\n".join(parts) + "\n"
+    """The tables of a scale as Markdown."""
+    tables = dict.fromkeys(row.table for row in study.rows_of(study.scale(scale).tables))
+    return "\n\n".join(f"## Table {table}\n\n{_table(study, scale, results, table)}" for table in tables) + "\n"
 
 
-def _orderings(rows: Sequence[tuple[StudyRow, list[dict[str, Any]]]]) -> Iterator[str]:
+def _table(study: Study, scale: str, results: StudyResults, table: str) -> str:
+    """A table with the mean AP over seeds, the least and the greatest, and the paper's orderings that it shows."""
+    rows = []
+    for row in study.rows_of([table]):
+        seeds = row.seeds or study.scale(scale).seeds  # a run that it shares may have more
+        found = [line["metrics"]["AP"] for line in results.of(scale, row) if line["seed"] in seeds]
+        rows.append((row, [100 * value for value in found]))
+    lines = ["| system | `--set` | paper's AP | ours |", "|---|---|---:|---:|"]
+    for row, found in rows:
+        cells = [row.name, " ".join(f"`{change}`" for change in row.set)]
+        cells.append("" if row.paper is None else f"{row.paper:.1f}")
+        spread = f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else ""
+        cells.append(f"{statistics.mean(found):.1f}{spread}" if found else "")
+        lines.append("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|")
+    if verdicts := Counter(_orderings(rows)):
+        told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+        lines += ["", f"Of {verdicts.total()} pairs: {told}."]
+    return "\n".join(lines)
+
+
+def _orderings(rows: Sequence[tuple[StudyRow, list[float]]]) -> Iterator[str]:
     """For each pair of rows that differ in the paper, whether all seeds of one lie above all of the other."""
-    for (row, lines), (other, other_lines) in combinations(rows, 2):
+    for (row, found), (other, other_found) in combinations([one for one in rows if one[1]], 2):
         if row.paper is None or other.paper is None or row.paper == other.paper:
             continue
-        better, worse = (lines, other_lines) if row.paper > other.paper else (other_lines, lines)
-        high, low = ([line["metrics"].get("AP", 0.0) for line in side] for side in (better, worse))
+        high, low = (found, other_found) if row.paper > other.paper else (other_found, found)
         if min(high) > max(low):
             yield "as in the paper"
         elif max(high) < min(low):
