@@ -50,7 +50,8 @@ def test_card_and_log_are_complete():
     figures = {(result.dataset_name, result.metric_type): result.metric_value for result in card.data.eval_results}
     assert len(figures) >= 2 and all(1 < value < 100 for value in figures.values())  # in %
     records = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
-    assert {record["recipe_step"] for record in records} == {1, 2}
+    steps = [record["step"] for record in records if "loss" in record]
+    assert steps == sorted(set(steps)) and {*range(20, 8001, 20)} <= {*steps}
 
 
 def load(folder=QUERYPOSE_NANO, **options):
@@ -65,7 +66,7 @@ def find_people(model):
         task="pose-estimation",
         device="cpu",
     )
-    people = pose_estimator(str(SAMPLE_IMAGE), threshold=0.19)  # far from the score of anyone
+    people = pose_estimator(str(SAMPLE_IMAGE), threshold=0.25)  # far from the score of anyone
     keypoints = [[(point["x"], point["y"]) for point in person["keypoints"]] for person in people]
     return torch.tensor([person["score"] for person in people]), torch.tensor(keypoints)
 
