@@ -128,7 +128,7 @@ def test_system_exports(fields, export_format, tmp_path):
     model = small_system(make_model, fields).float()
     export_model(model, QueryPoseImageProcessorPil(), tmp_path, ExportOptions(export_format))
     exported = ExportedPoseEstimator.from_export(tmp_path)
-    for size in ((1, 3, 64, 96), (3, 3, 96, 32)):
+    for size in ((1, 3, 64, 96), (3, 3, 128, 96)):
         pixel_values = images(*size).float()
         with torch.no_grad():
             expected = model(pixel_values)
