@@ -157,7 +157,7 @@ def test_two_processes_share_the_shards(model, photos, tmp_path):
     arguments += ["--output-parquet", str(tmp_path / "out"), "--rows-per-shard", "2"]
     printed = run_two_processes(tmp_path / "printed", main, arguments)
     for number, text in enumerate(printed, start=1):
-        assert re.search(rf"^process {number} of 2: 4 images in ", text, flags=re.MULTILINE), text
+        assert re.search(rf"^process {number} of 2: 4 images, ", text, flags=re.MULTILINE), text
     assert read(tmp_path / "out")["index"] == list(range(8))
 
 
