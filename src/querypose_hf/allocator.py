@@ -20,5 +20,6 @@ def keep_freed_memory() -> None:
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for parameter, value in _KEPT if mallopt is not None else ():
-        mallopt(parameter, value)
+    if mallopt is not None:
+        for parameter, value in _KEPT:
+            mallopt(parameter, value)
