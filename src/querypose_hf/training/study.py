@@ -32,14 +32,6 @@ from .log import LOG_FILE
 from .starting_model import read_config
 
 
-#: Has glibc keep its memory, which makes steps on a CPU a fifth shorter (docs/nano.md, "Speed on a CPU").
-KEEP_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "8000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-
-
 @dataclass(frozen=True)
 class StudyRow:
     """A row of a table.
@@ -242,8 +234,7 @@ class Workers:
         words = [sys.executable] if self.launcher is None else self.launcher.split()
         words += ["-m", "querypose_hf", "train", "--config", str(folder / "run.yaml"), "--output", str(folder)]
         gpus = torch.cuda.device_count()
-        keep_memory = KEEP_MEMORY if sys.platform == "linux" and not gpus else {}
-        environment = {**keep_memory, **os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         if self.launcher is None and gpus:
             names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             environment["CUDA_VISIBLE_DEVICES"] = (names if names[0] else list(map(str, range(gpus))))[slot % gpus]
