@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+
+# how the names of files and folders begin that are being written
+_UNFINISHED = ".part."
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -95,7 +100,7 @@ def replacing_file(path: str | os.PathLike, durable: bool = False) -> Iterator[P
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.part.{path.name}")
+    temporary = path.with_name(f"{_UNFINISHED}{os.getpid()}.{path.name}")
     try:
         yield temporary
         if durable:
@@ -124,9 +129,8 @@ def filling_folder(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if alone:
-        for unfinished in folder.glob(".part.*"):
-            shutil.rmtree(unfinished)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".part.") as name:
+        remove_unfinished(folder)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_UNFINISHED) as name:
         temporary = Path(name)
         yield temporary
         files = [file for file in temporary.rglob("*") if not file.is_dir()]
@@ -151,13 +155,22 @@ def making_folder(folder: str | os.PathLike) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists; expected a new or empty folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".part.{folder.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{_UNFINISHED}{folder.name}."))
     try:
         temporary.chmod(0o777 & ~_umask())
         yield temporary
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_unfinished(folder: str | os.PathLike, name: str = "") -> None:
+    """Removes what killed processes left unfinished in a folder, or of its file `name`; no other process writes it."""
+    for path in Path(folder).glob(f"{_UNFINISHED}*{glob.escape(name)}"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _umask() -> int:

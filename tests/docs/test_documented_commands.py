@@ -6,11 +6,13 @@ import shlex
 import shutil
 from pathlib import Path
 
+import datasets
 import PIL.Image
 import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
+from hub_rows import make_rows
 from small_data import relabelled_for_crowdpose, small_experiment, write_rendered_coco
 from test_documentation import PAGES, PROJECT, blocks, commands
 from tiny import save_tiny_checkpoint, tiny_config
@@ -89,6 +91,9 @@ def prepared(tmp_path_factory):
     for image in crowd["images"]:
         image["crowdIndex"] = 0.3
     (folder / "crowdpose_test.json").write_text(json.dumps(crowd))
+    rows = make_rows(keypoints=lambda i: [[3.0 + j, 4.0, 2.0, *[0.0] * 6] for j in range(i)])
+    # a folder of this name stands for the dataset on the Hub
+    datasets.DatasetDict({"train": rows, "validation": rows}).save_to_disk(folder / "user" / "horses")
     (folder / "mine.yaml").write_text(yaml.safe_dump(small_experiment(source)))
     save_tiny_checkpoint(folder / "runs" / "r50" / "best")
     save_tiny_checkpoint(folder / "runs" / "train" / "best", class_bias=2.0, longest_edge=96)

@@ -226,6 +226,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(model, image_processor, dat
     # as if killed while the last line was written, and a second process had finished the second image
     part.write_bytes(b"\n".join(lines[:-1]) + b"\n" + lines[-1][:50])
     (output / "predictions.part1.jsonl").write_bytes(lines[0] + b"\n" + lines[2] + b"\n")
+    (output / ".part.123.report.html").write_text("half a file")
 
     assert predict(model, data, image_processor, output_dir=output) == expected
     assert calls == 3 + 3  # the half batch again and two more

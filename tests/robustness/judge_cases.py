@@ -34,7 +34,7 @@ def run(rng: Any, folder: Path, state: None) -> tuple[str, bool, str]:
     elif kind == "program":
         subprocess.run(["true"], check=True)
     elif kind == "partial":
-        (folder / ".12.part.image.jpg").write_text("")
+        (folder / ".part.12.image.jpg").write_text("")
     elif kind == "memory":
         sandbox.MEMORY = 2**24  # less than the limit, which takes seconds to fill
         bytearray(b"x") * 2**27

@@ -257,7 +257,7 @@ class TestStoppedRuns:
         PIL.Image.new("RGB", (32, 32)).save(tmp_path / "images" / "a.png")
         output = tmp_path / "people"
         output.mkdir()
-        (output / ".123.part.people-00000-of-00001.parquet").write_text("half a file")
+        (output / ".part.123.people-00000-of-00001.parquet").write_text("half a file")
         arguments = ["--dataset", str(tmp_path / "images"), "--output-parquet", str(output), "--device", "cpu"]
         assert main(["predict", *arguments, "--model", str(tmp_path / "checkpoint")]) == 0
         assert sorted(os.listdir(output)) == ["people-00000-of-00001.parquet"]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files import replacing_file
+from ..files import remove_unfinished, replacing_file
 
 
 Results = dict[int, list[dict[str, Any]]]
@@ -33,7 +33,7 @@ class PartialResults:
     def read(self) -> Results:
         """Reads what all processes of earlier runs have finished, and moves it into the first process's file.
 
-        Only one process may call this, before any of them appends.
+        Only one process may call this, before any of them appends. What a killed run left unfinished is removed.
 
         Returns:
             `dict[int, list]`: COCO results by the id of their image.
@@ -41,6 +41,7 @@ class PartialResults:
         Raises:
             ValueError: the results were made with other settings; the message names them.
         """
+        remove_unfinished(self.folder)
         paths = sorted(self.folder.glob("predictions.part*.jsonl"))
         finished: Results = {}
         for path in paths:

@@ -21,7 +21,7 @@ from typing import Any
 import PIL.Image
 from tqdm.auto import tqdm
 
-from ..files import replacing_file
+from ..files import remove_unfinished, replacing_file
 from ..model.image_decoding_querypose import decode_pil_image, refuse_programs
 from ..processes import rank, world_size
 from .image_dataset import import_from_data_extra
@@ -178,8 +178,7 @@ def _write_shard(
     from pyarrow.parquet import ParquetWriter
 
     schema = record_schema().with_metadata({_SETTINGS: json.dumps(settings)})
-    for unfinished in path.parent.glob(f".*.part.{path.name}"):  # left by a process that was killed
-        unfinished.unlink()
+    remove_unfinished(path.parent, path.name)
     with replacing_file(path) as temporary, ParquetWriter(temporary, schema, compression="zstd") as writer:
         for group in _groups(batches, bar, tally):
             with timed("writing"):
