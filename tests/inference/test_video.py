@@ -356,7 +356,7 @@ def test_what_a_killed_writer_wrote_can_be_read(tmp_path):
     process = start_process(tmp_path / "printed", {}, write_and_die, tmp_path / "out.mp4")
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
-    [path] = tmp_path.glob(".*.part.out.mp4")
+    [path] = tmp_path.glob(".part.*.out.mp4")
     with VideoReader(path) as reader:
         assert len(list(reader)) > 100 and not reader.damage  # what the codec holds back is lost
 

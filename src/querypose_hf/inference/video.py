@@ -257,7 +257,7 @@ class VideoWriter:
 
     The file appears, or replaces the one before it, at the end of the `with` block, with all images that were written
     until then, also if the block raises an error; unless no image was written. Until then a file beside it, named
-    `.<process>.part.<name>`, holds them; it stays, and can be played, where the process is killed. Pixels are square.
+    `.part.<process>.<name>`, holds them; it stays, and can be played, where the process is killed. Pixels are square.
 
     Args:
         path (`str` or `os.PathLike`): ends in `.mp4`; missing folders are made.

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ..files import filling_folder, replacing_file, write_text
+from ..files import filling_folder, remove_unfinished, replacing_file, write_text
 
 
 _FORMAT = 1
@@ -31,8 +31,7 @@ def save_checkpoint(folder: str | Path, step: int, state: dict[str, Any], keep: 
         keep (`int`): at least 1.
     """
     folder = Path(folder)
-    for unfinished in folder.glob(".*.part.step_*"):  # left by a process that was killed
-        unfinished.unlink()
+    remove_unfinished(folder)
     path = folder / f"step_{step:09d}.pt"
     with _writing(path), replacing_file(path, durable=True) as temporary:
         torch.save({"format": _FORMAT, **state}, temporary)
