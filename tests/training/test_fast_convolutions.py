@@ -16,6 +16,7 @@ def build_backbone(settings, frozen=True, dtype=torch.float64):
     torch.manual_seed(0)
     config = tiny_config(backbone_config={**settings, "freeze_batch_norm_2d": frozen}, frozen_backbone_stages=2)
     backbone = QueryPoseForPoseEstimation(config).model.backbone.to(dtype).train()
+    backbone.to(memory_format=torch.channels_last)  # as it will be, so that results can be compared bit by bit
     generator = torch.Generator().manual_seed(1)
     for module in norms_of(backbone):  # statistics of a trained network
         module.weight.data.uniform_(0.5, 1.5, generator=generator)
@@ -106,6 +107,14 @@ def test_a_backbone_that_reads_an_output_elsewhere_is_left_alone():
     assert not changed_norms(backbone)
 
 
+def test_convolutions_are_laid_out_with_channels_last():
+    backbone = build_backbone(MOBILENET).to(memory_format=torch.contiguous_format)
+    speed_up_convolutions(backbone)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def is_strided_depthwise(module):
     return isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.stride) > 1
 
@@ -114,7 +123,7 @@ def test_only_strided_depthwise_convolutions_leave_bfloat16():
     backbone = build_backbone(MOBILENET, dtype=torch.float32)
     image = torch.rand(2, 3, 64, 64)
     expected = backbone(image)
-    speed_up_convolutions(backbone, float32_depthwise=True)
+    speed_up_convolutions(backbone, bfloat16=True)
     copied = copy.deepcopy(backbone)
     for network in (backbone, copied):
         dtypes: dict[bool, set] = {True: set(), False: set()}

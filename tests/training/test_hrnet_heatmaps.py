@@ -99,7 +99,7 @@ def test_fits_a_batch():
 def test_what_is_refused(source, tmp_path):
     with pytest.raises(ValueError, match=r"`size` is \(64, 100\); expected .* multiples of 32"):
         pretrain_hrnet(TrainingSource(**source), tmp_path / "run", size=(64, 100))
-    refused = {"gradient_checkpointing": True, "fast_convolutions": True, "compile": True}
+    refused = {"gradient_checkpointing": True, "compile": True}
     for name, value in refused.items():
         training = dataclasses.replace(HRNET_HEATMAPS, **{name: value})
         with pytest.raises(ValueError, match=f"`{name}` is {value!r}; expected .*: only a whole model"):

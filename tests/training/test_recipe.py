@@ -113,7 +113,7 @@ class TestConfig:
             ("learning_rate: .nan", "`learning_rate` is nan; expected a number"),
             ("learning_rate: -1.0", "`learning_rate` is -1.0; expected above 0"),
             ("mixed_precision: fp8", "`mixed_precision` is 'fp8'; expected one of"),
-            ("channels_last: 1", "`channels_last` is 1; expected true or false"),
+            ("compile: 1", "`compile` is 1; expected true or false"),
             ("scale_learning_rate: 1", "`scale_learning_rate` is 1; expected one of .'auto', True, False."),
             ("ema_decay: 2.0", "`ema_decay` is 2.0; expected between 0 and 1, or nothing"),
             ("patience: 0", "`patience` is 0; expected at least 1, or nothing"),

@@ -26,6 +26,7 @@ from ..model.image_processing_querypose import QueryPoseImageProcessor
 from ..model.modeling_querypose import QueryPoseForPoseEstimation, image_sizes_from_mask
 from ..model.rois_querypose import QueryPoseRoiPooler
 from ..model.targets_querypose import QueryPoseTargets
+from ..training.fast_convolutions import speed_up_convolutions
 from ..training.log import LOG_FILE
 from ..training.loop import TrainingLoop
 from ..training.optimizer import build_optimizer
@@ -63,6 +64,8 @@ def measure_training_step(
     dtype, pixel_values = pixel_values.dtype, pixel_values.float()
     plain = copy.deepcopy(model).float().train()
     ours = copy.deepcopy(plain)
+    if pixel_values.device.type == "cpu":
+        speed_up_convolutions(ours, bfloat16=dtype == torch.bfloat16)
     labels = _labels(len(pixel_values), people, model)
     optimizer = build_optimizer(ours, replace(RECIPES["fine_tuning"], learning_rate=_LEARNING_RATE))
     of_plain = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=_LEARNING_RATE)

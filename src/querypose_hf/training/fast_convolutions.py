@@ -1,7 +1,4 @@
-"""Faster convolutions of a backbone in training, with the same results to floating-point tolerance.
-
-An option of [`TrainingConfig`], whose docstring gives the measured gain.
-"""
+"""Faster convolutions in training on a CPU, with the same results to floating-point tolerance."""
 
 from functools import partial
 from typing import Any
@@ -13,21 +10,29 @@ from ..model.backbone_querypose import QueryPoseBackbone
 from ..model.fusion_querypose import find_norm_pairs, norm_tail
 
 
-def speed_up_convolutions(backbone: QueryPoseBackbone, float32_depthwise: bool = False) -> None:
-    """Replaces the `forward` of some modules of a backbone; [`restore_convolutions`] takes it back.
+def speed_up_convolutions(network: nn.Module, bfloat16: bool = False) -> None:
+    """Lays out a network's convolutions with channels last and replaces the `forward` of some modules of its backbone.
 
     A convolution that a frozen batch norm follows scales its own weights and bias by the norm, in every forward, and
     the norm passes its input on: it reads and writes no feature map. Parameters, buffers, their names and gradients
     are as before. Batch norms that learn are left alone, and so are convolutions with a `forward` of their own.
+    [`restore_convolutions`] takes back all but the layout.
+
+    A training step of querypose-nano takes 0.87 s in place of 1.56 (8 images of 256x352; one thread of an AMD EPYC,
+    medians of 4 in turn, beside other work): 1.24 by the layout alone, 1.10 without it. One with a ResNet-50 takes 7.5
+    s in place of 7.7 (2 images of 480x640).
 
     Args:
-        backbone (`QueryPoseBackbone`): changed in place. A deep copy is changed, too, and independent of it.
-        float32_depthwise (`bool`): compute depthwise convolutions with a stride in float32 under autocast. On a CPU
-            their backward in bfloat16 takes longer than that of all other convolutions of a MobileNet.
+        network (`nn.Module`): changed in place. A deep copy is changed, too, and independent of it.
+        bfloat16 (`bool`): whether it runs under autocast to bfloat16. Depthwise convolutions with a stride then stay
+            in float32: their backward in bfloat16 takes longer than that of all other convolutions of a MobileNet.
     """
-    _merge_frozen_norms(backbone)
-    if float32_depthwise:
-        for module in backbone.modules():
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for backbone in network.modules():
+        if isinstance(backbone, QueryPoseBackbone):
+            _merge_frozen_norms(backbone)
+    if bfloat16:
+        for module in network.modules():
             if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.stride) > 1:
                 module.forward = partial(_run_in_float32, module.forward)  # type: ignore[method-assign]
 

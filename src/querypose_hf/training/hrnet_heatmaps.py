@@ -44,7 +44,7 @@ HRNET_HEATMAPS = TrainingConfig(
 
 
 # Settings of the training of whole models, which an HRNet alone does not have.
-_OF_WHOLE_MODELS = ("gradient_checkpointing", "fast_convolutions", "compile")
+_OF_WHOLE_MODELS = ("gradient_checkpointing", "compile")
 
 
 @dataclass

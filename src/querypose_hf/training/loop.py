@@ -172,17 +172,14 @@ class TrainingLoop:
         }
 
     def _place(self, model: QueryPoseForPoseEstimation) -> QueryPoseForPoseEstimation:
-        """The model in training mode on the device, laid out as the settings say."""
+        """The model in training mode on the device, ready for it."""
         config, device = self.config, self.accelerator.device
         model = model.to(device).train()
         if config.gradient_checkpointing:
             # Transformers' name for it since 5.23, and the one before
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-        if config.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
-        if config.fast_convolutions:
-            on_cpu_in_bfloat16 = device.type == "cpu" and config.mixed_precision == "bf16"
-            speed_up_convolutions(model.model.backbone, float32_depthwise=on_cpu_in_bfloat16)
+        if device.type == "cpu":
+            speed_up_convolutions(model, bfloat16=config.mixed_precision == "bf16")
         return model
 
     def _start_average(self) -> ModelEmaV3 | None:
@@ -335,8 +332,6 @@ class TrainingLoop:
                 self._after_step()
 
     def _train_on(self, batch: dict[str, Any], waited: float) -> None:
-        if self.config.channels_last:
-            batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
         with self.accelerator.accumulate(self.prepared_model):
             outputs = self.prepared_model(**batch)
             self.log.add_micro_batch(outputs, len(batch["pixel_values"]), waited)

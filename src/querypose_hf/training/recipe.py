@@ -118,12 +118,6 @@ class TrainingConfig:
         gradient_checkpointing (`bool`): whether box layers and the convolutions of keypoint layers run again in the
             backward pass in place of keeping what they computed. Where every query is decoded (`query_feedback` is
             `"always"`), a full model at the paper's size then keeps 3.2 GiB for 2 images in place of 5.4, as reported.
-        channels_last (`bool`): whether images and convolutions are laid out with channels last.
-        fast_convolutions (`bool`): whether the backbone's convolutions do the work of the frozen batch norms that
-            follow them and, with `"bf16"` on a CPU, depthwise convolutions with a stride stay in float32. Results are
-            the same to floating-point tolerance. It pays for networks of depthwise convolutions on a CPU: a step of
-            an earlier querypose-nano (6 images of 192x256; one thread of an AMD EPYC, medians of 6 in turn) took
-            0.44 s in place of 0.54 in bfloat16 and 0.60 in place of 0.64 in float32. A ResNet-50 gained nothing.
         compile (`bool`): whether backbone and neck go through `torch.compile`. The decoder does not: its matching
             runs on the host, and its number of RoIs changes from batch to batch.
         seed (`int`): of data order, augmentation and dropout.
@@ -161,8 +155,6 @@ class TrainingConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "precision of the forward pass")
     ema_decay: float | None = None
     gradient_checkpointing: bool = False
-    channels_last: bool = False
-    fast_convolutions: bool = False
     compile: bool = False
     seed: int = option(0, "of data order, augmentation and dropout")
     num_workers: int = option(4, "processes that prepare data, for each training process", flag="--workers")
