@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Measures what fine-tuning gives without any flag, on little data of another animal with nine keypoints.
+"""Measures what fine-tuning gives without any flag, on little data with other keypoints.
 
-Both datasets are made of COCO annotations: the first images with people whose nine keypoints are all new to the
-checkpoint by name. The images to score on must not be among those that the checkpoint was trained on. `result.json` in
+Both datasets are made of COCO annotations, of the first images with people: `nine` has nine keypoints of an animal,
+all new to the checkpoint by name; `crowdpose` has CrowdPose's 14, where the neck is between the shoulders and the head
+is not labelled. The images to score on must not be among those that the checkpoint was trained on. `result.json` in
 the output folder has the best figures and the minutes.
 
     python scripts/measure_fine_tuning.py --annotations coco_train/person_keypoints.json --images coco_train/images \
@@ -18,48 +19,69 @@ import time
 from pathlib import Path
 from typing import Any
 
+from querypose_hf import CROWDPOSE_14
 from querypose_hf.cli import main as querypose
 from querypose_hf.files import read_json, write_json
 
 
-#: The nine keypoints, and those of COCO that stand for them.
-NINE_KEYPOINTS = {
-    "muzzle": "nose",
-    "left_fore_hock": "left_elbow",
-    "right_fore_hock": "right_elbow",
-    "left_fore_hoof": "left_wrist",
-    "right_fore_hoof": "right_wrist",
-    "left_hind_hock": "left_knee",
-    "right_hind_hock": "right_knee",
-    "left_hind_hoof": "left_ankle",
-    "right_hind_hoof": "right_ankle",
+#: By name of a set, its class and its keypoints, each with those of COCO that it lies between.
+KEYPOINT_SETS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "nine": (
+        "horse",
+        {
+            "muzzle": ("nose",),
+            "left_fore_hock": ("left_elbow",),
+            "right_fore_hock": ("right_elbow",),
+            "left_fore_hoof": ("left_wrist",),
+            "right_fore_hoof": ("right_wrist",),
+            "left_hind_hock": ("left_knee",),
+            "right_hind_hock": ("right_knee",),
+            "left_hind_hoof": ("left_ankle",),
+            "right_hind_hoof": ("right_ankle",),
+        },
+    ),
+    "crowdpose": (
+        "person",
+        {name: (name,) for name in CROWDPOSE_14.keypoint_names}
+        | {"head": (), "neck": ("left_shoulder", "right_shoulder")},
+    ),
 }
 
 
-def with_nine_keypoints(content: dict[str, Any], count: int) -> dict[str, Any]:
-    """COCO annotations with [`NINE_KEYPOINTS`] and the class `horse`, of the first images that have any of them.
+def with_keypoints(content: dict[str, Any], name: str, count: int) -> dict[str, Any]:
+    """COCO annotations with the keypoints of one of [`KEYPOINT_SETS`], of the first images that have any of them.
 
     Args:
         content (`dict`): COCO keypoint annotations of one category.
+        name (`str`): of the set.
         count (`int`): how many images.
     """
     (category,) = [one for one in content["categories"] if one.get("keypoints")]
-    places = [category["keypoints"].index(name) for name in NINE_KEYPOINTS.values()]
+    label, keypoints = KEYPOINT_SETS[name]
+    places = [[3 * category["keypoints"].index(one) for one in between] for between in keypoints.values()]
     annotations = []
     for person in content["annotations"]:
         points = person.get("keypoints")
         if points is None or person["category_id"] != category["id"]:
             continue
-        nine = [value for place in places for value in points[3 * place : 3 * place + 3]]
-        annotations.append({**person, "keypoints": nine, "num_keypoints": sum(v > 0 for v in nine[2::3])})
+        new = [value for ends in places for value in _mean([points[end : end + 3] for end in ends])]
+        annotations.append({**person, "keypoints": new, "num_keypoints": sum(v > 0 for v in new[2::3])})
     shown = {one["image_id"] for one in annotations if one["num_keypoints"] > 0}
     images = [image for image in content["images"] if image["id"] in shown][:count]
     kept = {image["id"] for image in images}
     return {
         "images": images,
         "annotations": [one for one in annotations if one["image_id"] in kept],
-        "categories": [{**category, "name": "horse", "keypoints": list(NINE_KEYPOINTS), "skeleton": []}],
+        "categories": [{**category, "name": label, "keypoints": list(keypoints), "skeleton": []}],
     }
+
+
+def _mean(points: list[list[float]]) -> list[float]:
+    """Of keypoints with visibility; not labelled unless all are."""
+    if not points or any(point[2] == 0 for point in points):
+        return [0, 0, 0]
+    x, y, visibility = zip(*points, strict=True)
+    return [sum(x) / len(x), sum(y) / len(y), min(visibility)]
 
 
 def main() -> int:
@@ -68,14 +90,18 @@ def main() -> int:
         parser.add_argument(f"--{flag}annotations", required=True, help=f"COCO keypoints JSON {what}")
         parser.add_argument(f"--{flag}images", required=True, help="folder of its images")
     parser.add_argument("--output", required=True, type=Path, help="folder of the data and the run")
+    parser.add_argument("--keypoints", choices=list(KEYPOINT_SETS), default="nine", help="(%(default)s)")
     parser.add_argument("--count", type=int, default=300, help="images to train on (%(default)s)")
     parser.add_argument("--val-count", type=int, default=100, help="images to score on (%(default)s)")
     parser.add_argument("flags", nargs="*", help="flags of querypose train, after --")
     options = parser.parse_args()
 
     data, run = options.output / "data", options.output / "run"
-    write_json(with_nine_keypoints(read_json(options.annotations), options.count), data / "train.json")
-    write_json(with_nine_keypoints(read_json(options.val_annotations), options.val_count), data / "val.json")
+    for annotations, count, split in (
+        (options.annotations, options.count, "train"),
+        (options.val_annotations, options.val_count, "val"),
+    ):
+        write_json(with_keypoints(read_json(annotations), options.keypoints, count), data / f"{split}.json")
     arguments = ["train", "--annotations", str(data / "train.json"), "--images", options.images]
     arguments += ["--val-annotations", str(data / "val.json"), "--val-images", options.val_images]
     start = time.perf_counter()
