@@ -1,6 +1,7 @@
 """Studies: the paper's in configs/, and tiny ones that are run."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -298,7 +299,9 @@ def test_interrupted_by_the_keyboard(study_file, tmp_path):
     command = [sys.executable, str(SCRIPT), "run", "--study", str(study_file), "--output", str(tmp_path / "runs")]
     command += ["--results", str(tmp_path / "results.jsonl"), "--parallel", "2"]
     command += ["--launcher", f"{sys.executable} {stand_in}"]
-    study = subprocess.Popen(command, start_new_session=True)
+    # tests that run in the background of a shell pass on that they ignore it
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    study = subprocess.Popen(command, start_new_session=True, preexec_fn=heeds)
     try:
         while len(list(tmp_path.glob("runs/*/*/started"))) < 2:
             assert study.poll() is None

@@ -86,6 +86,7 @@ class TrainingLog:
             initial=length.step,
             disable=not accelerator.is_local_main_process,
             bar_format="{desc}{remaining} left",
+            smoothing=0,  # by the mean of the run, evaluations and all: the last step alone may have waited for one
         )
         self._show()
         self._clear()
