@@ -116,7 +116,7 @@ def test_a_stopped_run_goes_on(stop_at, tmp_path):
     picture = ElementTree.parse(tmp_path / "scaling.svg").getroot()
     texts = ["".join(element.itertext()) for element in picture.iter("{http://www.w3.org/2000/svg}text")]
     for axis in ("people in the image", "queries", "images per forward pass"):
-        assert f"seconds by {axis}" in texts and f"MiB by {axis}" in texts
+        assert f"seconds by {axis}" in texts and f"GiB by {axis}" in texts
     assert "images/s by processes that share a dataset" in texts
     assert not any("long side" in text for text in texts)  # one size makes no curve
     assert len(list(picture.iter("{http://www.w3.org/2000/svg}polyline"))) == 8

@@ -218,7 +218,7 @@ def draw_scaling(axes: dict[str, list[Point]], measured: dict[Point, dict[str, A
         if len(points) < 2 or not found:
             continue
         y = "images_per_second" if axis == "processes" else "median_s"
-        names = {y: "images/s" if axis == "processes" else "seconds", "peak_memory_bytes": "MiB"}
+        names = {y: "images/s" if axis == "processes" else "seconds", "peak_memory_bytes": "GiB"}
         for field, name in names.items():
             line = list(_curve(axis, field, found))
             if line:
@@ -233,7 +233,7 @@ def _curve(axis: str, field: str, found: Sequence[tuple[Point, dict[str, Any]]])
     for point, record in found:
         value = getattr(point, axis)
         if record[field] is not None:
-            y = record[field] / 2**20 if field == "peak_memory_bytes" else record[field]
+            y = record[field] / 2**30 if field == "peak_memory_bytes" else record[field]
             yield float(max(value) if axis == "image_sizes" else value), y
 
 
