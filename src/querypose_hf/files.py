@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import glob
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 
 
 # how the names of files and folders begin that are being written
@@ -79,13 +81,26 @@ def write_text(text: str, path: str | os.PathLike) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_image(image: PIL.Image.Image, path: str | os.PathLike, **options: Any) -> None:
+    """Writes an image in the format of the path's suffix, see [`replacing_file`].
+
+    It is encoded in memory: where a disk takes a part of the last bytes alone, Pillow itself raises no error.
+
+    Args:
+        options: as in `PIL.Image.Image.save`, such as `quality`.
+    """
+    content = io.BytesIO()
+    image.save(content, PIL.Image.registered_extensions()[Path(path).suffix.lower()], **options)
+    with replacing_file(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
 @contextlib.contextmanager
 def replacing_file(path: str | os.PathLike, durable: bool = False) -> Iterator[Path]:
     """Gives a temporary path beside `path`; what was written there becomes `path` at the end of the block.
 
     A reader sees the old file or the new one, never a part. After an error the old file is untouched and the temporary
-    one is gone. Missing folders are made. The temporary name keeps the suffix, by which Pillow and others choose a
-    format.
+    one is gone. Missing folders are made. The temporary name keeps the suffix, by which many choose a format.
 
     Args:
         path (`str` or `os.PathLike`): the file to write or replace.
@@ -94,8 +109,8 @@ def replacing_file(path: str | os.PathLike, durable: bool = False) -> Iterator[P
     Example:
 
     ```python
-    >>> with replacing_file("outputs/poses.jpg") as temporary:
-    ...     image.save(temporary, quality=92)
+    >>> with replacing_file("outputs/graph.onnx") as temporary:
+    ...     onnx.save(graph, temporary)
     ```
     """
     path = Path(path)

@@ -5,12 +5,14 @@ import resource
 import signal
 from pathlib import Path
 
+import PIL.Image
 import torch
 from kill_training import LENGTH
 from small_run import NoiseImages, small_config, small_loop
 
 from querypose_hf.data import AugmentedPoseDataset, PoseAugmentation, ResizeShortSide
 from querypose_hf.export.formats import FORMATS
+from querypose_hf.files import write_image
 from querypose_hf.training.loop import TrainingLoop
 
 
@@ -25,6 +27,19 @@ def export_with_little_disk(path: Path) -> None:
     limit_files(10_000)
     try:
         FORMATS["torch-export"].write(program, path, {})
+    except OSError as error:
+        print(f"told: {error}", flush=True)
+        os._exit(2)
+
+
+def draw_with_little_disk(path: Path) -> None:
+    """A part of the last bytes has room."""
+    image = PIL.Image.effect_noise((200, 200), 80)
+    write_image(image, path)
+    limit_files(path.stat().st_size - 100)
+    path.unlink()
+    try:
+        write_image(image, path)
     except OSError as error:
         print(f"told: {error}", flush=True)
         os._exit(2)

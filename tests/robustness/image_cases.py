@@ -150,13 +150,12 @@ def plain(path: Path) -> PIL.Image.Image | None:
     try:
         # of a path, Pillow maps some files into memory, and then does not turn them
         image = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(path.read_bytes())))
-        if image.mode.startswith("I;16"):
-            return PIL.Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
-        if image.mode in ("I", "F"):
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             values = np.asarray(image)
-            if not 1 < values.max() <= 255:  # white may be 1, 255 or 65535
+            deep = image.mode.startswith("I;16")
+            if not (values.max() > 255 if deep else 1 < values.max() <= 255):  # white may be 1, 255 or 65535
                 return None
-            return PIL.Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
+            return PIL.Image.fromarray(np.rint(values / 257 if deep else values).astype(np.uint8)).convert("RGB")
         if image.has_transparency_data:
             white = PIL.Image.new("RGBA", image.size, "white")
             image = PIL.Image.alpha_composite(white, image.convert("RGBA"))

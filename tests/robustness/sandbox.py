@@ -22,16 +22,16 @@ from typing import Any
 SECONDS = 120
 MEMORY = 4 * 2**30
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# positions of the paths among the arguments of an event that changes files
-_CHANGES = {
-    "os.rename": (0, 1),
-    "os.remove": (0,),
-    "os.mkdir": (0,),
-    "os.rmdir": (0,),
-    "os.link": (1,),
-    "os.symlink": (1,),
-    "os.truncate": (0,),
-    "os.chmod": (0,),
+# positions of a path, and of the open folder it is relative to, among the arguments of an event that changes files
+_CHANGES: dict[str, tuple[tuple[int, int | None], ...]] = {
+    "os.rename": ((0, 2), (1, 3)),
+    "os.remove": ((0, 1),),
+    "os.mkdir": ((0, 2),),
+    "os.rmdir": ((0, 1),),
+    "os.link": ((1, 3),),
+    "os.symlink": ((1, 2),),
+    "os.truncate": ((0, None),),
+    "os.chmod": ((0, 2),),
 }
 _PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn")
 
@@ -67,9 +67,11 @@ def _see(event: str, arguments: tuple[Any, ...]) -> None:
         if isinstance(path, str | bytes) and (flags or 0) & _WRITING:
             _see_change(os.fsdecode(path))
     elif event in _CHANGES:
-        for position in _CHANGES[event]:
-            if isinstance(arguments[position], str | bytes | os.PathLike):
-                _see_change(os.fsdecode(arguments[position]))
+        for position, of_folder in _CHANGES[event]:
+            path, folder = arguments[position], -1 if of_folder is None else arguments[of_folder]
+            if isinstance(path, str | bytes | os.PathLike):
+                within = os.readlink(f"/proc/self/fd/{folder}") if folder >= 0 else ""
+                _see_change(os.path.join(within, os.fsdecode(path)))
     elif event == "socket.connect":
         _see_connection(arguments[1])
     elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.bind", "socket.sendto"):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from checkpoint_cases import Code
 from failing_runs import (
+    draw_with_little_disk,
     export_with_little_disk,
     train_beside_one_that_dies,
     train_with_a_dying_reader,
@@ -281,6 +282,12 @@ class TestStoppedRuns:
         printed = tmp_path / "printed"
         run_process(printed, export_with_little_disk, tmp_path / "model.pt2", expected=2)
         assert "told: [Errno 27] File too large" in printed.read_text()
+
+    def test_a_disk_that_is_full_while_drawing(self, tmp_path):
+        """Pillow itself writes a part of the image, without an error."""
+        run_process(tmp_path / "printed", draw_with_little_disk, tmp_path / "drawn.jpg", expected=2)
+        assert "told: [Errno 27] File too large" in (tmp_path / "printed").read_text()
+        assert os.listdir(tmp_path) == ["printed"]
 
     def test_a_process_that_reads_images_dies(self, tmp_path):
         printed = tmp_path / "printed"

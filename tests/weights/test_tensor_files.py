@@ -51,6 +51,15 @@ def test_other_content(tmp_path, content):
         read_tensors(tmp_path / "other.pth")
 
 
+def test_a_damaged_record(tmp_path):
+    torch.save(torch.randn(10), tmp_path / "whole.pth")
+    content = (tmp_path / "whole.pth").read_bytes()
+    assert b"little" in content
+    (tmp_path / "damaged.pth").write_bytes(content.replace(b"little", b"\0" * 6))
+    with pytest.raises(ValueError, match=r"`file` is '.*damaged\.pth'; expected a whole file"):
+        read_tensors(tmp_path / "damaged.pth")
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [

@@ -90,7 +90,7 @@ def _draw(
     options: argparse.Namespace, source: str, image: "Image", people: list["PersonAttention"], taken: set[str]
 ) -> str:
     """Draws the people of one image; returns the files, in words."""
-    from ..files import replacing_file
+    from ..files import write_image
     from ..inference.explanation_drawing import draw_part_attention, overlay_part_attention
 
     stages = [-1] if options.stages == "last" else None
@@ -101,8 +101,7 @@ def _draw(
             image, person, stages=stages
         )
     for file, drawing in drawings.items():
-        with replacing_file(options.output / file) as temporary:
-            drawing.save(temporary)
+        write_image(drawing, options.output / file)
     return ", ".join(str(options.output / file) for file in drawings)
 
 

@@ -218,12 +218,11 @@ class _ImageFinder:
 
     def draw(self, image: Any, people: Sequence[dict[str, Any]], drawn: Path) -> None:
         """Draws the people on a copy of the image."""
-        from ..files import replacing_file
+        from ..files import write_image
         from ..inference.visualization import draw_poses
 
         edges, least = self.pose_estimator.model.config.keypoint_edges, keypoint_threshold_of(self.options)
-        with replacing_file(drawn) as temporary:
-            draw_poses(image, people, edges=edges, keypoint_threshold=least).save(temporary, quality=92)
+        write_image(draw_poses(image, people, edges=edges, keypoint_threshold=least), drawn, quality=92)
 
     def describe(self, source: str, drawn: str | None, people: Sequence[dict[str, Any]]) -> str:
         """One line about the image, and with `--verbose` one for each of its people."""

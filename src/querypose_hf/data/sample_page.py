@@ -5,7 +5,7 @@ from pathlib import Path
 
 import PIL.Image
 
-from ..files import replacing_file
+from ..files import write_image
 from ..inference.visualization import draw_poses
 from .annotated_image import AnnotatedImage
 from .sample import PoseSample
@@ -43,5 +43,4 @@ def save_page(drawings: Sequence[PIL.Image.Image], path: Path) -> None:
     page = PIL.Image.new("RGB", (_COLUMNS * _THUMBNAIL, rows * _THUMBNAIL), (32, 32, 36))
     for i, drawing in enumerate(drawings):
         page.paste(drawing, (i % _COLUMNS * _THUMBNAIL, i // _COLUMNS * _THUMBNAIL))
-    with replacing_file(path) as temporary:
-        page.save(temporary)
+    write_image(page, path)

@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..assets import SAMPLE_CREDIT, SAMPLE_IMAGE
 from ..checks import telling
-from ..files import write_text
+from ..files import write_image, write_text
 from .checkpoint_files import collect_checkpoint
 from .figures import MeasuredFigures
 from .model_card import check_model_card, has_card_of_training, own_card
@@ -144,7 +144,7 @@ def draw_examples(
         path = output / f"{Path(source).stem}_poses.jpg"
         while path in drawn:
             path = path.with_stem(f"{path.stem}_")
-        poses.save(path, quality=90)
+        write_image(poses, path, quality=90)
         drawn.append(path)
     return drawn
 

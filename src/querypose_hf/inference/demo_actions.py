@@ -11,6 +11,7 @@ from typing import Any
 
 import PIL.Image
 
+from ..files import write_image
 from .explanation import PersonAttention, explain_people
 from .explanation_drawing import overlay_part_attention
 from .options import LOWEST_THRESHOLD, VideoOptions
@@ -95,7 +96,7 @@ class PoseDemo:
         drawn = self._draw(image, people, threshold, drawings)
         people_path, image_path = (self._folder(visitor) / name for name in ("people.json", "people.png"))
         people_path.write_text(json.dumps(people, indent=2), encoding="utf-8")
-        drawn.save(image_path)
+        write_image(drawn, image_path)
         told = f"{self._count(person['label'] for person in people)} above {threshold:.2f}"
         return drawn, told, people, str(people_path), str(image_path)
 

@@ -18,7 +18,7 @@ from ..evaluation.image_checks import check_images
 from ..evaluation.prediction import check_model, predict_dataset
 from ..evaluation.protocols import resolve_sigmas
 from ..evaluation.scoring import KeypointEvaluation, check_backend, score_keypoints
-from ..files import replacing_file
+from ..files import write_image
 from ..model.fusion_querypose import fuse_for_inference, share_weights
 from ..model.modeling_querypose import QueryPoseForPoseEstimation
 from ..processes import process_group, this_process
@@ -137,8 +137,7 @@ def _as_coco(dataset: Any, category_ids: Sequence[int], folder: Path) -> Mapping
                 sample = dataset[index]
                 name, image_id, annotations = f"{index:06d}.png", sample["image_id"], sample["annotations"]
                 if not _holds(folder / name, sample["image"]):
-                    with replacing_file(folder / name) as temporary:
-                        sample["image"].save(temporary)
+                    write_image(sample["image"], folder / name)
             images.append({"id": image_id, "file_name": name, "width": width, "height": height})
             people += [
                 {**one, "image_id": image_id, "category_id": number_of[one["category_id"]]} for one in annotations
