@@ -78,7 +78,7 @@ def run(rng: np.random.Generator, folder: Path, state: State) -> tuple[str, bool
         what, count, whole = "no video", 0, False
     else:
         path, what, count = make(rng, inputs)
-        whole = draw < 0.2
+        whole = draw < 0.2 and _is_recognised(path)
         if not whole:
             damaged, done = damage_bytes(path.read_bytes(), rng)
             path.write_bytes(damaged)
@@ -105,6 +105,15 @@ def run(rng: np.random.Generator, folder: Path, state: State) -> tuple[str, bool
     if status == 2 and drawn:
         raise Fault("partial", f"a video is drawn, and the status is 2: {reason(said)}")
     return what, bool(records), reason(said)
+
+
+def _is_recognised(path: Path) -> bool:
+    """Whether FFmpeg itself opens a file: it does not see that a few packets in `.ts` are a video."""
+    try:
+        av.open(str(path)).close()
+    except av.FFmpegError:
+        return False
+    return True
 
 
 def _frames(path: Path) -> int:
