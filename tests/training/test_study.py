@@ -162,7 +162,7 @@ class TestThePapers:
         runs = self.study.runs("small", ["2b"])
         lines = [
             {"scale": "small", "fingerprint": run.fingerprint, "rows": [row.label for row in run.rows]}
-            | {"seed": run.seed, "metrics": {"AP": 0.3}}
+            | {"seed": run.seed, "metrics": {"AP50": 0.3}}
             for run in runs
         ]
         for line in lines[:-1]:

@@ -66,6 +66,7 @@ class StudyScale:
         set (`tuple[str, ...]`): changes for all rows.
         seeds (`tuple[int, ...]`): every row is trained from each.
         tables (`tuple[str, ...]`, *optional*): those that are run; all by default.
+        metric (`str`): the figure of the evaluation that tables show: not `"AP"` where it stays near 0.
     """
 
     name: str
@@ -74,6 +75,7 @@ class StudyScale:
     set: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     tables: tuple[str, ...] | None = None
+    metric: str = "AP"
 
     def __post_init__(self) -> None:
         given = [name for name in ("experiment", "config") if getattr(self, name) is not None]
@@ -336,7 +338,8 @@ def run_study(
                 if process.returncode == 0:
                     line = {"scale": scale, **_result(run, folder / run.folder)}
                     results.add(line)
-                    told = f"AP {100 * line['metrics']['AP']:.1f}"
+                    metric = study.scale(scale).metric
+                    told = f"{metric} {100 * line['metrics'][metric]:.1f}"
                 else:
                     failed.append(run)
                 print(f"{run.folder}: {told}; {len(waiting) + len(running)} runs left", flush=True)
@@ -395,13 +398,13 @@ def report(study: Study, scale: str, results: StudyResults) -> str:
 
 
 def _table(study: Study, scale: str, results: StudyResults, table: str) -> str:
-    """A table with the mean AP over seeds, the least and the greatest, and the paper's orderings that it shows."""
-    rows = []
+    """A table with the mean of the scale's metric over seeds, the least and the greatest, and the paper's orderings that it shows."""
+    rows, one = [], study.scale(scale)
     for row in study.rows_of([table]):
-        seeds = row.seeds or study.scale(scale).seeds  # a run that it shares may have more
-        found = [line["metrics"]["AP"] for line in results.of(scale, row) if line["seed"] in seeds]
+        seeds = row.seeds or one.seeds  # a run that it shares may have more
+        found = [line["metrics"][one.metric] for line in results.of(scale, row) if line["seed"] in seeds]
         rows.append((row, [100 * value for value in found]))
-    lines = ["| system | `--set` | paper's AP | ours |", "|---|---|---:|---:|"]
+    lines = [f"| system | `--set` | paper's AP | our {one.metric} |", "|---|---|---:|---:|"]
     for row, found in rows:
         cells = [row.name, " ".join(f"`{change}`" for change in row.set)]
         cells.append("" if row.paper is None else f"{row.paper:.1f}")
