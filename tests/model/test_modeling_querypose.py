@@ -66,6 +66,13 @@ def test_backbones_and_sizes(backbone):
         assert all(outputs[name].isfinite().all() for name in RESULTS)
 
 
+@pytest.mark.parametrize("backbone", ["resnet", "swin"])
+def test_a_backbone_whose_configuration_asks_for_tuples(backbone):
+    model = QueryPoseForPoseEstimation(tiny_config(backbone_config={**BACKBONES[backbone], "return_dict": False}))
+    with torch.no_grad():
+        assert model.eval()(images(1, 3, 64, 96).float()).pred_keypoints.shape == (1, 12, 17, 2)
+
+
 def test_hrfpn_with_laterals():
     model = make_model(backbone="hrnet", neck_type="hrfpn_lateral", backbone_kwargs={"feature_location": ""})
     pyramid = model.model.extract_pyramid(images(1, 3, 64, 96))

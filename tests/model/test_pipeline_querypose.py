@@ -403,6 +403,22 @@ def test_only_people_who_are_wanted_are_decoded(pose_estimator, monkeypatch):
     assert seen[1]["person_threshold"] == 0.1 and seen[1]["max_people"] == 2
 
 
+@pytest.mark.parametrize("field", ["keypoints", "scores", "bbox"])
+def test_results_that_are_not_finite_are_an_error(folder, monkeypatch, field):
+    """As of weights that are damaged and finite."""
+    pose_estimator = pipeline("pose-estimation", model=folder)
+    post_process = pose_estimator.image_processor.post_process_pose_estimation
+
+    def damaged(*arguments, **parameters):
+        [people] = post_process(*arguments, **parameters)
+        people[-1][field].flatten()[0] = float("inf")
+        return [people]
+
+    monkeypatch.setattr(pose_estimator.image_processor, "post_process_pose_estimation", damaged)
+    with pytest.raises(ValueError, match=r"it gives keypoints or boxes that are not finite: weights are damaged"):
+        pose_estimator(make_picture(), threshold=0.0)
+
+
 def test_threshold_and_top_k(pose_estimator, folder):
     picture = make_picture()
     people = pose_estimator(picture, **ALL)

@@ -109,7 +109,7 @@ class PoseDataset(Described, Dataset[PoseSample]):
                 "annotations": self.annotations(candidate),
                 "exhaustive": self.options.exhaustive,
             }
-        raise UnusableImageError(f"none of the {len(self)} images can be used.")
+        raise UnusableImageError(f"none of the {len(self)} images can be used, such as {self.image_name(index)}.")
 
     def _checked(self, index: int) -> int:
         index = operator.index(index)

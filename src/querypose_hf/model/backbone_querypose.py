@@ -20,6 +20,7 @@ class QueryPoseBackbone(nn.Module):
     def __init__(self, config: QueryPoseConfig):
         super().__init__()
         self.model = AutoBackbone.from_config(config.backbone_config, **config.backbone_kwargs)
+        self.model.config.return_dict = True  # its parts heed the configuration alone, and outputs are read by name
         fix_padding(self.model)  # images are padded to multiples of 32
         feature_info = getattr(getattr(self.model, "_backbone", None), "feature_info", None)
         strides = tuple(feature_info.reduction()) if feature_info is not None else STRIDES

@@ -280,14 +280,20 @@ class PoseEstimationPipeline(Pipeline):
     def _describe(self, person: dict[str, Tensor]) -> dict[str, Any]:
         config = self.model.config
         box = dict(zip(("xmin", "ymin", "xmax", "ymax"), person["bbox"].tolist(), strict=True))
-        points = torch.cat([person["keypoints"], person["scores"][:, None]], dim=1).tolist()
+        points = torch.cat([person["keypoints"], person["scores"][:, None]], dim=1)
+        if not (points.isfinite().all() and person["bbox"].isfinite().all()):
+            name = self.model.name_or_path or type(self.model).__name__
+            raise ValueError(
+                f"{name}: it gives keypoints or boxes that are not finite: weights are damaged, or features too large "
+                "for this precision."
+            )
         return {
             "score": person["score"].item(),
             "label": config.id2label[person["label"].item()],
             "box": box,
             "keypoints": [
                 {"name": name, "x": x, "y": y, "score": score}
-                for name, (x, y, score) in zip(config.keypoint_names, points, strict=True)
+                for name, (x, y, score) in zip(config.keypoint_names, points.tolist(), strict=True)
             ],
         }
 

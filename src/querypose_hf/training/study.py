@@ -398,7 +398,7 @@ def report(study: Study, scale: str, results: StudyResults) -> str:
 
 
 def _table(study: Study, scale: str, results: StudyResults, table: str) -> str:
-    """A table with the mean of the scale's metric over seeds, the least and the greatest, and the paper's orderings that it shows."""
+    """A table with the scale's metric: mean, least and greatest over seeds, and the orderings it shows."""
     rows, one = [], study.scale(scale)
     for row in study.rows_of([table]):
         seeds = row.seeds or one.seeds  # a run that it shares may have more
