@@ -115,6 +115,10 @@ def run_case(case: Case, seed: int, state: Any, folder: Path) -> Result:
     return Result(str(case), case.family, seed, outcome, *said, kills=sum(kills))
 
 
+# The limit of memory is for one case: what thousands leave behind, as in libraries' caches, is not to fill it.
+_CASES_OF_A_PROCESS = 1000
+
+
 def run_cases(
     cases: Iterable[Case], seed: int, workers: int = 2, until: float | None = None, keep: Path | None = None
 ) -> Iterator[Result]:
@@ -166,6 +170,7 @@ class _Worker:
     def __init__(self, context: Any, root: Path, seed: int):
         self.context, self.root, self.seed = context, root, seed
         self.process: Any = None
+        self.count = 0
 
     def _start(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
@@ -182,6 +187,9 @@ class _Worker:
         case = next(cases, None)
         if case is None:
             return False
+        if self.count % _CASES_OF_A_PROCESS == 0:
+            self.stop()
+        self.count += 1
         if self.process is None:
             self._start()
         self.case = case
